@@ -273,6 +273,7 @@ def _collapse(t: float, classes: int, rng: np.random.Generator, *, last: bool) -
     return {
         "nc1": 40 * np.exp(-5 * t) * wobble,
         "nc1_quotient": 12 * np.exp(-4 * t) * wobble,
+        "class_variability": [12 * np.exp(-4 * t) * (1 + 0.1 * k) for k in range(classes)],
         "nc2_equinorm": 0.5 - 0.4 * t,
         "nc2_equiangle": 0.6 * np.exp(-2 * t) * wobble,
         "nc2_etf": 1.1 - 0.8 * t,

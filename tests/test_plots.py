@@ -40,6 +40,7 @@ RECORD = sample_record()
 DEEP = sample_record((19, 18, 18))
 PANELS = {
     "distances": plots.distances,
+    "class_variability": plots.class_variability,
     "ot_scores": plots.ot_scores,
     "correlation_scores": plots.correlation_scores,
     "correlation_pairs": plots.correlation_pairs,
@@ -94,10 +95,14 @@ def test_scores_of_low_or_unknown_resolution_are_hollow() -> None:
     record = sample_record()
     for block, resolution in zip(record["blocks"], (0.5, 0.4999, None, 0.0), strict=False):
         block["resolution"] = resolution
-    solid, hollow = plots.ot_scores(record).collections[-2:]
-    assert 0 in solid.get_offsets()[:, 0]
-    assert set(hollow.get_offsets()[:, 0]) >= {1, 2, 3}
-    np.testing.assert_array_equal(hollow.get_facecolor(), [[1, 1, 1, 1]])
+    record["blocks"][0]["ot_score"] = 1.0
+    solid, hollow = (line for line in plots.ot_scores(record).lines if line.get_marker() == "o")
+    assert 0 in solid.get_xdata()
+    assert set(hollow.get_xdata()) >= {1, 2, 3}
+    assert hollow.get_markerfacecolor() == "white"
+    assert solid.get_ydata()[0] == 1e-6  # the lower edge
+    expected = [1 - record["blocks"][i]["ot_score"] for i in hollow.get_xdata()]
+    np.testing.assert_allclose(hollow.get_ydata(), np.maximum(expected, 1e-6))
 
 
 def test_hollow_also_marks_segments_end_to_end() -> None:
@@ -122,16 +127,81 @@ def test_correlation_score_is_drawn_with_its_null_and_hollow_without_power() -> 
     for block, power in zip(record["blocks"], (True, False, None), strict=False):
         block["power"] = power
     ax = plots.correlation_scores(record)
-    (crosses,) = ax.collections
+    (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
     highest = [max(null["score"][2] for null in b["null"]) for b in record["blocks"]]
-    np.testing.assert_allclose(crosses.get_offsets()[:, 1], highest)
+    np.testing.assert_allclose(crosses.get_ydata(), np.maximum(1 - np.array(highest), 1e-6))
     solid, hollow = (line for line in ax.lines if line.get_marker() == "o")
     assert hollow.get_markerfacecolor() == "white"
     assert 0 in solid.get_xdata()
     assert {1, 2} <= set(hollow.get_xdata())
     for line in (solid, hollow):
-        said = [record["blocks"][int(i)]["corr_score"][0] for i in line.get_xdata()]
-        np.testing.assert_array_equal(line.get_ydata(), said)
+        scores = [record["blocks"][int(i)]["corr_score"][0] for i in line.get_xdata()]
+        np.testing.assert_allclose(line.get_ydata(), np.maximum(1 - np.array(scores), 1e-6))
+
+
+@pytest.mark.parametrize("classes", [4, 25])
+def test_variability_of_single_classes(classes: int) -> None:
+    record = sample_record()
+    layers = record["layers"]
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.1, 1, (len(layers), classes))
+    for layer, row in zip(layers, values, strict=True):
+        layer["collapse"]["class_variability"] = row.tolist()
+    layers[2]["collapse"]["class_variability"] = None  # undefined
+    values[2] = np.nan
+    on_path = [i for i, layer in enumerate(layers) if layer["stage"] is not None]
+    ax = plots.class_variability(record)
+    lines = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+    drawn = np.array([line.get_ydata() for line in lines]).T
+    expected = values if classes == 4 else np.quantile(values, [0.5], axis=1).T
+    np.testing.assert_allclose(drawn[on_path], expected[on_path])
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[0] == ("median of 25 classes" if classes == 25 else "class 0")
+    assert len(names) == (3 if classes == 25 else 4)
+    table = next(p for p in catalog(record) if p.stem == "class-variability").rows()
+    assert len(table) == classes * len(layers)
+    assert table[1]["variability"] == values[0, 1]
+
+
+def test_centered_class_means_do_not_move_together() -> None:
+    record = sample_record()
+    view = record["segments"][0]["view"]
+    means = np.array(view["class_means"], dtype=float)
+    shift = np.linspace(0, 50, len(means))[:, None, None]
+    moved = sample_record()
+    moved["segments"][0]["view"]["class_means"] = (means + shift).tolist()
+
+    def paths(record: dict[str, Any], *, centered: bool) -> list[Any]:
+        return [line.get_xydata() for line in plots.class_means(record, centered=centered).lines]
+
+    for left, right in zip(paths(record, centered=True), paths(moved, centered=True), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-9)
+    assert any(
+        not np.allclose(left, right)
+        for left, right in zip(
+            paths(record, centered=False), paths(moved, centered=False), strict=True
+        )
+    )
+
+
+def test_intervals_of_collapse_are_drawn_as_bands() -> None:
+    record = sample_record()
+    for layer in record["layers"]:
+        nc1, accuracy = (layer["collapse"][key] for key in ("nc1", "ncc_accuracy"))
+        layer["collapse"]["intervals"] = {
+            "nc1": [nc1 / 2, 2 * nc1],
+            "ncc_accuracy": [accuracy - 0.1, accuracy + 0.05],
+        }
+    last, i = record["layers"][-1]["collapse"], len(record["layers"]) - 1
+
+    def ends(metric: str) -> np.ndarray:
+        band, _ = plots.collapse(record, metric).collections[-2:]
+        corners = np.concatenate([path.vertices for path in band.get_paths()])
+        return np.unique(corners[corners[:, 0] == i][:, 1])[[0, -1]]
+
+    np.testing.assert_allclose(ends("nc1"), [last["nc1"] / 2, 2 * last["nc1"]])
+    error = 1 - last["ncc_accuracy"]
+    np.testing.assert_allclose(ends("ncc_error"), [error - 0.05, error + 0.1])
 
 
 def test_map_of_pairs_shows_scores_and_brackets_undecided_ones() -> None:
@@ -368,6 +438,7 @@ def steps() -> dict[str, Any]:
 DRAWN = {
     plots.class_means: ["Trajectory"],
     plots.distances: ["Straightness", "BlockTransport", "TransportResult"],
+    plots.class_variability: ["Collapse"],
     plots.ot_scores: ["Straightness", "BlockTransport"],
     plots.correlation_scores: ["Straightness", "BlockTransport"],
     plots.straightness: ["Straightness", "SegmentStraightness"],

@@ -35,6 +35,7 @@ from .pairs import correlation_pairs
 from .paths import class_means, interpolation_gap, straightness
 from .prediction_errors import model_errors
 from .series import over, profiles
+from .single_classes import class_variability
 from .style import axes
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "axes",
     "block_distances",
     "class_means",
+    "class_variability",
     "collapse",
     "correlation_pairs",
     "correlation_scores",

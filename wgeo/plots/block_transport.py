@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
 
 from ..storage.record import Record
 from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
-    REFERENCE,
     has_resolution,
     layer_axis,
     legend_above,
@@ -75,70 +75,75 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw W2^2 / paired^2 of every block, which is 1 if the network's own pairing is optimal.
+    """Draw 1 - W2^2 / paired^2 of every block on a logarithmic axis; 0 for an optimal pairing.
 
-    Markers are hollow if the resolution is below 1/2 or undefined, since a score of 1 is then not
-    evidence of an optimal map.
+    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Markers are hollow
+    if the resolution is below 1/2 or undefined, since a score of 1 is then not evidence of an
+    optimal map.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
     blocks = record.blocks
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
-    x = np.arange(len(blocks))
-    score = numbers([b.ot_score for b in blocks])
     solid = np.array([has_resolution(b) for b in blocks])
-    stage_bands(ax, _block_stages(record))
-    ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
-    ax.scatter(x[solid], score[solid], color=MEASURED, **style)
-    ax.scatter(x[~solid], score[~solid], facecolors="white", **style)
-    span = max(1.0 - np.nanmin(score, initial=1.0), 0.01)
-    ax.set_ylim(1.0 - 1.15 * span, 1.0 + 0.08 * span)
-    ax.set_ylabel("OT score")
-    layer_axis(ax, [b.target for b in blocks])
-    dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
-    handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
+    handles = _draw_scores(ax, record, numbers([b.ot_score for b in blocks]), solid)
+    ax.set_ylabel("1 − OT score")
     legend_above(ax, handles, ["resolution ≥ 1/2", "resolution < 1/2: not evidence"])
     return ax
 
 
 @styled
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the correlation score of every block, with the highest score of its null maps (crosses).
+    """Draw 1 - correlation score of every block, and that of its null maps (crosses).
 
-    The score is 1 for an optimal map. A marker is hollow if null maps (the same displacements
-    assigned to the wrong samples) score about as high, so that the score is not evidence.
+    The axis is logarithmic: 0 for an optimal map; values below 1e-6, the tolerance of the solvers,
+    are drawn at the lower edge. Each cross is the highest score of a block's null maps. A marker is
+    hollow if null maps (the same displacements assigned to the wrong samples) score about as high,
+    so that the score is not evidence.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
     blocks = record.blocks
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
-    x = np.arange(len(blocks))
     score = numbers([b.measure("corr_score") for b in blocks])
     if not np.isfinite(score).any():
         return nothing_to_show(ax, "This record has no correlation scores.")
     null = numbers([b.highest_null for b in blocks])
-    solid = np.array([bool(b.power) for b in blocks])
-    stage_bands(ax, _block_stages(record))
-    ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    cross: dict[str, Any] = {"marker": "x", "color": COLORS[1], "zorder": 2}
-    ax.scatter(x, null, s=18, lw=1.1, **cross)
-    dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ls": "none", "mew": 1.2, "zorder": 3}
-    ax.plot(x[solid], score[solid], ms=5, **dot)
-    ax.plot(x[~solid], score[~solid], ms=5, mfc="white", **dot)
-    lowest = min(np.nanmin(score), np.nanmin(null, initial=1.0))
-    ax.set_ylim(1.0 - 1.15 * max(1.0 - lowest, 0.01), 1.0 + 0.08 * max(1.0 - lowest, 0.01))
-    ax.set_ylabel("correlation score")
-    layer_axis(ax, [b.target for b in blocks])
-    handles = [
-        Line2D([], [], ms=5, **dot),
-        Line2D([], [], ms=5, mfc="white", **dot),
-        Line2D([], [], ms=5, ls="none", **cross),
-    ]
-    legend_above(ax, handles, ["clearly above", "not clearly above", "the highest null map"])
+    handles = _draw_scores(ax, record, score, np.array([bool(b.power) for b in blocks]), null)
+    ax.set_ylabel("1 − correlation score")
+    legend_above(ax, handles, ["clearly above null maps", "not clearly above", "best null map"])
     return ax
+
+
+_SMALLEST = 1e-6  # the solvers' relative tolerance
+
+
+def _draw_scores(
+    ax: Axes,
+    record: Record,
+    score: np.ndarray,
+    solid: np.ndarray,
+    null: np.ndarray | None = None,
+) -> list[Line2D]:
+    """Draw how far the blocks' scores are below 1, on a logarithmic axis; return legend handles."""
+    x = np.arange(len(score))
+    stage_bands(ax, _block_stages(record))
+    dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ms": 5, "mew": 1.2, "zorder": 3}
+    cross: dict[str, Any] = {"marker": "x", "color": COLORS[1], "ms": 4, "zorder": 4}
+    drawn = [(score, solid, dot), (score, ~solid, {**dot, "mfc": "white"})]
+    if null is not None:
+        drawn.append((null, np.ones(len(null), bool), cross))
+    ax.set_yscale("log")
+    for values, chosen, style in drawn:
+        below_one = np.maximum(1 - values[chosen], _SMALLEST)
+        ax.plot(x[chosen], below_one, ls="none", clip_on=False, in_layout=False, **style)
+    largest = 1 - np.nanmin(np.concatenate([values for values, _, _ in drawn]), initial=0.999)
+    ax.set_ylim(_SMALLEST, 1.5 * largest)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    layer_axis(ax, [block.target for block in record.blocks])
+    return [Line2D([], [], ls="none", **style) for _, _, style in drawn]
 
 
 def _block_stages(record: Record) -> list[Any]:

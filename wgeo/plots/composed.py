@@ -15,6 +15,7 @@ from . import block_transport, depth, depth_laws, evidence, pairs, paths, predic
 from .block_distances import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
+from .single_classes import class_variability_plot
 from .sources import as_record, as_series, is_series
 from .style import clean, legend_of_figure, new_figure, segment_name, styled
 
@@ -35,6 +36,8 @@ def catalog(source: Any) -> list[Plot]:
     segments = record.segments
     if layers:
         plots.append(_collapse(record))
+    if (by_class := class_variability_plot(record)) is not None:
+        plots.append(by_class)
     if (models := prediction_errors.models_plot(record)) is not None:
         plots.append(models)
     if blocks:
@@ -45,7 +48,7 @@ def catalog(source: Any) -> list[Plot]:
         plots.append(matrix)
     plots += evidence.evidence_plots(record)
     plots += depth_laws.depth_law_plots(record)
-    with_view = (i for i, s in enumerate(segments) if s.view.class_means)
+    with_view = (i for i, s in enumerate(segments) if paths.has_class_means(s.view))
     return plots + [_class_means(record, i) for i in with_view]
 
 
@@ -76,9 +79,10 @@ def _distances(record: Record) -> Plot:
         ]
 
     correlations = (
-        "In the middle: the correlation score, 1 for an optimal map, and the highest score of null "
-        "maps (crosses), that is, of the same displacements assigned to the wrong samples; a "
-        "hollow score is not clearly above that of the null maps and is therefore not evidence. "
+        "In the middle: how far the correlation score is below 1, its value for an optimal map, "
+        "and the same for the best null map (crosses), that is, for the same displacements "
+        "assigned to the wrong samples; a hollow score is not clearly better than null maps and is "
+        "therefore not evidence. "
         if has_correlations
         else ""
     )
@@ -87,9 +91,11 @@ def _distances(record: Record) -> Plot:
         "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, "
         "with its bounds, and the root mean squared distance by which the network itself moves the "
-        f"samples. {correlations}Below: the OT score, the squared ratio of the two distances; "
-        "hollow points have a resolution below 1/2 and are not evidence. The OT score is near 1 "
-        "for almost any map that moves the samples little.",
+        f"samples. {correlations}Below: how far the OT score, the squared ratio of the two "
+        "distances, is below 1; hollow points have a resolution below 1/2 and are not evidence. "
+        "The OT score is near 1 for almost any map that moves the samples little. Both axes of "
+        "scores are logarithmic: the lower, the nearer to an optimal map; values below 1e-6, "
+        "which the solvers do not resolve, are at the lower edge.",
         f"W2 of {counted(len(blocks), 'block')}{_range_text(blocks, 'distance')}; "
         f"OT score{_range_text(blocks, 'ot_score')}.",
         draw,
@@ -139,7 +145,8 @@ def _collapse(record: Record) -> Plot:
         "collapse",
         "Collapse from layer to layer",
         "Progressive feedforward collapse: each metric over depth, from the input of the "
-        "first block to the last block; 0 is complete collapse. Open circles: layers outside the "
+        "first block to the last block; 0 is complete collapse. Bands: intervals over samples. "
+        "Open circles: layers outside the "
         "blocks, such as the input image and the classifier's input, which do not count as part of "
         "the trend. Kendall's τ is −1 if a metric decreases at every layer. "
         + " ".join(
@@ -235,15 +242,17 @@ def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
 
     @styled
     def draw() -> Figure:
-        extent_x, extent_y = (
-            np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
-        )
-        legend_rows = min(
-            len(means[0]) + 3, paths.LEGEND_ROWS
-        )  # the legend must fit next to the axes
-        height = max(float(np.clip(5 * extent_y / extent_x, 2.8, 5.4)), 0.2 * legend_rows)
-        figure = new_figure(7.2, height + 0.6)
-        paths.class_means(source, index, figure.add_subplot())
+        if over_epochs:
+            figure = new_figure(7.2, 5.4)
+            paths.class_means(source, index, figure.add_subplot())
+            return figure
+        handles, names = paths.class_handles(record, segment.view, "layer")
+        figure = new_figure(7.2, 4.0 + 0.04 * len(names))
+        titles = ("Features", "Without the mean of the class means")
+        for ax, title in zip(figure.subplots(1, 2), titles, strict=True):
+            paths.draw_class_means(ax, segment.view, chords=True, centered=title != titles[0])
+            ax.set_title(title)
+        legend_of_figure(figure, handles, names)
         return figure
 
     def rows() -> list[Row]:
@@ -262,8 +271,9 @@ def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
         "Open marker: first epoch; filled: last."
         if over_epochs
         else "Paths of the class means in the plane of the segment's first two principal "
-        "components, both axes with the same scale. Open marker: first layer; filled: last; "
-        "dashed: the chord."
+        "components, both axes with the same scale. Left: the features; right: with the mean of "
+        "the class means subtracted at every layer, so that a common motion of all classes is not "
+        "seen. Open marker: first layer; filled: last; dashed: the chord."
     )
     return Plot(
         "class-means-training" if over_epochs else f"class-means-{index + 1}",

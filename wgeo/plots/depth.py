@@ -65,7 +65,7 @@ ZERO_BELOW = 1e-12  # smaller predictions count as zero, drawn at the edge of a 
 def collapse(
     record: Any, metric: str = "nc1", ax: Axes | None = None, *, label_layers: bool = True
 ) -> Axes:
-    """Draw a collapse metric over depth, with the predictions of the models.
+    """Draw a collapse metric over depth with its intervals, and the predictions of the models.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def collapse(
     # Layers without a stage, such as the image, are drawn separately, not as part of the trend.
     unstaged = np.array([layer.stage is None for layer in layers])
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
+    _draw_intervals(ax, record, metric, unstaged)
     ax.plot(x, np.where(unstaged, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[unstaged], measured[unstaged], color=MEASURED, mfc="white", ls="none", **dots)
     notes = [trend_label(record, metric)]
@@ -116,6 +117,20 @@ def collapse(
     handles, names = model_handles(record)
     legend_below(ax, handles, names)
     return ax
+
+
+def _draw_intervals(ax: Axes, record: Record, metric: str, unstaged: np.ndarray) -> None:
+    """Shade the metric's intervals over samples; layers without a stage have error bars."""
+    key = "ncc_accuracy" if metric == "ncc_error" else metric
+    found = [layer.collapse.interval(key) or (None, None) for layer in record.layers]
+    low, high = (numbers(ends) for ends in zip(*found, strict=True))
+    if metric == "ncc_error":
+        low, high = 1 - high, 1 - low
+    x = np.arange(len(low))
+    style: dict[str, Any] = {"color": MEASURED, "alpha": 0.2, "lw": 0}
+    bottom, top = (np.where(unstaged, np.nan, ends) for ends in (low, high))
+    ax.fill_between(x, bottom, top, **style)
+    ax.vlines(x[unstaged], low[unstaged], high[unstaged], color=MEASURED, lw=1)
 
 
 _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}

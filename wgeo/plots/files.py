@@ -27,7 +27,7 @@ from .style import styled
 
 # File names, without extension, of the figures of one analysis, as glob patterns; and of a series
 STEMS = (
-    *("collapse", "models", "distances", "straightness", "class-means-[0-9]*"),
+    *("collapse", "class-variability", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs"),
     *("separation-law", "alignment"),
 )

@@ -52,37 +52,62 @@ SCORES: dict[str, str] = {
 
 
 @styled
-def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
+def class_means(
+    record: Any, segment: int = 0, ax: Axes | None = None, *, centered: bool = False
+) -> Axes:
     """Draw the paths of the class means through a segment, in the plane of the largest variance.
 
     Open marker: the segment's first layer; filled: its last; faint line between them: the chord,
     which class means on a geodesic follow. Both axes have the same scale. For a series over
     training, the paths are those of the last layer's class means from epoch to epoch, without
     chords.
+
+    Parameters
+    ----------
+    segment : int
+        Index of the segment in the record, from 0.
+    centered : bool
+        Subtract each layer's mean of the class means, so that a motion that all classes share is
+        not seen.
     """
     training = is_series(record)
     record = over_training(as_series(record)) if training else as_record(record, "Trajectory")
     ax = new_axes(ax, 6.2, 4.4)
-    segments = record.segments
-    view = segment_at(segments, segment).view
-    paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
-    if paths.ndim != 3 or not np.isfinite(paths).any():
+    view = segment_at(record.segments, segment).view
+    if not has_class_means(view):
         return nothing_to_show(ax, "This record has no plane of class means.")
+    draw_class_means(ax, view, chords=not training, centered=centered)
+    layers = record.segments[segment].layers
+    ax.set_title(segment_name(layers, segment % len(record.segments)))
+    handles, names = class_handles(record, view, "epoch" if training else "layer")
+    columns = 1 + (len(names) - 1) // LEGEND_ROWS
+    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
+    if inches_wide(ax) < _NARROW:
+        options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
+    legend(ax, handles, names, **options)
+    return ax
+
+
+def has_class_means(view: View) -> bool:
+    """Return whether a view has class means that can be drawn."""
+    paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
+    return paths.ndim == 3 and bool(np.isfinite(paths).any())
+
+
+def draw_class_means(ax: Axes, view: View, *, chords: bool, centered: bool) -> None:
+    """Draw the paths of the class means of a view, without title and legend."""
+    paths = np.array(view.class_means, dtype=np.float64)
+    if centered:
+        paths -= paths.mean(1, keepdims=True)
     if paths.shape[1] <= _MAX_NAMED:
-        handles = [
-            _draw_path(ax, path, _class_style(k), chord=not training)
-            for k, path in _by_class(paths)
-        ]
+        for k, path in _by_class(paths):
+            _draw_path(ax, path, class_style(k), chord=chords)
     else:
-        handles = []
         _draw_many(ax, paths)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.08)
     labels = axis_labels(view, narrow=inches_wide(ax) < _NARROW)
     ax.set(xlabel=labels[0], ylabel=labels[1])
-    ax.set_title(segment_name(segments[segment].layers, segment % len(segments)))
-    _class_legend(ax, handles, class_names(record, view), "epoch" if training else "layer")
-    return ax
 
 
 def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> Any:
@@ -111,19 +136,18 @@ def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from enumerate(paths.transpose(1, 0, 2))
 
 
-def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> Line2D:
-    """Draw a path with its chord and markers at its ends; return its legend handle."""
+def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> None:
+    """Draw a path with its chord and markers at its ends."""
     x, y = path.T
     if chord:
         ax.plot(x[[0, -1]], y[[0, -1]], color=style["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
     ax.plot(x, y, color=style["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
     ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **style)
     ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **style)
-    return Line2D([], [], ms=6, lw=1.3, **style)
 
 
 def _draw_many(ax: Axes, paths: np.ndarray) -> None:
-    colors = [_class_style(k)["color"] for k in range(paths.shape[1])]
+    colors = [class_style(k)["color"] for k in range(paths.shape[1])]
     lines = [path for _, path in _by_class(paths)]
     ax.add_collection(LineCollection(lines, colors=colors, linewidths=0.7))
     (x0, y0), (x1, y1) = paths[0].T, paths[-1].T
@@ -131,7 +155,8 @@ def _draw_many(ax: Axes, paths: np.ndarray) -> None:
     ax.scatter(x1, y1, s=11, c=colors, edgecolors="white", linewidths=0.3, zorder=5)
 
 
-def _class_style(k: int) -> dict[str, Any]:
+def class_style(k: int) -> dict[str, Any]:
+    """Return color and marker of a class."""
     return {"color": CLASS_COLORS[k % len(CLASS_COLORS)], "marker": MARKERS[k % len(MARKERS)]}
 
 
@@ -159,26 +184,19 @@ def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
     ]
 
 
-def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) -> None:
-    """Draw the legend next to the axes; without names if there are many classes."""
+def class_handles(record: Record, view: View, step: str) -> tuple[list[Line2D], list[str]]:
+    """Return the legend entries of the class means; without names if there are many classes."""
+    names = class_names(record, view)
     gray: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
-    ends = [
-        Line2D([], [], ms=6.5, mfc="white", mew=1.2, **gray),
-        Line2D([], [], ms=7, **gray),
-        Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))),
-    ]
-    key = [f"first {step}", f"last {step}", "straight chord"]
-    if not handles:
-        ends, key = ends[:2], [f"first {step} ({len(names)} classes)", f"last {step}"]
-    elif step == "epoch":
-        ends, key = handles + ends[:2], names + key[:2]
-    else:
-        ends, key = handles + ends, names + key
-    columns = 1 + (len(key) - 1) // LEGEND_ROWS
-    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
-    if inches_wide(ax) < _NARROW:
-        options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
-    legend(ax, ends, key, **options)
+    ends = [Line2D([], [], ms=6.5, mfc="white", mew=1.2, **gray), Line2D([], [], ms=7, **gray)]
+    if len(names) > _MAX_NAMED:
+        return ends, [f"first {step} ({len(names)} classes)", f"last {step}"]
+    handles = [Line2D([], [], ms=6, lw=1.3, **class_style(k)) for k in range(len(names))] + ends
+    names += [f"first {step}", f"last {step}"]
+    if step == "layer":
+        handles.append(Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))))
+        names.append("straight chord")
+    return handles, names
 
 
 # --- straightness --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ class Collapse(Measured):
     """The collapse metrics of a layer, and why some are undefined."""
 
     undefined: Mapping[str, str] = field(default_factory=dict)
+    class_variability: Numbers = ()
     others: ClassVar[Any] = Number
 
 
