@@ -82,7 +82,15 @@ class Result(Displayed):
     _computed: ClassVar[tuple[str, ...]] = ()  # properties that count as plain values
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values as JSON-serializable types; arrays are left out."""
+        """Return the plain values as JSON-serializable types; arrays are left out.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> values = wgeo.wasserstein([0.0, 1.0], [4.0, 2.0]).to_dict()
+        >>> values["cost"], values["status"], "coupling" in values
+        (6.5, 'certified', False)
+        """
         shown = [f.name for f in fields(self) if f.repr]  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in (*shown, *self._computed)}
         return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
@@ -98,6 +106,13 @@ class Result(Displayed):
         ------
         DependencyError
             pandas is not installed.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> table = wgeo.wasserstein([0.0, 1.0], [4.0, 2.0]).to_pandas()
+        >>> table["cost"].tolist()
+        [6.5]
         """
         return as_table(self._table())
 

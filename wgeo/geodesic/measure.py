@@ -99,6 +99,16 @@ def straightness(
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
         `groups` is not one whole number per sample, or `nulls` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 1.5 * x, 2 * x], np.arange(40) % 2)
+    >>> segment = wgeo.straightness(traj, bootstrap=0).segments[0]
+    >>> round(segment.length_ratio, 6), round(segment.ot_score, 6)
+    (1.0, 1.0)
     """
     traj = as_trajectory(traj)
     if len(traj) < 2:
