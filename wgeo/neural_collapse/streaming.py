@@ -61,7 +61,8 @@ class CollapseStream:
     Examples
     --------
     >>> import numpy as np
-    >>> rng, stream = np.random.default_rng(0), CollapseStream()
+    >>> import wgeo
+    >>> rng, stream = np.random.default_rng(0), wgeo.neural_collapse.CollapseStream()
     >>> for _ in range(4):
     ...     labels = rng.integers(3, size=50)
     ...     stream.update({"last": np.eye(3)[labels] + 0.1 * rng.normal(size=(50, 3))}, labels)

@@ -115,7 +115,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     Four classes in the plane, to which no theorem applies; the Hessian has no negative eigenvalue:
 
     >>> from wgeo import ufm
-    >>> solution = ufm.fit_ce([0, 1, 2, 3], dim=2, weight_decay=5e-3, feature_decay=4e-3, restarts=1)
+    >>> decays = {"weight_decay": 5e-3, "feature_decay": 4e-3}
+    >>> solution = ufm.fit_ce([0, 1, 2, 3], dim=2, **decays, restarts=1)
     >>> result = ufm.landscape(solution, eigenvalues=1)
     >>> result.verdict, bool(result.eigenvalues[0] > -1e-9)
     ('undecided', True)
