@@ -197,8 +197,8 @@ def analyze_trajectory(
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
     >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
     >>> round(result.segments[0]["length_ratio"], 6)
     1.0

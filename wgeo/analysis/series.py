@@ -39,7 +39,7 @@ class Series(Result):
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x, labels = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    >>> x, labels = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
     >>> records = {}
     >>> for factor in (2, 3):
     ...     traj = wgeo.Trajectory.from_arrays([x, factor * x], labels)

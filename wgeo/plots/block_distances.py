@@ -40,8 +40,8 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
     >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
     >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
     >>> ax = wgeo.plots.block_distances(series)

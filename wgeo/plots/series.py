@@ -84,8 +84,8 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
     >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
     >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
     >>> ax = wgeo.plots.over(series, "length_ratio")
@@ -228,8 +228,8 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
     >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
     >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
     >>> ax = wgeo.plots.profiles(series, "nc1")

@@ -92,8 +92,8 @@ def build(
     --------
     >>> import numpy as np
     >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x], np.arange(8) % 2)
     >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
     >>> result.save("runs/straight").name
     'analysis.json'
