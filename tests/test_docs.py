@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import inspect
 import pkgutil
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -326,18 +324,11 @@ def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    for example in FindDecorated().find(sys.modules[name], name, globs={}):
+    for example in doctest.DocTestFinder().find(sys.modules[name], name, globs={}):
         runner.run(example)
     outcome = runner.summarize()
     assert outcome.attempted > 0
     assert outcome.failed == 0
-
-
-class FindDecorated(doctest.DocTestFinder):
-    """Also finds functions whose decorator is of another module, which doctest leaves out."""
-
-    def _from_module(self, module: Any, found: Any) -> bool:
-        return super()._from_module(module, inspect.unwrap(found))
 
 
 WITHOUT_EXAMPLE = {
@@ -348,10 +339,11 @@ WITHOUT_EXAMPLE = {
 
 
 def test_every_public_function_and_class_has_an_example_that_is_run() -> None:
+    finder = doctest.DocTestFinder()
     found: set[str] = set()
     for name in modules_with_examples():
         importlib.import_module(name)
-        found |= {test.name for test in FindDecorated().find(sys.modules[name]) if test.examples}
+        found |= {test.name for test in finder.find(sys.modules[name]) if test.examples}
     public = {name for names in api.homes().values() for name in names if api.documented(name)}
     missing = {
         name
