@@ -323,9 +323,34 @@ def modules_with_examples() -> list[str]:
 def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     importlib.import_module(name)
-    outcome = doctest.testmod(sys.modules[name], optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder().find(sys.modules[name], name, globs={}):
+        runner.run(example)
+    outcome = runner.summarize()
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+WITHOUT_EXAMPLE = {
+    name: "an error is caught in the same way as WgeoError, which has the example"
+    for name in api.homes()["errors"]
+    if name != "wgeo.WgeoError"
+}
+
+
+def test_every_public_function_and_class_has_an_example_that_is_run() -> None:
+    finder = doctest.DocTestFinder()
+    found: set[str] = set()
+    for name in modules_with_examples():
+        importlib.import_module(name)
+        found |= {test.name for test in finder.find(sys.modules[name]) if test.examples}
+    public = {name for names in api.homes().values() for name in names if api.documented(name)}
+    missing = {
+        name
+        for name in public
+        if f"{api.find(name).__module__}.{api.find(name).__qualname__}" not in found
+    }
+    assert missing == set(WITHOUT_EXAMPLE)
 
 
 def test_every_claim_has_a_verdict_with_numbers_of_its_experiment() -> None:

@@ -7,6 +7,15 @@ class WgeoError(Exception):
     """Base class of all errors that wgeo raises on purpose.
 
     The text is one line: unprintable characters in quoted names are escaped.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> try:
+    ...     wgeo.load_images("digits", split="tran")
+    ... except wgeo.WgeoError as error:
+    ...     print(error)
+    digits has no split 'tran'; choose from train, test and all.
     """
 
     def __str__(self) -> str:

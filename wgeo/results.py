@@ -84,7 +84,15 @@ class Result(Displayed):
     _omitted: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values as JSON-serializable types; arrays are left out."""
+        """Return the plain values as JSON-serializable types; arrays are left out.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> values = wgeo.wasserstein([0.0, 1.0], [4.0, 2.0]).to_dict()
+        >>> values["cost"], values["status"], "coupling" in values
+        (6.5, 'certified', False)
+        """
         shown = [
             f.name
             for f in fields(self)  # type: ignore[arg-type]
@@ -104,6 +112,13 @@ class Result(Displayed):
         ------
         DependencyError
             pandas is not installed.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> table = wgeo.wasserstein([0.0, 1.0], [4.0, 2.0]).to_pandas()
+        >>> table["cost"].tolist()
+        [6.5]
         """
         return as_table(self._table())
 

@@ -110,6 +110,17 @@ def analyze(
         There are fewer than two classes, a layer contains NaN, or there are no blocks.
     ArgumentError
         A setting is invalid.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=2, width=4, depth=2)
+    >>> images = torch.randn(20, 1, 2, 2), torch.arange(20) % 2
+    >>> fast = {"bootstrap": 0, "reference": "none", "brenier": 0, "alignment": 0, "mufm": False}
+    >>> result = wgeo.analyze(net, images, **fast)
+    >>> [segment["layers"] for segment in result.segments]
+    [['stem', 'blocks.0', 'blocks.1']]
     """
     plan = AnalysisPlan.of(
         pool=pool,
@@ -189,6 +200,16 @@ def analyze_trajectory(
 
     `reference` is ``shuffled``, ``none``, or another trajectory of the same samples or its path,
     such as that of an untrained checkpoint. ``init`` needs a network, so it is not possible here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
+    >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
+    >>> round(result.segments[0]["length_ratio"], 6)
+    1.0
     """
     plan = AnalysisPlan.of(
         embed=embed,

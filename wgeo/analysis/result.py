@@ -41,6 +41,16 @@ class Analysis(Result):
         All results as plain numbers and strings, as stored in `analysis.json` (schema 2).
     trajectory : Trajectory or None
         The features; None if the record was loaded from a file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
+    >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
+    >>> [layer["name"] for layer in result.layers], len(result.blocks), len(result.segments)
+    (['layer0', 'layer1', 'layer2'], 2, 1)
     """
 
     record: dict[str, Any]

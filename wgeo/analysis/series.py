@@ -35,6 +35,20 @@ class Series(Result):
         record of each analysis without its per-sample parts, with its ``name`` and ``folder``; and
         for an axis of epochs ``last_layer``, the paths of the class means over training
         (`training_view`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, labels = np.random.default_rng(0).normal(size=(8, 3)), np.arange(8) % 2
+    >>> records = {}
+    >>> for factor in (2, 3):
+    ...     traj = wgeo.Trajectory.from_arrays([x, factor * x], labels)
+    ...     result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
+    ...     records[f"times {factor}"] = result.record
+    >>> series = wgeo.analysis.Series.of(records)
+    >>> [analysis["name"] for analysis in series.record["analyses"]]
+    ['times 2', 'times 3']
     """
 
     record: dict[str, Any]

@@ -79,6 +79,16 @@ def load_checkpoint(
         the closest architecture); several networks fit; or a weight is NaN or infinite.
     ArgumentError
         The architecture or an option is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("cifar_resnet20", num_classes=10)
+    >>> torch.save({"state_dict": net.state_dict(), "epoch": 7}, "resnet.pt")
+    >>> loaded = wgeo.load_checkpoint("resnet.pt")
+    >>> loaded.arch, loaded.num_classes, loaded.provenance.epoch
+    ('cifar_resnet20', 10, 7)
     """
     name = display_path(as_path(path, "path"))
     contents = read(path)

@@ -124,6 +124,16 @@ class Provenance(Result):
         written by wgeo), ``tensors`` (no other architecture searched has these names and shapes),
         ``config`` (a ``config.json`` in the same folder) or ``module`` (a network in memory, or
         unpickled with ``trust=True``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("cifar_resnet20", num_classes=10)
+    >>> torch.save(net.state_dict(), "resnet.pt")
+    >>> provenance = wgeo.load_checkpoint("resnet.pt").provenance
+    >>> provenance.checkpoint, provenance.arch, provenance.arch_from
+    ('resnet.pt', 'cifar_resnet20', 'tensors')
     """
 
     checkpoint: str | None
@@ -140,7 +150,17 @@ class Provenance(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Network(Displayed):
-    """A network and its provenance."""
+    """A network and its provenance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    >>> net = wgeo.Network.from_module(module, arch="tiny", normalize="none")
+    >>> net.arch, net.num_classes
+    ('tiny', 3)
+    """
 
     module: nn.Module
     provenance: Provenance
@@ -160,6 +180,14 @@ class Network(Displayed):
         ------
         CheckpointError
             `num_classes` is not passed and the network has no linear head that determines it.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import wgeo
+        >>> net = wgeo.Network.from_module(torch.nn.Linear(4, 3), normalize="0.5;0.25")
+        >>> net.num_classes, net.normalize, net.provenance.arch_from
+        (3, '0.5;0.25', 'module')
         """
         head = classifier_of(module)
         if num_classes is None and head is None:

@@ -111,6 +111,18 @@ def compare(
         `model` was fitted to other inputs, or `time` is unknown.
     FeatureError
         All samples are of one class, or `model` needs too much memory.
+
+    Examples
+    --------
+    Samples that move in straight lines are predicted without error by the geodesic model:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (0.3, 0.2, 0.1)]
+    >>> result = wgeo.compare(wgeo.Trajectory.from_arrays(layers, labels), mufm=False)
+    >>> [(layer.name, round(layer.time, 6), round(layer.missed, 6)) for layer in result.geodesic]
+    [('layer0', 0.0, 0.0), ('layer1', 0.5, 0.0), ('layer2', 1.0, 0.0)]
     """
     comparison = model_predictions(traj, model, mufm=mufm, time=time, seed=seed)
     network = [

@@ -49,6 +49,17 @@ class ModelLayer(Result):
         if the prediction is a single point.
     collapse : LayerCollapse
         Collapse metrics of the predicted features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (0.3, 0.2, 0.1)]
+    >>> result = wgeo.compare(wgeo.Trajectory.from_arrays(layers, labels), mufm=False)
+    >>> layer = result.geodesic[1]
+    >>> round(layer.missed, 6), round(layer.w2, 6), layer.collapse.ncc_accuracy
+    (0.0, 0.0, 1.0)
     """
 
     name: str
@@ -144,6 +155,16 @@ class Comparison(Result):
         Scores of `mufm` and `given` on held-out samples.
     skipped : str
         Why MUFM was not fitted; empty if it was.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (0.3, 0.2, 0.1)]
+    >>> result = wgeo.compare(wgeo.Trajectory.from_arrays(layers, labels), mufm=False)
+    >>> [layer.name for layer in result.ufm], result.mufm, result.skipped
+    (['layer2'], (), 'MUFM was left out, as requested (`mufm=False`).')
     """
 
     network: tuple[LayerCollapse, ...] = ()
@@ -195,7 +216,25 @@ class Comparison(Result):
         return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per model and layer, and per layer of the network: errors and metrics."""
+        """Return one row per model and layer, and per layer of the network: errors and metrics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import wgeo
+        >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+        >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (0.3, 0.2, 0.1)]
+        >>> result = wgeo.compare(wgeo.Trajectory.from_arrays(layers, labels), mufm=False)
+        >>> for row in result.rows():
+        ...     print(f"{row['layer']}, {row['model']}: nc1 = {row['nc1']:.4f}")
+        layer0, network: nc1 = 0.1315
+        layer1, network: nc1 = 0.0596
+        layer2, network: nc1 = 0.0152
+        layer0, geodesic model: nc1 = 0.1315
+        layer1, geodesic model: nc1 = 0.0596
+        layer2, geodesic model: nc1 = 0.0152
+        layer2, UFM: nc1 = 0.0000
+        """
         rows = [
             {"model": "network", "layer": layer.name, **layer.to_dict()["collapse"]}
             for layer in self.network

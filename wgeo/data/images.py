@@ -151,6 +151,16 @@ class Images(Displayed):
         Images that could not be decoded and were skipped (``skip_broken=True``).
     notes : tuple of str
         Notes on the numbering of classes, if another numbering could be expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> import wgeo
+    >>> pixels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    >>> pets = wgeo.Images(pixels, np.array([0, 1, 0, 1]), ("cat", "dog"), "pets")
+    >>> pets.num_classes, pets.shape
+    (2, (1, 8, 8))
     """
 
     x: torch.Tensor
@@ -219,6 +229,13 @@ class Images(Displayed):
             (number of classes, with or without images), ``present``, ``missing`` (names of those
             without images, at most ten), ``head``, and ``beyond``, the number of images whose
             class has no output in the head; ``notes`` on the numbering of classes.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> facts = wgeo.load_images("digits", limit=50).facts(head=10)
+        >>> facts["samples"], facts["samples_per_class"], facts["duplicates"]
+        (50, 5, 0)
         """
         present, counts = np.unique(self.y, return_counts=True)
         copies = self.copies_of
@@ -243,7 +260,18 @@ class Images(Displayed):
     def batches(
         self, size: int, normalization: Normalization
     ) -> Iterator[tuple[Float[torch.Tensor, "b ..."], Int[np.ndarray, " b"]]]:
-        """Yield the images in order: normalized float32 pixels (b, c, h, w), and labels (b,)."""
+        """Yield the images in order: normalized float32 pixels (b, c, h, w), and labels (b,).
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> from wgeo.data.images import normalization
+        >>> digits = wgeo.load_images("digits", limit=50)
+        >>> for pixels, labels in digits.batches(32, normalization("0.5;0.25")):
+        ...     print(tuple(pixels.shape), pixels.min().item(), pixels.max().item())
+        (32, 1, 8, 8) -2.0 2.0
+        (18, 1, 8, 8) -2.0 2.0
+        """
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield normalization(self.x[part]), self.y[part]

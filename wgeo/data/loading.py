@@ -77,6 +77,13 @@ def load_images(
     DataError
         The name is unknown; the path is missing, damaged, empty or has fewer than two classes;
         the split does not exist; or an image is damaged.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> digits = wgeo.load_images("digits", split="train", limit=100)
+    >>> digits.num_classes, digits.shape, digits.x.dtype
+    (10, (1, 8, 8), torch.float32)
     """
     explicit = None if normalize is None else normalization(normalize)
     if limit is not None and as_count(limit, "limit") < 2:

@@ -46,6 +46,14 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
         A few images are enough.
     layers : sequence of str, optional
         Modules to follow instead of detected blocks; checked against the network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("isoresnet", num_classes=2, in_channels=1, width=4, depth=2)
+    >>> wgeo.blocks(net, (torch.randn(4, 1, 8, 8), [0, 1, 0, 1]))
+    ['blocks.0', 'blocks.1']
     """
     images, module = as_images(images), module_of(net)
     return [spec.name for spec in find_blocks(module, sample(net, module, images), layers)]

@@ -28,6 +28,15 @@ class Projection:
     width : int
     seed : int
         R depends only on the seed and on the width of the features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = torch.nn.Sequential(torch.nn.Linear(900, 90), torch.nn.ReLU(), torch.nn.Linear(90, 3))
+    >>> traj = wgeo.trace(net, (torch.randn(4, 900), [0, 1, 0, 1]), layers=["0", "1"], project=50)
+    >>> [(layer.name, layer.width) for layer in traj.layers]
+    [('input', 50), ('stem', 50), ('0', 50), ('1', 50)]
     """
 
     width: int
@@ -60,6 +69,13 @@ class Projection:
             ``all``: the smallest and largest factor by which any distance changes, with
             probability 99 %; W2 between projected layers changes by a factor in the same range.
             ``typical``: the standard deviation of one distance's factor, whose mean is 1.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> bounds = wgeo.features.Projection(200).distortion(1000)
+        >>> [round(factor, 2) for factor in bounds["all"]], round(bounds["typical"], 2)
+        ([0.73, 1.29], 0.05)
         """
         tail = _FAILURE / max(points * (points - 1), 1)  # on each side, for points^2 / 2 pairs
         low, high = (np.sqrt(f(tail, self.width) / self.width) for f in (chi2.ppf, chi2.isf))

@@ -99,6 +99,15 @@ def trace(
     RecordError
         The store contains features of another network, other images or other options, or its disk
         is full. Rows already written are kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("isoresnet", num_classes=2, in_channels=1, width=4, depth=2)
+    >>> traj = wgeo.trace(net, (torch.randn(6, 1, 8, 8), torch.arange(6) % 2))
+    >>> [(layer.name, layer.width) for layer in traj.layers]
+    [('input', 64), ('stem', 4), ('blocks.0', 4), ('blocks.1', 4)]
     """
     images, module, target = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)
@@ -175,6 +184,17 @@ def stream(
     ------
     FeatureError, ArgumentError
         As for `trace`, raised when the first batch is requested.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("isoresnet", num_classes=2, in_channels=1, width=4, depth=2)
+    >>> images = torch.randn(6, 1, 8, 8), torch.arange(6) % 2
+    >>> for features, labels, predictions in wgeo.stream(net, images, batch_size=4):
+    ...     print(list(features), features["stem"].shape, labels)
+    ['input', 'stem', 'blocks.0', 'blocks.1'] (4, 4) [0 1 0 1]
+    ['input', 'stem', 'blocks.0', 'blocks.1'] (2, 4) [0 1]
     """
     images, module, target = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)

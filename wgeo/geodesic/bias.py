@@ -38,6 +38,15 @@ class BiasCurve(Result):
     """Measures of a pair of layers over the number of samples, in ascending order.
 
     ``to_pandas()`` has a row per number of samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(64, 2))
+    >>> curve = wgeo.bias_curve(x, x + [3.0, 4.0], sizes=[16, 64])
+    >>> [(point.size, round(point.distance, 6)) for point in curve.points]
+    [(16, 5.0), (64, 5.0)]
     """
 
     points: tuple[BiasPoint, ...]
@@ -47,6 +56,16 @@ class BiasCurve(Result):
 
         A power law is fitted to the curve and extrapolated: in k effective dimensions, distances to
         nearest neighbors decrease like N^(-1/k), while displacements keep their size.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import wgeo
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=(64, 2))
+        >>> curve = wgeo.bias_curve(x, x + 0.1 * rng.normal(size=(64, 2)))
+        >>> curve.points[-1].resolution < 0.9 and curve.samples_for(0.9) > 64
+        True
         """
         resolutions = [(p.size, p.resolution) for p in self.points if p.resolution]
         if len(resolutions) < 2:
@@ -107,6 +126,17 @@ def bias_curve(
         Default `Exact()`.
     seed : int
         Random seed of the subsets.
+
+    Examples
+    --------
+    Two samples of one distribution, whose distance is 0 in the limit of many samples:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 128, 3))
+    >>> curve = wgeo.bias_curve(x, y, sizes=[16, 32, 64, 128])
+    >>> [round(point.distance, 1) for point in curve.points]
+    [1.4, 1.1, 0.9, 0.7]
     """
     x, y = (as_numpy(as_points(p, name=name)) for p, name in ((x, "x"), (y, "y")))
     if x.shape != y.shape:

@@ -102,6 +102,15 @@ class BrenierResult(Result):
         Number of probes for the asymmetries, and of Lanczos steps (at most the dimension) for the
         eigenvalue.
     seconds : float
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> rotation = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    >>> result = wgeo.brenier(lambda x: x @ rotation.to(x), torch.randn(8, 2))
+    >>> result.excluded_by, round(result.asymmetry, 6)
+    (('asymmetry',), 0.5625)
     """
 
     asymmetry: float | None
@@ -195,6 +204,15 @@ def brenier(
         The output and the input have different shapes, samples influence each other, or the map
         cannot be differentiated. (An optimal map is defined within one space; at a change of stage,
         test the blocks after it.)
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> result = wgeo.brenier(lambda x: x @ matrix.to(x), torch.randn(8, 2))
+    >>> result.excluded, round(result.asymmetry, 6), round(result.min_eigenvalue, 6)
+    (False, 0.0, 1.0)
     """
     if min(probes, lanczos, batch_size) < 1 or tolerance < 0:
         raise ArgumentError(

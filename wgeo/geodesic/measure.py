@@ -66,9 +66,8 @@ def straightness(
     pairs : bool, optional
         Whether to solve between every two layers of each segment (for more than 10 layers, between
         9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default,
-        they are solved if k pairs of n samples of d features are affordable, that is, if k n^2 (d +
-        100) <= 4e10. This takes about half a minute per segment on one core; an example is 8 blocks
-        with 2,000 samples of 64 features.
+        they are solved if k pairs of n samples of d features have k n^2 (d + 100) <= 4e10, as 8
+        blocks with 2,000 samples of 64 features: about half a minute per segment on one core.
     nulls : int
         Number of null maps of each kind (`NullScore`) for every block, every segment, and every map
         from a compared layer to the segment's last layer; 0 for none.
@@ -85,10 +84,10 @@ def straightness(
     (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample with weights w is sum_i w_i
     (f_i + g_i), without another solve. **The intervals of these measures cover the expected value
     at this number of samples**, not its limit: empirical W2 is biased (upwards if clouds move
-    little compared with their spacing), and resampling a single sample cannot remove this bias.
-    `bias_curve` shows it. If m < n of the n samples are drawn and the problem is solved again, as
-    `bias_curve` does, the spread is the same and the bias is larger. If the solver returns no
-    potentials, these measures have no interval.
+    little compared with their spacing), which no resampling can remove. `bias_curve` shows it. If m
+    < n of the n samples are drawn and the problem is solved again, as `bias_curve` does, the spread
+    is the same and the bias is larger. If the solver returns no potentials, these measures have no
+    interval.
 
     Centered values are linearized in the same way. The layers' means are kept fixed, because their
     variation has only a second-order effect on every cost.
@@ -99,6 +98,16 @@ def straightness(
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
         `groups` is not one whole number per sample, or `nulls` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 1.5 * x, 2 * x], np.arange(40) % 2)
+    >>> segment = wgeo.straightness(traj, bootstrap=0).segments[0]
+    >>> round(segment.length_ratio, 6), round(segment.ot_score, 6)
+    (1.0, 1.0)
     """
     traj = as_trajectory(traj)
     if len(traj) < 2:

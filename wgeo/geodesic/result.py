@@ -161,6 +161,16 @@ class BlockTransport(Optimality):
     intervals : dict of (low, high)
         95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
         `corr_score`; see `straightness`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + [1, 2, 2]], np.arange(40) % 2)
+    >>> block = wgeo.straightness(traj, bootstrap=0).blocks[0]
+    >>> block.source, block.target, round(block.distance, 6), round(block.shift_share, 6)
+    ('layer0', 'layer1', 3.0, 1.0)
     """
 
     source: str
@@ -258,6 +268,18 @@ class SegmentStraightness(Optimality):
         second moments (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
         Transport between every two layers; None for only two layers, or if it was not affordable.
+
+    Examples
+    --------
+    Two equal steps at a right angle make the path sqrt(2) times as long as its chord:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 2))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + [1, 0], x + [1, 1]], np.arange(40) % 2)
+    >>> segment = wgeo.straightness(traj, bootstrap=0).segments[0]
+    >>> round(segment.length_ratio, 4), round(segment.turning_angle, 2)
+    (1.4142, 90.0)
     """
 
     layers: tuple[str, ...]
@@ -306,6 +328,16 @@ class Straightness(Result):
     """Every block's transport and every segment's straightness, in execution order.
 
     ``to_pandas()`` has a row per block, without intervals and null maps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 1.5 * x, 2 * x], np.arange(40) % 2)
+    >>> result = wgeo.straightness(traj, bootstrap=0)
+    >>> [block.target for block in result.blocks], result.segments[0].layers
+    (['layer1', 'layer2'], ('layer0', 'layer1', 'layer2'))
     """
 
     blocks: tuple[BlockTransport, ...]

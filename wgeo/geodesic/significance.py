@@ -63,6 +63,17 @@ class StraighterThan(Result):
         What was resampled. With ``images`` there is one network on each side, and the test is only
         about these two networks: two training runs of one recipe usually differ significantly too.
         With ``networks`` there are several on each side, and the test is about the recipes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, labels = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    >>> straight = wgeo.Trajectory.from_arrays([x, 1.5 * x, 2 * x], labels)
+    >>> bent = wgeo.Trajectory.from_arrays([x, np.roll(x, 1, axis=1), 2 * x], labels)
+    >>> (test,) = wgeo.straighter_than(straight, bent, draws=99)
+    >>> test.direction, test.p_value, test.over
+    ('straighter', 0.01, 'images')
     """
 
     layers: tuple[str, ...]
@@ -154,6 +165,19 @@ def straighter_than(
         The statistic is unknown or undefined, only one of the sides has several networks, paired
         sides differ in size, the statistic needs equal numbers of samples, or the segments cannot
         be compared.
+
+    Examples
+    --------
+    A straight path, and the same layers in another order:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, labels = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    >>> straight = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x, 4 * x], labels)
+    >>> other = wgeo.Trajectory.from_arrays([x, 3 * x, 2 * x, 4 * x], labels)
+    >>> (test,) = wgeo.straighter_than(straight, other, draws=99)
+    >>> round(test.value, 6), round(test.reference, 6), test.direction
+    (1.0, 1.666667, 'straighter')
     """
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")

@@ -50,6 +50,13 @@ def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
     ------
     ArgumentError
         K < 2 or d < K.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> etf = wgeo.models.simplex_etf(3)
+    >>> (etf @ etf.T).round(decimals=3).tolist()
+    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
     dim = num_classes if dim is None else dim
     require_positive(num_classes=num_classes, dim=dim)
@@ -94,6 +101,17 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     ArgumentError
         There is no linear head, there are fewer features than classes, or ``dim="K"`` and the last
         block cannot be narrowed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> fixed = wgeo.models.with_etf_classifier(net, dim="keep")
+    >>> torch.allclose(fixed[-1].weight, wgeo.models.simplex_etf(3, 8))
+    True
+    >>> [name for name, _ in fixed.named_parameters()]
+    ['0.weight', '0.bias']
     """
     if dim not in ("K", "keep"):
         raise ArgumentError(f"dim must be 'K' or 'keep', not {dim!r}.")

@@ -26,6 +26,15 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
     ------
     WgeoError
         The network cannot be copied.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> fresh, unchanged = wgeo.models.untrained(net, seed=1)
+    >>> torch.equal(fresh[0].weight, net[0].weight), unchanged
+    (False, ())
     """
     try:
         fresh = copy.deepcopy(module).cpu()  # so that one seed gives the same weights on any device

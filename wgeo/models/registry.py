@@ -148,6 +148,14 @@ def build(
     ------
     ArgumentError
         A name or option is unknown, or a value is invalid.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("isoresnet", num_classes=10, in_channels=1, width=8, depth=2)
+    >>> net(torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 10])
     """
     arch = find(name)
     require_positive(num_classes=num_classes, in_channels=in_channels)

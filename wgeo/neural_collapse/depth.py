@@ -56,6 +56,18 @@ class Progress(Result):
         95 % bootstrap interval of kendall_tau.
     increases : tuple of str
         Names of the layers that `violations` counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels = np.arange(60) % 3
+    >>> noise = np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (1.0, 0.1, 0.3)]
+    >>> result = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> progress = result.progress["nc1_quotient"]
+    >>> progress.violations, progress.increases, progress.reached
+    (1, ('layer2',), 'layer1')
     """
 
     metric: str

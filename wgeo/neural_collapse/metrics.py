@@ -166,6 +166,15 @@ class LayerCollapse(Result):
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
         Reasons why metrics are None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> features = np.array([[-1.0], [-3.0], [1.0], [3.0]])
+    >>> layer = wgeo.neural_collapse.collapse_of(features, [0, 0, 1, 1])
+    >>> [round(value, 6) for value in (layer.within, layer.between, layer.nc1, layer.cdnv)]
+    [1.0, 4.0, 0.125, 0.0625]
     """
 
     name: str

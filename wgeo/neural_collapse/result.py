@@ -44,6 +44,17 @@ class Collapse(Result):
         The accuracy of the network, if its predictions are known.
     separation_law : SeparationLaw
         Whether the classes separate by the same factor at every layer; see `wgeo.separation_law`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels = np.arange(60) % 3
+    >>> noise = np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (1.0, 0.01)]
+    >>> result = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> [layer.name for layer in result.layers], result.learned_at, result.counts
+    (['layer0', 'layer1'], 'layer1', (20, 20, 20))
     """
 
     layers: tuple[LayerCollapse, ...]

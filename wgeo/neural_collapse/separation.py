@@ -64,6 +64,19 @@ class SegmentLaw(Result):
         Of its least-squares line over l; theory predicts a line for deep linear networks.
     intervals : mapping of str to (low, high)
         95 % bootstrap intervals over samples of the fitted values; see `collapse`.
+
+    Examples
+    --------
+    A layer that multiplies all deviations from the class means by 0.8 multiplies D by 0.64:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> noise -= np.stack([noise[labels == k].mean(0) for k in range(3)])[labels]
+    >>> layers = [np.eye(3, 4)[labels] + 0.8**l * noise for l in range(4)]
+    >>> law = wgeo.separation_law(wgeo.Trajectory.from_arrays(layers, labels)).segments[0]
+    >>> round(law.separation[1] / law.separation[0], 6), round(law.half_layers, 3)
+    (0.64, 1.553)
     """
 
     layers: tuple[str, ...]
@@ -97,6 +110,16 @@ class SeparationLaw(Result):
         a change of stage changes the space.
     samples_per_class : int
         Of the smallest class. With few, D is biased; see `LayerCollapse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + 0.8**l * noise for l in range(4)]
+    >>> law = wgeo.separation_law(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> law.segments[0].layers, law.samples_per_class
+    (('layer0', 'layer1', 'layer2', 'layer3'), 20)
     """
 
     segments: tuple[SegmentLaw, ...]

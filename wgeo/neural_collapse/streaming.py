@@ -59,7 +59,8 @@ class CollapseStream:
     Examples
     --------
     >>> import numpy as np
-    >>> rng, stream = np.random.default_rng(0), CollapseStream()
+    >>> import wgeo
+    >>> rng, stream = np.random.default_rng(0), wgeo.neural_collapse.CollapseStream()
     >>> for _ in range(4):
     ...     labels = rng.integers(3, size=50)
     ...     stream.update({"last": np.eye(3)[labels] + 0.1 * rng.normal(size=(50, 3))}, labels)
@@ -110,6 +111,16 @@ class CollapseStream:
             widths differ from those of earlier batches. The stream cannot be used any more.
         ArgumentError
             Labels are out of range, or the second pass has begun.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import wgeo
+        >>> stream = wgeo.neural_collapse.CollapseStream()
+        >>> for labels in ([0, 1, 1], [0, 0, 1]):
+        ...     stream.update({"last": np.eye(2)[labels]}, labels)
+        >>> stream.result().counts
+        (3, 3)
         """
         if self._second_pass is not None:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
@@ -126,7 +137,18 @@ class CollapseStream:
         self._first_pass.add(y, predicted_labels)
 
     def update_ood(self, features: Trajectory | Mapping[str, Any]) -> None:
-        """Add a batch of out-of-distribution samples of all layers, for NC5."""
+        """Add a batch of out-of-distribution samples of all layers, for NC5.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import wgeo
+        >>> stream = wgeo.neural_collapse.CollapseStream()
+        >>> stream.update({"last": np.eye(3)[[0, 0, 1, 1]]}, [0, 0, 1, 1])
+        >>> stream.update_ood({"last": np.eye(3)[[2, 2]]})
+        >>> round(stream.result().layers[0].nc5, 6)
+        0.0
+        """
         self._ood.add(features)
 
     @property
@@ -135,7 +157,23 @@ class CollapseStream:
         return self._replay.layers == set(self._layers)
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
-        """Second pass: add the samples again, in batches of any size and order."""
+        """Second pass: add the samples again, in batches of any size and order.
+
+        Examples
+        --------
+        Without features in memory, a second pass counts the samples near the wrong class mean:
+
+        >>> import numpy as np
+        >>> import wgeo
+        >>> labels = np.arange(4) % 2
+        >>> stream = wgeo.neural_collapse.CollapseStream(keep=0)
+        >>> stream.update({"last": np.eye(2)[labels]}, labels)
+        >>> stream.complete, stream.result().layers[0].ncc_accuracy
+        (False, None)
+        >>> stream.revisit({"last": np.eye(2)[labels]}, labels)
+        >>> stream.result().layers[0].ncc_accuracy
+        1.0
+        """
         y, predicted_labels = _check_labels(labels, predictions)
         _check_layers(self._layers, features)
         if self._second_pass is None:
@@ -221,6 +259,15 @@ def collapse_stream(
         Out-of-distribution samples, traced through the same network, for NC5.
     **options
         Options of `CollapseStream`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> batches = [({"last": np.eye(2)[labels]}, labels) for labels in ([0, 1, 1], [0, 0, 1])]
+    >>> result = wgeo.neural_collapse.collapse_stream(batches)
+    >>> result.counts, round(result.layers[0].nc1, 6), result.layers[0].ncc_accuracy
+    ((3, 3), 0.0, 1.0)
     """
     unknown = set(options) - set(inspect.signature(CollapseStream).parameters)
     if unknown:

@@ -157,6 +157,15 @@ def flow(
         ffmpeg, which ``.mp4`` needs, is not installed.
     FeatureError
         The segment's features do not move.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(12, 2))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + [1, 0], x + [1, 1]], np.arange(12) % 2)
+    >>> wgeo.plots.flow(traj, "flow.gif", seconds=0.2, fps=5).name
+    'flow.gif'
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITERS:

@@ -29,6 +29,18 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
         W_l / sum_k W_k,    W_l^2 = W2(mu_l, mu_{l+1})^2 - ||m_{l+1} - m_l||^2
 
     with m_l the mean of layer l. Blocks of equal steps have equal shares.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
+    >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
+    >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
+    >>> ax = wgeo.plots.block_distances(series)
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['first', 'second']
     """
     series = as_series(series)
     ax = new_axes(ax, 6.0, 3.6)

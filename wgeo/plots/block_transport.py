@@ -32,6 +32,16 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
     Bars show W2, error bars the bounds ``[lower, upper]``, and dashes ``paired``, the root mean
     squared distance by which the block moves the samples. If dash and bar meet, the block's map is
     optimal on the samples. Units are those of the features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + [1, 2, 2], x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.distances(wgeo.straightness(traj, bootstrap=0))
+    >>> [round(float(bar.get_height()), 6) for bar in ax.patches]
+    [3.0, 3.0]
     """
     record = as_record(record, "Straightness", "BlockTransport", "TransportResult")
     ax = new_axes(ax, 7.2, 3.2)
@@ -80,6 +90,16 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Markers are hollow
     if the resolution is below 1/2 or undefined, since a score of 1 is then not evidence of an
     optimal map.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.ot_scores(wgeo.straightness(traj, bootstrap=0))
+    >>> ax.get_ylabel()
+    '1 − OT score'
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
@@ -101,6 +121,16 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     are drawn at the lower edge. Each cross is the highest score of a block's null maps. A marker is
     hollow if null maps (the same displacements assigned to the wrong samples) score about as high,
     so that the score is not evidence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.correlation_scores(wgeo.straightness(traj, bootstrap=0))
+    >>> ax.get_ylabel()
+    '1 − correlation score'
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)

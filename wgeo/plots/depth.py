@@ -74,6 +74,17 @@ def collapse(
         error if the record has its accuracy.
     label_layers : bool
         Whether to write the layers' names under the axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (1.0, 0.3, 0.1)]
+    >>> result = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> ax = wgeo.plots.collapse(result, "nc1", ax=wgeo.plots.axes("column"))
+    >>> wgeo.plots.save(ax, "nc1.pdf").name
+    'nc1.pdf'
     """
     record = as_record(record, "Collapse", "Comparison")
     if metric not in METRICS:

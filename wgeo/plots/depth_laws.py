@@ -64,6 +64,17 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     ------
     ArgumentError
         An unknown measure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + 0.8**l * noise for l in range(4)]
+    >>> law = wgeo.separation_law(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> ax = wgeo.plots.separation_law(law)
+    >>> ax.get_title(loc="left")
+    'Separation, tr Σw Σb⁺'
     """
     record = as_record(record, "SeparationLaw", "Collapse")
     if measure not in LAWS:
@@ -150,6 +161,17 @@ def alignment(
     ------
     ArgumentError
         An unknown measure, or no such run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> size = {"in_channels": 1, "image_size": 2, "width": 6, "depth": 2}
+    >>> net = wgeo.models.build("resmlp", num_classes=2, activation="tanh", **size)
+    >>> images = torch.randn(8, 1, 2, 2), torch.arange(8) % 2
+    >>> ax = wgeo.plots.alignment(wgeo.alignment(net, images, vectors=2, points=2))
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['blocks.0', 'blocks.1']
     """
     record = as_record(record, "Alignment")
     if measure not in OVERLAPS:

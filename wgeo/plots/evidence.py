@@ -61,6 +61,15 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     ----------
     measure : str
         A key of `CURVES`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(64, 2))
+    >>> ax = wgeo.plots.sample_sizes(wgeo.bias_curve(x, 2 * x), measure="distance")
+    >>> ax.get_xlabel()
+    'samples'
     """
     record = as_record(record, "BiasCurve")
     ax = new_axes(ax)
@@ -107,6 +116,17 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     ----------
     test : str
         A key of `TESTS`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=2, width=4, depth=2)
+    >>> images = torch.randn(20, 1, 2, 2), torch.arange(20) % 2
+    >>> fast = {"bootstrap": 0, "reference": "none", "alignment": 0, "mufm": False}
+    >>> ax = wgeo.plots.gradient_maps(wgeo.analyze(net, images, brenier=2, **fast))
+    >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_title(loc="left")
+    (['blocks.0', 'blocks.1'], 'Asymmetry of the Jacobian')
     """
     record = as_record(record)
     ax = new_axes(ax, 7.2, 2.6)

@@ -94,6 +94,17 @@ def figures(
     RecordError
         The folder cannot be written, or a file that wgeo did not write has the name of a figure;
         then nothing is drawn.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x], np.arange(8) % 2)
+    >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
+    >>> files = wgeo.plots.figures(result, "figures", endings=["csv"])
+    >>> "collapse.csv" in [path.name for path in files]
+    True
     """
     if unknown := sorted(set(endings) - set(ENDINGS)):
         raise ArgumentError(
@@ -195,6 +206,14 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
         An unknown file extension.
     RecordError
         The file cannot be written.
+
+    Examples
+    --------
+    >>> from wgeo import plots
+    >>> ax = plots.axes("slide")
+    >>> line = ax.plot([0, 1], [1, 0])
+    >>> plots.save(ax, "slide.png", dpi=100).stat().st_size > 1000
+    True
     """
     path = Path(path)
     ending = path.suffix.lower().removeprefix(".")

@@ -52,6 +52,15 @@ def model(record: Any) -> Figure:
 
     The panels show the cosines of the class means, the terms of the objective, for models with
     several layers the collapse at each layer, and the final values of random starts, if any.
+
+    Examples
+    --------
+    >>> from wgeo import plots, ufm
+    >>> from wgeo.ufm.record import record_of
+    >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+    >>> figure = plots.model(record_of(solution))
+    >>> plots.save(figure, "model.png", dpi=100).name
+    'model.png'
     """
     record = as_mapping(record)
     curve, values = record.get("curve") or [], record.get("values") or []

@@ -40,6 +40,16 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     ------
     ArgumentError
         The record has no such segment.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.correlation_pairs(wgeo.straightness(traj, bootstrap=0))
+    >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_xlabel(), ax.get_ylabel()
+    (['layer1', 'layer2'], 'to', 'from')
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)

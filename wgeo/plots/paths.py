@@ -69,6 +69,16 @@ def class_means(
     centered : bool
         Subtract each layer's mean of the class means, so that a motion that all classes share is
         not seen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.class_means(traj)
+    >>> ax.get_xlabel()
+    'first principal component (98 % of variance)'
     """
     training = is_series(record)
     record = over_training(as_series(record)) if training else as_record(record, "Trajectory")
@@ -217,6 +227,16 @@ def straightness(
     ----------
     measures : mapping of str to str
         Labels by key in the record; `RATIOS` (at least 1) or `SCORES` (at most 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
+    >>> ax = wgeo.plots.straightness(wgeo.straightness(traj, bootstrap=0))
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['W2 length ratio', 'line-shape ratio', 'line-shape score', 'action ratio']
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.8)
@@ -334,6 +354,18 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
 
     The geodesic is their displacement interpolation. Distances are divided by the W2 between the
     two layers, and 0 on the geodesic. Layers are placed at their fraction of the path's length.
+
+    Examples
+    --------
+    Halfway along two equal steps at a right angle, the gap is half of the distance:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 2))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + [1, 0], x + [1, 1]], np.arange(20) % 2)
+    >>> ax = wgeo.plots.interpolation_gap(wgeo.straightness(traj, bootstrap=0))
+    >>> np.abs(ax.lines[0].get_ydata()).round(6).tolist()
+    [0.0, 0.5, 0.0]
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.6)

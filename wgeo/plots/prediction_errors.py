@@ -52,6 +52,17 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
         The fraction of a layer's variance that is unexplained, or W2 between predicted and actual
         features divided by the root of the variance. Both are 0 for a perfect prediction, and about
         1 if the prediction is a single point.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (0.3, 0.2, 0.1)]
+    >>> result = wgeo.compare(wgeo.Trajectory.from_arrays(layers, labels), mufm=False)
+    >>> ax = wgeo.plots.model_errors(result)
+    >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_title(loc="left")
+    (['layer0', 'layer1', 'layer2'], 'Unexplained variance of the layer')
     """
     record = as_record(record, "Comparison")
     if measure not in ERRORS:

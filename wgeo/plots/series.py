@@ -79,6 +79,18 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     series : dict or Series
     measure : str
         A key of `OVER` (one line per segment) or of `ENDS` (one line).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
+    >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
+    >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
+    >>> ax = wgeo.plots.over(series, "length_ratio")
+    >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_title(loc="left")
+    (['first', 'second'], 'W2 length ratio')
     """
     series = as_series(series)
     if measure not in OVER and measure not in ENDS:
@@ -206,6 +218,18 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
 
     Depth is scaled to the same axis for all networks: 0 is the input of the first block, 1 the last
     layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(8) % 2)
+    >>> record = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).record
+    >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
+    >>> ax = wgeo.plots.profiles(series, "nc1")
+    >>> ax.get_title(loc="left"), ax.get_xlabel()
+    ('NC1: within-class variability', 'depth (0: before the first block, 1: last layer)')
     """
     series = as_series(series)
     if metric not in METRICS:

@@ -38,6 +38,17 @@ def class_variability(record: Any, ax: Axes | None = None) -> Axes:
 
     It is 0 if the class has collapsed to its mean. With more than 20 classes, the line is their
     median, and bands contain the middle half of the classes and all of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels = np.arange(20) % 2
+    >>> x = np.random.default_rng(0).normal(size=(20, 3)) * (1 + 2 * labels)[:, None]
+    >>> collapse = wgeo.collapse(wgeo.Trajectory.from_arrays([x, 2 * x], labels))
+    >>> [round(v) for v in collapse.layers[0].class_variability]  # class 1 has collapsed least
+    [2, 18]
+    >>> ax = wgeo.plots.class_variability(collapse)
     """
     record = as_record(record, "Collapse")
     ax = new_axes(ax, 7.2, 3.2)

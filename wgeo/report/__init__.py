@@ -88,6 +88,20 @@ def build(
         what to install.
     WgeoError
         Sphinx or TeX failed, or Sphinx warned; the message names the log.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(8, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x], np.arange(8) % 2)
+    >>> result = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False)
+    >>> result.save("runs/straight").name
+    'analysis.json'
+    >>> wgeo.report.build("runs/straight", html=False).as_posix()
+    'runs/straight/report/index.md'
+    >>> wgeo.Analysis.load("runs/straight").verdict == result.verdict
+    True
     """
     run = Path(run_dir)
     tex = engine() if pdf else ""  # first, to fail early if none is installed

@@ -85,6 +85,17 @@ def launched() -> Iterator[None]:
     ------
     ProcessError
         The other processes cannot be reached.
+
+    Examples
+    --------
+    A script for ``torchrun --nproc-per-node 4 script.py``, which also runs as one process:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> from wgeo.runtime import launched
+    >>> with launched():
+    ...     print(wgeo.distances([np.arange(4.0), np.arange(4.0) + 3]).distance.tolist())
+    [[0.0, 3.0], [3.0, 0.0]]
     """
     global _launch
     if launched_world_size() == 1 or _launch is not None:
@@ -117,7 +128,18 @@ def launched() -> Iterator[None]:
 
 @contextmanager
 def local_only() -> Iterator[None]:
-    """Let this process work alone inside the ``with`` block, without waiting for the others."""
+    """Let this process work alone inside the ``with`` block, without waiting for the others.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> from wgeo.runtime import launched, local_only
+    >>> with launched():
+    ...     with local_only():
+    ...         digits = wgeo.load_images("digits", limit=50)
+    ...     print(len(digits.y))
+    50
+    """
     global _local_depth
     _local_depth += 1
     try:

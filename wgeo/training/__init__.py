@@ -66,6 +66,14 @@ class TrainingRun(Result):
         counts.
     settings : dict
         The metadata stored in every checkpoint under ``wgeo``.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> digits = wgeo.load_images("digits", limit=20)
+    >>> run = wgeo.train("mlp", digits, "runs/tiny", epochs=2, options={"width": 4, "depth": 2})
+    >>> [row["epoch"] for row in run.history], run.last.name
+    ([0, 1, 2], 'epoch-0002.pt')
     """
 
     folder: Path

@@ -32,6 +32,13 @@ class Layer(Displayed):
         Index of the layer's feature space; None for the image and the classifier's input.
     entry : ndarray, (n, d), optional
         The shortcut applied to the previous layer, if this layer's block changes the space.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
+    >>> traj.layers[1]
+    Layer: layer1, 2 samples of 1 features, stage 0
     """
 
     name: str
@@ -54,6 +61,16 @@ class Block(Displayed):
 
     ``via`` is ``identity``, or ``shortcut`` if ``x`` is the block's own shortcut applied to the
     source layer (the natural identification across a stage change).
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
+    >>> block = traj.blocks[0]
+    >>> block
+    Block: layer0 -> layer1 (identity), 2 samples of 1 features, stage 0
+    >>> wgeo.wasserstein(block.x, block.y).distance
+    2.0
     """
 
     source: str
@@ -69,7 +86,15 @@ class Block(Displayed):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segment(Displayed):
-    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``."""
+    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
+    >>> traj.segments[0]
+    Segment: layer0 -> layer1, 2 layers of 2 samples of 1 features, stage 0
+    """
 
     stage: int
     names: tuple[str, ...]
@@ -82,7 +107,18 @@ class Segment(Displayed):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Classifier(Displayed):
-    """The last linear layer: logits = features @ weight.T + bias."""
+    """The last linear layer: logits = features @ weight.T + bias.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> classifier = wgeo.trajectory.Classifier(weight=np.eye(2, 3), bias=np.zeros(2))
+    >>> features, labels = np.eye(2, 3)[[0, 1, 1]], [0, 1, 1]
+    >>> traj = wgeo.Trajectory.from_arrays([features], labels, classifier=classifier)
+    >>> round(wgeo.collapse(traj).layers[-1].nc3, 6)
+    0.0
+    """
 
     weight: Float[np.ndarray, "K d"]
     bias: Float[np.ndarray, " K"]

@@ -47,6 +47,17 @@ class Trajectory(Displayed):
     class_names : tuple of str
     settings : mapping
         How it was traced: pool, tap, and other entries for the record.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> layers = [np.zeros((4, 3)), np.ones((4, 3)), np.ones((4, 2)), np.zeros((4, 2))]
+    >>> traj = wgeo.Trajectory.from_arrays(layers, [0, 1, 0, 1])
+    >>> [segment.names for segment in traj.segments]
+    [('layer0', 'layer1'), ('layer2', 'layer3')]
+    >>> traj.embedded("pad").segments[0].names
+    ('layer0', 'layer1', 'layer2', 'layer3')
     """
 
     layers: tuple[Layer, ...]
@@ -160,6 +171,14 @@ class Trajectory(Displayed):
             The folder contains something else, or the disk is full.
         FeatureError
             A number too large for float16.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
+        >>> stored = traj.save("features")
+        >>> len(wgeo.Trajectory.load("features").layers), stored.nbytes
+        (2, 0)
         """
         arrays = {features_key(layer.name): layer.features for layer in self.layers}
         arrays |= {entry_key(a.name): a.entry for a in self.layers if a.entry is not None}

@@ -38,6 +38,18 @@ class Chain(Result):
         From the first to the last layer of each of ``traj.segments``.
     block_layers, end_layers : tuple of (str, str)
         The two layers of each result.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> line = np.arange(4.0)[:, None]
+    >>> traj = wgeo.Trajectory.from_arrays([line, line + 1, line + 3], [0, 0, 1, 1])
+    >>> result = wgeo.transport.chain(traj)
+    >>> result.block_layers[1], round(result.blocks[1].distance, 6)
+    (('layer1', 'layer2'), 2.0)
+    >>> result.end_layers[0], round(result.ends[0].distance, 6)
+    (('layer0', 'layer2'), 3.0)
     """
 
     blocks: tuple[TransportResult, ...]
@@ -104,6 +116,18 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     WgeoError
         The solver failed. The error has the solver's type, and its message names the layers and
         their shapes.
+
+    Examples
+    --------
+    On a geodesic the blocks' distances sum to that from end to end:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> line = np.arange(4.0)[:, None]
+    >>> traj = wgeo.Trajectory.from_arrays([line, line + 1, line + 3], [0, 0, 1, 1])
+    >>> result = wgeo.transport.chain(traj)
+    >>> round(sum(block.distance for block in result.blocks) / result.ends[0].distance, 6)
+    1.0
     """
     traj = as_trajectory(traj)
     solver = Exact() if solver is None else solver

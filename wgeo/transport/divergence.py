@@ -66,6 +66,19 @@ def sinkhorn_divergence(
         As `wasserstein`.
     ConvergenceError
         The marginal tolerance was not reached.
+
+    Examples
+    --------
+    For a translation the divergence is the squared shift at any epsilon. Moving every point of x
+    by the same step changes it by the sum of the gradient's rows, here 2 times the shift:
+
+    >>> import torch
+    >>> import wgeo
+    >>> x = torch.tensor([[0.0], [1.0], [5.0]], requires_grad=True)
+    >>> divergence = wgeo.sinkhorn_divergence(x, x.detach() - 3, epsilon=0.5)
+    >>> divergence.backward()
+    >>> round(divergence.item(), 3), round(x.grad.sum().item(), 3)
+    (9.0, 6.0)
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_comparable(x, y)

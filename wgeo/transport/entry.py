@@ -25,6 +25,20 @@ class Solver(Protocol):
     ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device. ``a`` and
     ``b`` are float64 weights that sum to 1, or None if uniform. ``coupling`` is a permutation to
     start from, or None; for clouds of equal size with uniform weights, None pairs row i with row i.
+
+    Examples
+    --------
+    A solver of your own, which needs no base class:
+
+    >>> import wgeo
+    >>> class ExactIfSmall:
+    ...     name = "exact if small"
+    ...
+    ...     def solve(self, x, y, a=None, b=None, coupling=None):
+    ...         solver = wgeo.Exact() if len(x) <= 1000 else wgeo.Sliced()
+    ...         return solver.solve(x, y, a, b, coupling)
+    >>> wgeo.wasserstein([0.0, 1.0], [2.0, 3.0], solver=ExactIfSmall()).distance
+    2.0
     """
 
     @property
@@ -83,6 +97,17 @@ def wasserstein(
         Weights that are negative, not finite or all zero; a coupling that is not a permutation.
     ConvergenceError
         The solver stopped before reaching its tolerance (see `Sinkhorn`'s ``on_failure``).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(50, 2))
+    >>> r = wgeo.wasserstein(x, x + [3.0, 4.0])
+    >>> round(r.distance, 6), r.lower <= 5 <= r.upper, str(r.status)
+    (5.0, True, 'certified')
+    >>> round(wgeo.wasserstein([0.0, 4.0], [0.0], a=[3, 1]).distance, 6)
+    2.0
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_comparable(x, y)

@@ -60,6 +60,15 @@ class Exact:
     device : str
         Device on which all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
         The sparse problems are solved on the CPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(50, 2))
+    >>> r = wgeo.wasserstein(x, x[::-1], solver=wgeo.Exact(tolerance=1e-9))
+    >>> r.distance, r.coupling[:4].tolist()
+    (0.0, [49, 48, 47, 46])
     """
 
     tolerance: float | int = 1e-6

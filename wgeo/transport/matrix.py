@@ -50,6 +50,17 @@ class Distances(Result):
         Name of the solver.
     seconds : float
         Wall-clock time of all pairs together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> line = np.arange(4.0)
+    >>> result = wgeo.distances({"a": line, "b": line + 3}, {"c": line - 1})
+    >>> result.names, result.other_names, result.distance.round(6).tolist()
+    (('a', 'b'), ('c',), [[1.0], [4.0]])
+    >>> result.to_dict()["pairs"][1]["certified"]
+    True
     """
 
     names: tuple[str, ...]
@@ -132,8 +143,8 @@ def distances(
     Raises
     ------
     ArgumentError
-        No clouds, an array that is not (B, n, d), or a `store` with a solver whose `repr` does not
-        contain its options.
+        No clouds, an array that is not (B, n, d), or a `store` with a solver whose ``repr`` does
+        not contain its options.
     FeatureError
         NaN, infinity, an empty cloud, or clouds of different widths; the message names the cloud.
     RecordError

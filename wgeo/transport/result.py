@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """Whether a result is certified to the solver's tolerance."""
+    """Whether a result is certified to the solver's tolerance.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> wgeo.wasserstein([0.0, 1.0], [2.0, 3.0]).status == "certified"
+    True
+    """
 
     CERTIFIED = "certified"
     BOUNDED = "bounded"
@@ -153,6 +160,15 @@ class TransportResult(Result):
         ArgumentError
             The number of rows of `y` differs from the number of columns of the plan, or there is no
             plan.
+
+        Examples
+        --------
+        The labels of the points to which the points of x are moved:
+
+        >>> import wgeo
+        >>> r = wgeo.wasserstein([0.0, 1.0], [4.0, 2.0])
+        >>> r.push([[1, 0], [0, 1]]).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
         """
         values = self._cloud(y, "y", 1)
         if isinstance(self.coupling, np.ndarray):
@@ -189,6 +205,15 @@ class TransportResult(Result):
         ------
         ArgumentError
             `t` is outside [0, 1], the clouds do not fit the plan, or there is no plan.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> x, y = [0.0, 1.0], [4.0, 2.0]
+        >>> points, weights = wgeo.wasserstein(x, y).interpolate(x, y, 0.25)
+        >>> part, whole = wgeo.wasserstein(x, points, b=weights), wgeo.wasserstein(x, y)
+        >>> round(part.distance / whole.distance, 6)
+        0.25
         """
         if not 0 <= t <= 1:
             raise ArgumentError(f"t must be between 0 and 1, not {t!r}.")
@@ -221,6 +246,17 @@ class TransportResult(Result):
             The numbers of rows are not those of the result.
         FeatureError
             NaN, infinity, an empty cloud, or clouds of different widths.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import wgeo
+        >>> x, y = np.array([0.0, 1.0]), np.array([4.0, 2.0])
+        >>> r = wgeo.wasserstein(x, y)
+        >>> r.verify(x, y).valid
+        True
+        >>> r.verify(x, y + 1).valid
+        False
         """
         from .verification import verify  # imports this module through the solvers' geometry
 
@@ -241,6 +277,13 @@ class TransportResult(Result):
         ------
         RecordError
             A file of this name exists that wgeo did not write, or the folder cannot be written.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> wgeo.wasserstein([0.0, 1.0], [4.0, 2.0]).save("results/pair.npz")
+        >>> wgeo.TransportResult.load("results/pair.npz").coupling.tolist()
+        [1, 0]
         """
         from .saving import save  # imports this module
 
@@ -256,6 +299,14 @@ class TransportResult(Result):
         ------
         RecordError
             The file is missing, damaged, or was not written by `save`.
+
+        Examples
+        --------
+        >>> import wgeo
+        >>> x, y = [0.0, 1.0], [4.0, 2.0]
+        >>> wgeo.wasserstein(x, y).save("pair.npz")
+        >>> wgeo.TransportResult.load("pair.npz").verify(x, y).valid
+        True
         """
         from .saving import load
 

@@ -104,6 +104,15 @@ class Sinkhorn:
         and ``stats["converged"]`` is False.
     device : str
         ``auto`` (CUDA if available), ``cpu`` or ``cuda``; the same code runs on either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(50, 2))
+    >>> r = wgeo.wasserstein(x, x + [3.0, 4.0], solver=wgeo.Sinkhorn(epsilon=0.05))
+    >>> r.lower <= 5 <= r.upper, round(r.divergence, 2)
+    (True, 25.0)
     """
 
     epsilon: float | Literal["auto"] = "auto"

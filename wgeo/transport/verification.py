@@ -42,6 +42,19 @@ class Verification(Result):
         Bound on the largest f_i + g_j - ||x_i - y_j||^2, at least 0; `lower` accounts for it.
     faults : tuple of str
         Claims of the result that its plan and potentials do not prove, beyond rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, y = np.array([0.0, 1.0]), np.array([4.0, 2.0])
+    >>> r = wgeo.wasserstein(x, y)
+    >>> check = r.verify(x, y)
+    >>> check.valid, round(check.lower, 6) <= round(r.distance, 6) <= round(check.upper, 6)
+    (True, True)
+    >>> for fault in r.verify(x, y + 1).faults:
+    ...     print(fault)
+    the plan proves W2 <= 3.53553, not 2.54951
     """
 
     lower: float | None

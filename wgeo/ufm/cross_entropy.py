@@ -57,6 +57,15 @@ def closed_form_ce(
     ------
     ArgumentError
         K < 2, n < 1, or a decay that is not a positive number.
+
+    Examples
+    --------
+    >>> from wgeo import ufm
+    >>> decays = {"weight_decay": 1e-3, "feature_decay": 1e-4}
+    >>> optimum = ufm.closed_form_ce(num_classes=4, per_class=10, **decays)
+    >>> solution = ufm.fit_ce([0, 1, 2, 3] * 10, dim=4, **decays, method="numerical")
+    >>> round(optimum.value, 6), round(solution.objective, 6)
+    (0.023719, 0.023719)
     """
     check_whole(2, num_classes=num_classes)
     check_whole(1, per_class=per_class)
@@ -120,6 +129,14 @@ def fit_ce(
     ArgumentError
         See `Problem.checked`. Also raised for ``method="closed"`` with imbalanced classes or
         d < K - 1.
+
+    Examples
+    --------
+    >>> from wgeo import ufm
+    >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+    >>> layer = solution.collapse()
+    >>> solution.certificate.verdict, round(layer.nc1, 6), round(layer.nc2_etf, 6)
+    ('global', 0.0, 0.0)
     """
     start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias, loss="ce")

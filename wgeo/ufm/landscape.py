@@ -47,6 +47,14 @@ class Landscape(Result):
         The solution's certificate.
     evidence : str
     seconds : float
+
+    Examples
+    --------
+    >>> from wgeo import ufm
+    >>> solution = ufm.fit_mse([0, 1] * 3, dim=2, weight_decay=0.01, feature_decay=0.01)
+    >>> result = ufm.landscape(solution)
+    >>> result.verdict, len(result.eigenvalues), bool(result.eigenvalues.min() > -1e-9)
+    ('global', 3, True)
     """
 
     verdict: Literal["global", "strict saddle", "undecided"]
@@ -88,6 +96,17 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
         The solution is of another kind, or the Hessian does not have that many eigenvalues.
     ConvergenceError
         Lanczos did not find any of the eigenvalues.
+
+    Examples
+    --------
+    Four classes in the plane, to which no theorem applies; the Hessian has no negative eigenvalue:
+
+    >>> from wgeo import ufm
+    >>> decays = {"weight_decay": 5e-3, "feature_decay": 4e-3}
+    >>> solution = ufm.fit_ce([0, 1, 2, 3], dim=2, **decays, restarts=1)
+    >>> result = ufm.landscape(solution, eigenvalues=1)
+    >>> result.verdict, bool(result.eigenvalues[0] > -1e-9)
+    ('undecided', True)
     """
     start_time = time.perf_counter()
     if not isinstance(solution, UFMSolution):

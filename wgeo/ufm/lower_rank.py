@@ -157,6 +157,15 @@ def lower_rank(
     ------
     ArgumentError
         There are too few classes or layers, classes are imbalanced, or dim < K.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from wgeo import ufm
+    >>> labels = np.repeat(np.arange(10), 2)
+    >>> solution = ufm.lower_rank(labels, dim=10, weight_decays=[1e-3] * 4, feature_decay=1e-3)
+    >>> solution.objective < solution.settings["dnc"]
+    True
     """
     start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)

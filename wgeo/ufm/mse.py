@@ -79,6 +79,18 @@ def fit_mse(
     ArgumentError
         See `Problem.checked`. Also raised for ``method="closed"`` with a regularized bias if the
         rank of the solution exceeds d.
+
+    Examples
+    --------
+    Without a bias the class means are orthogonal, and their norms are equal:
+
+    >>> import numpy as np
+    >>> from wgeo import ufm
+    >>> solution = ufm.fit_mse([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+    >>> means = solution.H[:, :3]
+    >>> gram = means.T @ means
+    >>> np.allclose(gram, gram[0, 0] * np.eye(3))
+    True
     """
     start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias)

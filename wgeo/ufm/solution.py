@@ -33,6 +33,14 @@ class Certificate(Result):
         A proved lower bound of the objective, and objective - lower_bound.
     evidence : str
         One sentence: the theorem or computation that supports the verdict.
+
+    Examples
+    --------
+    >>> from wgeo import ufm
+    >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+    >>> proof = solution.certificate
+    >>> proof.verdict, abs(round(proof.gap, 6)), proof.spectral_norm <= 1.001 * proof.threshold
+    ('global', 0.0, True)
     """
 
     verdict: Literal["global", "strict saddle", "undecided"]
@@ -69,6 +77,15 @@ class UFMSolution(Result):
         Final objective of each random start, ascending; empty for a closed form.
     gradient_norms, steps : tuple
         Final gradient norm and number of evaluations of each start, in the order of `values`.
+
+    Examples
+    --------
+    >>> from wgeo import ufm
+    >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+    >>> solution.H.shape, solution.W.shape, solution.model
+    ((4, 15), (3, 4), 'ufm-ce')
+    >>> round(sum(solution.terms.values()) / solution.objective, 6)
+    1.0
     """
 
     problem: Problem
@@ -122,7 +139,15 @@ class UFMSolution(Result):
         )
 
     def layer(self, index: int) -> Float[np.ndarray, "N d"]:
-        """Return the features that enter W_{index + 1}; rows are samples."""
+        """Return the features that enter W_{index + 1}; rows are samples.
+
+        Examples
+        --------
+        >>> from wgeo import ufm
+        >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
+        >>> solution.layer(0).shape, solution.H.shape
+        ((15, 4), (4, 15))
+        """
         if not 0 <= index < len(self.weights):
             raise ArgumentError(
                 f"Layers go from 0 to {len(self.weights) - 1}; there is no layer {index}."
@@ -137,7 +162,16 @@ class UFMSolution(Result):
         return collapse_of(self.layer(index), self.labels, classifier, name=f"layer{index}")
 
     def curve(self) -> list[LayerCollapse]:
-        """Return the collapse metrics of every layer, first to last."""
+        """Return the collapse metrics of every layer, first to last.
+
+        Examples
+        --------
+        >>> from wgeo import ufm
+        >>> decays = {"weight_decays": [1e-3] * 3, "feature_decay": 1e-3}
+        >>> solution = ufm.fit_deep([0, 1] * 5, dim=4, **decays)
+        >>> [round(layer.nc1, 6) for layer in solution.curve()]
+        [0.0, 0.0, 0.0]
+        """
         return [self.collapse(index) for index in range(len(self.weights))]
 
     def to_dict(self) -> dict[str, Any]:

@@ -41,6 +41,19 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     record : mapping, Analysis, Straightness or Collapse
         The record of an analysis. For a `Straightness` or a `Collapse`, only the sentences about
         straightness or collapse are returned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(40) % 2)
+    >>> for sentence in wgeo.analysis.sentences(wgeo.straightness(traj, bootstrap=0)):
+    ...     print(sentence.claim, sentence.strength)
+    straightness suggested
+    optimality shown
+    blocks undecided
+    next undecided
     """
     record = Record.of(record)
     first = opening(record)

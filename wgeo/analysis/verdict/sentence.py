@@ -138,6 +138,16 @@ class Sentence(Result):
         ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported only
         by a value. ``undecided``: these samples do not decide it. ``warning``: a reason to doubt
         the rest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(40) % 2)
+    >>> sentence = wgeo.analysis.sentences(wgeo.straightness(traj, bootstrap=0))[1]
+    >>> sentence.claim, sentence.strength
+    ('optimality', 'shown')
     """
 
     claim: str

@@ -46,6 +46,17 @@ class BlockJacobian(Result):
         Largest error bound ||J^T u_k - s_k v_k|| / s_K over points.
     gap : float
         1 - s_{K+1} / s_K. If it is 0, U and V are not determined, and neither are overlaps.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> size = {"in_channels": 1, "image_size": 2, "width": 6, "depth": 2}
+    >>> net = wgeo.models.build("resmlp", num_classes=2, activation="tanh", **size)
+    >>> images = torch.randn(8, 1, 2, 2), torch.arange(8) % 2
+    >>> block = wgeo.alignment(net, images, vectors=2, points=2).blocks[0]
+    >>> block.name, block.dimension, len(block.singular_values), block.end
+    ('blocks.0', 6, 2, None)
     """
 
     name: str
@@ -82,6 +93,19 @@ class PairAlignment(Result):
         first uses the absolute values of M, as in the code of Aubry et al. (2025); the second uses
         M itself, as in their formula. They are 0 if J_j has the singular vectors of J_i (for the
         second, also the same signs). Only for neighboring blocks.
+
+    Examples
+    --------
+    All 6 directions of a space of 6 dimensions overlap completely:
+
+    >>> import torch
+    >>> import wgeo
+    >>> size = {"in_channels": 1, "image_size": 2, "width": 6, "depth": 2}
+    >>> net = wgeo.models.build("resmlp", num_classes=2, activation="tanh", **size)
+    >>> images = torch.randn(8, 1, 2, 2), torch.arange(8) % 2
+    >>> pair = wgeo.alignment(net, images, vectors=6, points=2).pairs[0]
+    >>> pair.source, pair.target, round(pair.overlap_uv, 3)
+    ('blocks.0', 'blocks.1', 1.0)
     """
 
     source: str
@@ -120,6 +144,17 @@ class SegmentAlignment(Result):
         with depth is also high in randomly initialized networks; the slope is not.)
     intervals : mapping of str to (low, high)
         95 % intervals over points; ``slope`` is the interval of the first slope.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> size = {"in_channels": 1, "image_size": 2, "width": 6, "depth": 2}
+    >>> net = wgeo.models.build("resmlp", num_classes=2, activation="tanh", **size)
+    >>> images = torch.randn(8, 1, 2, 2), torch.arange(8) % 2
+    >>> segment = wgeo.alignment(net, images, vectors=2, points=2).segments[0]
+    >>> segment.blocks, round(segment.chance, 3)
+    (('blocks.0', 'blocks.1'), 0.333)
     """
 
     blocks: tuple[str, ...]
@@ -160,6 +195,17 @@ class Alignment(Result):
         this is not the function from which training starts. Estimate the statistics first, with
         ``wgeo.models.fresh.reestimate_statistics``.
     seconds : float
+
+    Examples
+    --------
+    >>> import torch
+    >>> import wgeo
+    >>> size = {"in_channels": 1, "image_size": 2, "width": 6, "depth": 2}
+    >>> net = wgeo.models.build("resmlp", num_classes=2, activation="tanh", **size)
+    >>> images = torch.randn(8, 1, 2, 2), torch.arange(8) % 2
+    >>> result = wgeo.alignment(net, images, vectors=2, points=2)
+    >>> len(result.blocks), len(result.pairs), len(result.segments)
+    (2, 2, 1)
     """
 
     blocks: tuple[BlockJacobian, ...]

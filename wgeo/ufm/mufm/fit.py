@@ -96,6 +96,16 @@ def fit_mufm(
         A setting is out of range, a class has no samples, or there is only one class.
     ConvergenceError
         Newton's method stopped at a decrement above 1e-4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from wgeo import ufm
+    >>> labels = np.arange(30) % 2
+    >>> x = np.eye(2, 3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(30, 3))
+    >>> solution = ufm.fit_mufm(x, labels, layers=2, weight_decay=1e-3, transport=0.1)
+    >>> solution.certificate.verdict, solution.monotone
+    ('global', True)
     """
     start_time = time.perf_counter()
     inputs = check_features(x, "x")

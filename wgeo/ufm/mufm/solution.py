@@ -54,6 +54,18 @@ class MUFMSolution(Result):
         ``search``, the ``certificate``, and the whole fit (``seconds``).
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the index of the input at which each path starts.
+
+    Examples
+    --------
+    Samples move on straight lines:
+
+    >>> import numpy as np
+    >>> from wgeo import ufm
+    >>> labels = np.arange(30) % 2
+    >>> x = np.eye(2, 3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(30, 3))
+    >>> solution = ufm.fit_mufm(x, labels, layers=2, weight_decay=1e-3, transport=0.1)
+    >>> np.allclose(solution.layer(1), (solution.layer(0) + solution.layer(2)) / 2)
+    True
     """
 
     W: Matrix
@@ -84,6 +96,16 @@ class MUFMSolution(Result):
 
         H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh;
         rows are samples. Squared loss only.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from wgeo import ufm
+        >>> labels = np.arange(30) % 2
+        >>> x = np.eye(2, 3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(30, 3))
+        >>> solution = ufm.fit_mufm(x, labels, layers=2, weight_decay=1e-3, transport=0.1)
+        >>> np.allclose(solution.apply(x[:5], labels[:5]), solution.layer(2)[:5])
+        True
         """
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with `loss='mse'`.")
@@ -125,7 +147,19 @@ class MUFMSolution(Result):
         return collapse_of(self.layer(index), self.labels, name=f"layer{index}")
 
     def curve(self) -> list[LayerCollapse]:
-        """Return the collapse metrics of every layer, first to last."""
+        """Return the collapse metrics of every layer, first to last.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from wgeo import ufm
+        >>> labels = np.arange(30) % 2
+        >>> x = np.eye(2, 3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(30, 3))
+        >>> solution = ufm.fit_mufm(x, labels, layers=2, weight_decay=1e-3, transport=0.1)
+        >>> values = [layer.nc1_quotient for layer in solution.curve()]
+        >>> values == sorted(values, reverse=True)
+        True
+        """
         return [self.collapse(index) for index in range(self.layers + 1)]
 
     @property
