@@ -818,10 +818,21 @@ def test_bias_curve_shows_too_few_samples(rng):
     assert curve.points[-1].distance == pytest.approx(wasserstein(x, y).distance)
     assert curve.points[-1].distance_deviation is None
     assert curve.points[0].distance_deviation > 0
-    assert curve.samples_for(resolutions[1]) == pytest.approx(120, rel=0.15)
+    assert abs(curve.samples_for(resolutions[1]) - 120) <= 1  # rounded up
     assert curve.samples_for(2 * resolutions[-1]) > 480
     record = curve.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_sizes_suggested_by_a_curve_that_bends_agree_with_the_measured_ones(rng):
+    x = rng.normal(size=(64, 2))
+    curve = bias_curve(x, x + 0.1 * rng.normal(size=(64, 2)))
+    for point in curve.points:
+        below, above = point.resolution * (1 - 1e-9), point.resolution * (1 + 1e-9)
+        assert curve.samples_for(below) <= point.size <= curve.samples_for(above)
+    assert curve.points[-1].resolution < 0.49
+    assert curve.samples_for(0.5) > 64
+    assert curve.samples_for(curve.points[0].resolution / 2) < curve.points[0].size
 
 
 def test_bias_curve_checks_its_input(rng):

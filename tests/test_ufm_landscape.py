@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -178,3 +179,12 @@ def test_points_without_an_explicit_descent_direction():
             np.ones(2),
             np.eye(2),
         )
+
+
+def test_a_solution_with_changed_factors_is_refused():
+    """Its certificate is for another point, and would call any point global."""
+    solution = fit_mse([0, 1] * 3, dim=2, weight_decay=0.01, feature_decay=0.01)
+    assert landscape(solution).verdict == "global"
+    zero = replace(solution, H=0 * solution.H, weights=tuple(0 * W for W in solution.weights))
+    with pytest.raises(ArgumentError, match="as a fit returned it"):
+        landscape(zero)

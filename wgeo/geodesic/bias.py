@@ -54,8 +54,9 @@ class BiasCurve(Result):
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
         """Return the number of samples at which the resolution is `wanted`; None if unattainable.
 
-        A power law is fitted to the curve and extrapolated: in k effective dimensions, distances to
-        nearest neighbors decrease like N^(-1/k), while displacements keep their size.
+        Between measured sizes, the curve is interpolated. Beyond them it is continued by a power
+        law, whose exponent is fitted to all sizes: in k effective dimensions, distances to nearest
+        neighbors decrease like N^(-1/k), while displacements keep their size.
 
         Examples
         --------
@@ -71,10 +72,16 @@ class BiasCurve(Result):
         if len(resolutions) < 2:
             return None
         sizes, values = np.log(np.array(resolutions)).T
-        slope, intercept = np.polyfit(sizes, values, 1)
-        if slope <= 0:
-            return None
-        exponent = (np.log(wanted) - intercept) / slope
+        target, below = np.log(wanted), np.flatnonzero(values < np.log(wanted))
+        if below.size and below[-1] + 1 < len(values):  # all larger sizes resolve the displacements
+            i = below[-1]
+            exponent = np.interp(target, values[i : i + 2], sizes[i : i + 2])
+        else:
+            slope, _ = np.polyfit(sizes, values, 1)
+            if slope <= 0:
+                return None
+            nearest = -1 if below.size else 0
+            exponent = sizes[nearest] + (target - values[nearest]) / slope
         return int(np.ceil(np.exp(exponent))) if exponent < np.log(1e12) else None
 
     def to_dict(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def straightness(
     ----------
     traj : Trajectory
         At least two samples and one block.
-    solver : solver, optional
+    solver : Solver, optional
         Default `Exact()`.
     chain : Chain, optional
         The distances, if they have already been computed (`wgeo.transport.chain`).
@@ -69,8 +69,8 @@ def straightness(
         they are solved if k pairs of n samples of d features have k n^2 (d + 100) <= 4e10, as 8
         blocks with 2,000 samples of 64 features: about half a minute per segment on one core.
     nulls : int
-        Number of null maps of each kind (`NullScore`) for every block, every segment, and every map
-        from a compared layer to the segment's last layer; 0 for none.
+        Null maps of each kind (`NullScore`) for every block, segment and map from a compared layer
+        to the segment's last layer; 0 for none.
     groups : array_like of int, (n,), optional
         Samples with the same number are copies of one image. They are resampled together, and null
         maps use one sample per group.
@@ -86,11 +86,10 @@ def straightness(
     at this number of samples**, not its limit: empirical W2 is biased (upwards if clouds move
     little compared with their spacing), which no resampling can remove. `bias_curve` shows it. If m
     < n of the n samples are drawn and the problem is solved again, as `bias_curve` does, the spread
-    is the same and the bias is larger. If the solver returns no potentials, these measures have no
-    interval.
+    is the same, the bias larger. If the solver returns no potentials, they have no interval.
 
-    Centered values are linearized in the same way. The layers' means are kept fixed, because their
-    variation has only a second-order effect on every cost.
+    Centered values are linearized likewise, with the layers' means fixed: their variation has only
+    a second-order effect on every cost.
 
     Raises
     ------

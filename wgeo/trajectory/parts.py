@@ -10,11 +10,12 @@ from jaxtyping import Float
 from ..results import Displayed
 from ..storage.record import Provenance
 from ..storage.schema import Part
+from ..text import counted
 
 
 def _size(features: Float[np.ndarray, "n d"]) -> str:
     samples, width = features.shape
-    return f"{samples} samples of {width} features"
+    return f"{counted(samples, 'sample')} of {counted(width, 'feature')}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,7 +126,7 @@ class Classifier(Displayed):
 
     def _description(self) -> str:
         classes, width = self.weight.shape
-        return f"{classes} classes, {width} features"
+        return f"{classes} classes, {counted(width, 'feature')}"
 
 
 class NamedStage(Part):

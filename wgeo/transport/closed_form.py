@@ -135,7 +135,7 @@ class Sliced:
 
     .. math:: SW_2^2 = E_\theta\, W_2^2(\theta^T x, \theta^T y), \qquad \|\theta\| = 1
 
-    (Rabin, Peyre, Delon, Bernot 2011), reported as ``stats["sliced"]`` with its standard error.
+    (Rabin, Peyre, Delon, Bernot 2011); ``stats["sliced"]`` is SW_2, beside its standard error.
     For orthonormal directions sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an
     optimal coupling is feasible on every line. Directions are drawn as random orthonormal frames,
     in which each direction is uniformly distributed; ``lower`` comes from the best frame or from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -93,7 +94,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     Raises
     ------
     ArgumentError
-        The solution is of another kind, or the Hessian does not have that many eigenvalues.
+        The solution is of another kind or its factors were changed, or the Hessian does not have
+        that many eigenvalues.
     ConvergenceError
         Lanczos did not find any of the eigenvalues.
 
@@ -115,6 +117,12 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
             f"{type(solution).__name__}; use the `certificate` of a MUFM solution."
         )
     problem, x = solution.problem, solution.point()
+    objective = float(problem.value(x))
+    if not math.isclose(objective, solution.objective, rel_tol=1e-9):
+        raise ArgumentError(
+            f"The factors of this solution have the objective {objective:.9g}, but its certificate "
+            f"is for {solution.objective:.9g}. Pass a solution as a fit returned it."
+        )
     if not 1 <= eigenvalues < problem.size:
         raise ArgumentError(f"eigenvalues must be between 1 and {problem.size - 1}.")
     with one_thread():
