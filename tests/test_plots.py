@@ -555,6 +555,15 @@ def test_panels_of_a_model_draw_on_axes_given(panel: Any) -> None:
     panel(record_of(solution))
 
 
+def test_model_draws_a_solution_and_its_record() -> None:
+    solution = wgeo.ufm.fit_mse([0, 1] * 3, dim=2, weight_decay=0.01, feature_decay=0.01)
+    given, saved = plots.model(solution), plots.model(json.loads(json.dumps(record_of(solution))))
+    assert [ax.get_title() for ax in given.axes] == [ax.get_title() for ax in saved.axes]
+    with pytest.raises(ArgumentError, match="TransportResult"):
+        plots.model(wgeo.wasserstein([0.0, 1.0], [1.0, 2.0]))
+
+
+
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
     before = dict(mpl.rcParams)

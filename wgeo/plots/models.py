@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
+from ..results import Result
 from ..storage.files import folder_name
 from ..storage.ownership import owned
 from .files import _png, _svg
@@ -47,8 +48,8 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 
 @styled
-def model(record: Any) -> Figure:
-    """Draw the record of a solution (``wgeo.ufm.record.record_of``) as one figure.
+def model(solution: Any) -> Figure:
+    """Draw a solution of `wgeo.ufm`, or its record (``solution.json``), as one figure.
 
     The panels show the cosines of the class means, the terms of the objective, for models with
     several layers the collapse at each layer, and the final values of random starts, if any.
@@ -56,13 +57,18 @@ def model(record: Any) -> Figure:
     Examples
     --------
     >>> from wgeo import plots, ufm
-    >>> from wgeo.ufm.record import record_of
     >>> solution = ufm.fit_ce([0, 1, 2] * 5, dim=4, weight_decay=1e-3, feature_decay=1e-3)
-    >>> figure = plots.model(record_of(solution))
+    >>> figure = plots.model(solution)
     >>> plots.save(figure, "model.png", dpi=100).name
     'model.png'
     """
-    record = as_mapping(record)
+    if isinstance(solution, Result):  # a record is drawn without torch
+        from ..ufm import MUFMSolution, UFMSolution
+        from ..ufm.record import record_of
+
+        if isinstance(solution, UFMSolution | MUFMSolution):
+            solution = record_of(solution)
+    record = as_mapping(solution)
     curve, values = record.get("curve") or [], record.get("values") or []
     lower = [name for name, data in (("layers", curve[1:]), ("starts", values[1:])) if data]
     figure = new_figure(7.2, 2.9 if not lower else 5.4)
