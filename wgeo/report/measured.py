@@ -351,6 +351,7 @@ def collapse(record: Record, plots: Plots) -> str:
         figure_block(plots, "collapse"),
         _penultimate(layers[-1]),
         _progress(record),
+        figure_block(plots, "class-variability"),
         separation_law(record, plots),
         table(header, rows, f"Collapse metrics of every layer.{corrected}"),
         _last_layer(metrics[-1]),
