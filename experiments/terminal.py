@@ -19,7 +19,7 @@ import wgeo
 
 Result = dict[str, Any]
 PATH = ("length_ratio", "action_ratio", "line_shape_ratio", "turning_angle", "sqrt_moving_blocks")
-OPTIMAL = 0.95  # least correlation score that counts as optimal, about cos(18 degrees)
+OPTIMAL = 0.95  # least correlation score that counts as nearly optimal, about cos(18 degrees)
 KIND = (
     "data",
     "arch",
@@ -322,7 +322,7 @@ def correlation(results: Sequence[Result]) -> str:
         epoch = "last" if key[5] is None else key[5]
         rows.append([*_row(key), key[4], epoch, *cells, first])
     head = ["data", "network", "weight decay", "pool", "epoch"]
-    return table([*head, *(f"from {k}: own / null" for k in layers), "optimal from"], rows)
+    return table([*head, *(f"from {k}: own / null" for k in layers), "nearly optimal from"], rows)
 
 
 def _range(values: Sequence[float | None]) -> str:

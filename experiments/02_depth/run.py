@@ -102,7 +102,7 @@ def all_layers(
         accuracy = min(result["accuracy"] for result in group)
         cells = [spread([result[name] for result in group]) for name in names]
         rows.append([*key, len(group), f"{accuracy:.3f}", *cells, first])
-    head = ["data", "blocks", "seeds", "accuracy", *names.values(), "optimal from layer"]
+    head = ["data", "blocks", "seeds", "accuracy", *names.values(), "nearly optimal from layer"]
     return table(head, rows)
 
 
