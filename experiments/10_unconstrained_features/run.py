@@ -31,6 +31,9 @@ FITS = {
     "mse, free bias": (fit_mse, "free"),
 }
 
+# labels of the models among the critical points, at which every bias has a little decay
+DECAYED = {"ce": "ce, decayed bias", "mse": "mse", "mse, free bias": "mse, decayed bias"}
+
 LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d - K
 
 
@@ -182,7 +185,7 @@ def critical_table(results: list[Result], lab: Lab) -> None:
         cell, kinds = found["cell"], found["kinds"]
         rows.append(
             [
-                cell["model"],
+                DECAYED[cell["model"]],
                 cell["classes"],
                 cell["classes"] + cell["extra"],
                 cell["starts"] - kinds.get("not critical", 0),
@@ -197,8 +200,12 @@ def critical_table(results: list[Result], lab: Lab) -> None:
             ]
         )
     head = ["model", "K", "d", "critical points", "global", "strict saddles", "undecided"]
-    head += ["saddle levels", "global: most above the minimum", "saddles: weakest curvature"]
-    head += ["saddles: least fall", "explicit directions"]
+    head += [
+        "saddle levels",
+        "global: largest excess over the minimum",
+        "saddles: weakest curvature",
+    ]
+    head += ["saddles: smallest decrease", "explicit directions"]
     lab.write("critical", table(head, rows))
 
 
