@@ -25,7 +25,7 @@ from wgeo.geodesic.paths import neighbor_distance, path_measures, resolution
 from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
 from wgeo.geodesic.significance import STATISTICS, shuffled
 from wgeo.trajectory import Layer, Trajectory
-from wgeo.transport import Exact, Gaussian, Status, TransportResult, wasserstein
+from wgeo.transport import Exact, Gaussian, Sliced, Status, TransportResult, wasserstein
 
 ROOT2 = np.sqrt(2)
 
@@ -872,5 +872,29 @@ def test_coupling_is_used_if_its_cost_is_the_solvers_up_to_rounding(rng, scale):
     end = wasserstein(x, y)
     for off, same in ((0.0, True), (1e-9, True), (1e-4, False)):
         told = replace(end, cost=end.cost * (1 + off))
-        assert _is_optimal_permutation(told, segment) is same
-    assert not _is_optimal_permutation(replace(end, coupling=None), segment)
+        assert _is_optimal_permutation(told, segment, 0.0) is same
+    assert not _is_optimal_permutation(replace(end, coupling=None), segment, 0.0)
+
+
+def test_no_geodesic_is_drawn_from_a_coupling_that_is_not_proved_optimal(rng):
+    x = rng.normal(size=(40, 5))
+    y = x @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    layers = trajectory([x, (x + y) / 2, y])
+    assert wasserstein(x, y, solver=Sliced()).cost > 1.5 * wasserstein(x, y).cost
+    (segment,) = straightness(layers, solver=Sliced(), bootstrap=0).segments
+    assert segment.interpolation_gap == (None, None, None)
+    (line,) = straightness(trajectory([x, 1.5 * x, 2 * x]), solver=Sliced(), bootstrap=0).segments
+    np.testing.assert_allclose(line.interpolation_gap, 0, atol=1e-6)  # here it proves the optimum
+
+
+def test_a_geodesic_is_drawn_if_only_rounding_widens_the_interval(rng):
+    x = rng.normal(size=(40, 5))
+    y = x + 1e-11 * rng.normal(size=x.shape)
+    assert wasserstein(x, y).status == "bounded"
+    assert None not in measured([x, (x + y) / 2, y]).interpolation_gap
+
+
+def test_a_negative_number_of_null_maps_is_an_error(rng):
+    layers = trajectory([rng.normal(size=(9, 2)), rng.normal(size=(9, 2))])
+    with pytest.raises(ArgumentError, match=r"must be a whole number >= 0, not -1"):
+        straightness(layers, nulls=-1)

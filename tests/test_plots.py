@@ -563,7 +563,6 @@ def test_model_draws_a_solution_and_its_record() -> None:
         plots.model(wgeo.wasserstein([0.0, 1.0], [1.0, 2.0]))
 
 
-
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
     before = dict(mpl.rcParams)

@@ -66,7 +66,7 @@ def test_the_form_of_version_0_1_still_works(name):
             former = fit(bias_decay=old)
         assert former.objective == (fit() if new is None else fit(bias=new)).objective
     for old, new in ((True, "free"), (False, "none")):
-        with pytest.warns(DeprecationWarning, match=f"is now '{new}'"):
+        with pytest.warns(DeprecationWarning, match=f"`bias={old}` is now `bias='{new}'`"):
             former = fit(bias=old)
         assert former.objective == fit(bias=new).objective
     with pytest.raises(ArgumentError, match="Give `bias=` alone"):

@@ -42,7 +42,7 @@ def _binary(layers, **given):
 def test_linear_closed_form(counts, decays, lh, value, sizes):
     found = _fit(counts, decays, lh)
     assert found.objective == pytest.approx(value, abs=6e-13)
-    assert spectral_optimum(found.problem).sizes == pytest.approx(sizes, abs=6e-9)
+    assert spectral_optimum(found.problem).singular_values == pytest.approx(sizes, abs=6e-9)
     assert found.certificate.verdict == "global"
     assert found.certificate.gradient_norm < 1e-13
     # every factor carries the same penalty, singular value by singular value

@@ -62,10 +62,10 @@ def test_imbalanced(lb, value, b, method):
 
 
 def test_singular_values_and_more_values():
-    assert spectral_optimum(_fit([6, 3, 2], 3).problem).sizes == pytest.approx(
+    assert spectral_optimum(_fit([6, 3, 2], 3).problem).singular_values == pytest.approx(
         [2.3717079969, 1.6542690616, 1.3364318164], abs=6e-11
     )
-    assert spectral_optimum(_fit([6, 3, 2], 3, bias=0).problem).sizes == pytest.approx(
+    assert spectral_optimum(_fit([6, 3, 2], 3, bias=0).problem).singular_values == pytest.approx(
         [1.9758692124, 1.4479876622, 0], abs=6e-11
     )
     for lb, value in (("none", 0.029442611053), (0, 0.019440029874), (0.1, 0.028012611053)):

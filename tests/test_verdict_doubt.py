@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_verdict import centred, collapse_of, said, segment, trajectory, verdict_of
+from test_verdict import centred, claimed, collapse_of, said, segment, trajectory, verdict_of
 
 import wgeo
 from wgeo.analysis import analyze_trajectory
@@ -208,6 +208,24 @@ def test_a_nearly_optimal_block_with_power_is_counted_as_one(low, null, words):
     assert words in said(sentences({"blocks": [row]}), "blocks")
 
 
+@pytest.mark.parametrize(
+    ("score", "word"),
+    [
+        ([0.1, 0.05, 0.2], None),
+        ([0.97, 0.94, 0.98], None),
+        ([0.97, 0.96, 0.98], "nearly optimal"),
+        ([0.995, 0.993, 1.0], "optimal"),
+    ],
+)
+@pytest.mark.parametrize("null", [0.3, 0.99])
+def test_the_evidence_names_only_what_the_score_shows(score, word, null):
+    nulls = [{"kind": "dealt", "score": [null] * 3}]
+    found = sentences({"segments": [segment(corr_score=score, null=nulls)]})
+    (first,) = claimed(found, "optimality").evidence["scores"]
+    shown = word if null == 0.3 else None
+    assert (first["word"], first["optimal"]) == (shown, shown == "optimal")
+
+
 @pytest.mark.parametrize(("ratio", "mentioned"), [(141.0, True), (9.0, False)])
 def test_nearly_point_like_start_is_reported_with_its_spread(ratio, mentioned):
     words = said(sentences({"segments": [segment(spread_ratio=ratio)]}), "optimality")
@@ -234,7 +252,7 @@ def test_an_optimal_map_names_its_own_blocks_that_jacobians_exclude(of_a, of_b, 
     words = said(sentences(optimal_from_a(*tests)), "optimality")
     assert words.startswith("From a to b the map is optimal")
     assert (
-        "; but the Jacobians of b, computed before pooling, show that it is not" in words
+        "; but the Jacobians of b, computed before pooling, show that this block is not" in words
     ) == named
     assert "Jacobians of a" not in words
 
@@ -253,7 +271,7 @@ def test_several_blocks_of_an_optimal_map_are_named_or_counted(excluded, words):
     whole = segment(layers=["a", *inner], corr_score=[0.999] * 3)
     found = said(sentences({"segments": [whole], "blocks": rows}), "optimality")
     assert words in found
-    assert "show that they are not exactly optimal maps" in found
+    assert "show that these blocks are not exactly optimal maps" in found
 
 
 @pytest.mark.parametrize(("points", "strength"), [(4, "suggested"), (30, "shown")])

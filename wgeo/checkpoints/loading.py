@@ -228,7 +228,7 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     stored = {**meta, **meta.get("options", {})}
     names = {"activation", "heads"}
-    if find(arch).external:  # a factory named by the user: everything it was built with
+    if find(arch).user_code:  # a factory named by the user: everything it was built with
         names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
     kinds = str | int | float
     return {k: stored[k] for k in names if isinstance(k, str) and isinstance(stored.get(k), kinds)}

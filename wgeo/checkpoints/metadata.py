@@ -1,4 +1,4 @@
-"""Metadata stored next to the weights: epoch and accuracy."""
+"""Metadata stored in the same file as the weights: epoch and accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..text import printable
 from .standins import as_array
 
-_MAX_DEPTH = 3  # levels of nested dicts that are searched
+_MAX_DEPTH = 3  # levels of dicts that are searched, including the top one
 _MAX_ENTRIES = 10_000  # entries searched in a dict
 _MAX_NESTED = 100  # nested dicts searched in a dict
 _PREFIX = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
@@ -43,10 +43,10 @@ def epoch(value: Any) -> int | None:
 
 
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:
-    """Return the accuracy claimed by a file and its key; None if it claims no accuracy.
+    """Return the accuracy that a file claims, with its key; None if it claims no accuracy.
 
-    Numbers above 1 are percentages. If there are several, the first at the top level is used, or
-    the first nested one if there is no other.
+    A number above 1 is a percentage; numbers outside 0 to 100 are skipped. If a file claims several
+    accuracies, the first at the top level counts, or else the first nested one.
 
     Returns
     -------

@@ -96,7 +96,7 @@ class Choice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
 
 
 class Command(click.Command):
-    """A command that is recorded in the context, by which errors name its options."""
+    """A command that records itself in the context, so that errors can name its options."""
 
     def invoke(self, ctx: click.Context) -> Any:
         ctx.meta["wgeo.command"] = self
@@ -104,7 +104,10 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group that turns every error into one line and exit code 2; `--debug` shows tracebacks."""
+    """A group that turns all errors but click's own into one line and exit code 2.
+
+    `--debug` shows tracebacks.
+    """
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; a failure to print its help is also reported in one line."""
@@ -171,7 +174,7 @@ def _quiet_on_closed_pipe() -> Iterator[None]:
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Escape click's own errors, which quote arguments such as file names (``*``)."""
+    """Escape click's own errors, which quote arguments, such as file names from a shell's ``*``."""
     try:
         yield
     except click.ClickException as error:
@@ -238,7 +241,7 @@ def _error_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     out_of_memory = ("t allocate memory", "out of memory", "failed to map segment")
     if isinstance(error, MemoryError) or any(phrase in text for phrase in out_of_memory):
-        return "Not enough memory: use fewer --samples or --pool gap."
+        return "Not enough memory: use fewer `--samples`, or use `--pool gap`."
     if isinstance(error, OSError):
         return text or type(error).__name__
     return (
@@ -270,8 +273,8 @@ def command(
 ) -> Callable[[F], click.Command]:
     """Return a decorator that adds a command to `main` or to the group `within`.
 
-    The command's help ends in an example. If `together` is true, a launch of several processes may
-    run the command (`wgeo.runtime.processes`).
+    The command's help ends in an example. If `together` is true, the command may run in several
+    processes (torchrun; `wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
@@ -288,7 +291,7 @@ def command(
 
 
 def _single_process(name: str, function: F) -> F:
-    """Make a command an error if several processes run it."""
+    """Make a command raise an error if several processes run it."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -329,5 +332,5 @@ def number(text: str, option: str) -> int:
 
 
 def as_typed() -> str:
-    """Return the command as typed, for the record."""
+    """Return the command line as typed, to be stored in a record."""
     return str(click.get_current_context().find_root().meta["wgeo.typed"])

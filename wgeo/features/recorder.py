@@ -21,7 +21,7 @@ from .pooling import channel_axis, keeps_all, pooling
 from .residual_blocks import BlockSpec, evaluating, first_tensor, hooked, run
 from .taps import tensor_hooks
 
-HEAD, LOGITS = ":head", ":logits"  # input and output of the classifier; not layers
+HEAD_INPUT, LOGITS = ":head", ":logits"  # input and output of the classifier; not layers
 Batch = dict[str, np.ndarray]
 
 
@@ -72,22 +72,23 @@ class Recorder:
             _require_channels(layouts, pool)
         recorder = cls(module, tuple(specs), pool, tap, layouts, find_head(module, probe))
         recorder._drop_entries()
-        rows = recorder.follow(probe, probe.device)
+        rows = recorder.record(probe, probe.device)
         names = [spec.name for spec in specs]
         recorder.penultimate = (
-            HEAD in rows
+            HEAD_INPUT in rows
             and PENULTIMATE not in names
-            and not _close(rows[HEAD], rows[features_key(names[-1])])
+            and not _close(rows[HEAD_INPUT], rows[features_key(names[-1])])
         )
         return recorder
 
-    def follow(self, x: torch.Tensor, device: torch.device) -> Batch:
+    def record(self, x: torch.Tensor, device: torch.device) -> Batch:
         """Pass a batch through the network, in halves if the device runs out of memory.
 
         Returns
         -------
         dict of str to ndarray, (b, d)
-            Layers under their names in a store, `HEAD` and `LOGITS`.
+            Features and entries by their keys in a store; also the classifier's input and output,
+            as `HEAD_INPUT` and `LOGITS`.
         """
         parts: list[Batch] = []
         start = 0
@@ -128,10 +129,10 @@ class Recorder:
         return layout.shape if keeps_all(self.pool) else layout.space
 
     def _drop_entries(self) -> None:
-        """Keep an identity's input only if the space changed between two blocks.
+        """Drop the input of an identity shortcut, which repeats the previous layer's output.
 
-        It is then the output of the block's shortcut, in the space of the block's output. If a
-        block adds to an argument other than its first, its layer begins with that argument.
+        Keep it if the feature space changed since the previous layer, or if the block adds its
+        branch to an argument other than its first.
         """
         previous = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
         for last, spec in zip(previous, self.specs, strict=False):
@@ -151,10 +152,10 @@ class Recorder:
             if key in self.layouts:
                 self._keep(key, self._pool(key, maps, count))
 
-        with evaluating(self.module), torch.no_grad(), hooked() as keep:
+        with evaluating(self.module), torch.no_grad(), hooked() as register:
             if self.head.name is not None:
                 layer = self.module.get_submodule(self.head.name)
-                keep(layer.register_forward_pre_hook(self._keep_head_input))
+                register(layer.register_forward_pre_hook(self._keep_head_input))
             self._keep(features_key("input"), x.flatten(1))
             with tensor_hooks(self.module, self.specs, self.tap, put):
                 # A copy, since the network may work in place on the caller's images.
@@ -162,7 +163,7 @@ class Recorder:
         if self.head.output is not None:
             self._keep(LOGITS, tables_in(out)[self.head.output])
         if self.penultimate:
-            self._rows[features_key(PENULTIMATE)] = self._rows[HEAD]
+            self._rows[features_key(PENULTIMATE)] = self._rows[HEAD_INPUT]
         return self._rows
 
     def _pool(self, key: str, maps: torch.Tensor, count: int) -> torch.Tensor:
@@ -174,7 +175,7 @@ class Recorder:
     def _keep_head_input(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         x = first_tensor(args)
         if x is not None and x.ndim > 1:
-            self._keep(HEAD, x.flatten(1))
+            self._keep(HEAD_INPUT, x.flatten(1))
 
     def _keep(self, key: str, rows: torch.Tensor) -> None:
         kind = np.float64 if rows.dtype == torch.float64 else np.float32
@@ -193,8 +194,8 @@ def _require_channels(layouts: dict[str, Layout], pool: str) -> None:
             shape = ", ".join(map(str, layout.shape))
             method = pool.partition("@")[0]
             raise FeatureError(
-                f"{key.partition(':')[2]!r} returns maps of shape (n, {shape}), and neither its "
-                "parameters nor their lengths determine the channel axis. Specify it: "
+                f"{key.partition(':')[2]!r} returns maps of shape (n, {shape}), and the channel "
+                "axis could not be found from the block's parameters. Specify it: "
                 f"`pool='{method}@first'` for (n, c, ...), `pool='{method}@last'` for (n, ..., c); "
-                "or keep every entry with `pool='flat'`."
+                "or keep every value with `pool='flat'`."
             )

@@ -37,7 +37,7 @@ from ..trajectory.trajectory import (
 from .network import identity, module_of, normalization_for, on_device, provenance, sample
 from .pooling import pooling
 from .projection import Projection
-from .recorder import HEAD, LOGITS, Batch, Recorder
+from .recorder import HEAD_INPUT, LOGITS, Batch, Recorder
 from .residual_blocks import Blocks, survey
 
 
@@ -128,7 +128,7 @@ def trace(
         recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
         settings["axes"] = recorder.describe_axes()
         settings |= _other_sums(blocks)
-        probe_rows = recorder.follow(probe, target)
+        probe_rows = recorder.record(probe, target)
         stages, columns = recorder.stages(), _stored_rows(probe_rows, projection)
         if projection is not None:
             points = len(images) * sum(row.ndim > 1 for row in columns.values())
@@ -205,7 +205,7 @@ def stream(
         recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
         names = [name for name, _ in recorder.stages()]
         for x, y in images.batches(batch_size, normalization_for(net, images)):
-            rows = recorder.follow(x, target)
+            rows = recorder.record(x, target)
             _require_classes(rows, y)
             predictions = decisions(rows[LOGITS]) if LOGITS in rows else None
             yield {name: rows[features_key(name)] for name in names}, y, predictions
@@ -307,7 +307,7 @@ class _RowWriter:
         pending: list[Batch] = []
         for part, batch in track(batches, "tracing features"):
             x = self.normalization(self.images.x[batch])
-            rows = self.recorder.follow(x, self.device)
+            rows = self.recorder.record(x, self.device)
             pending.append(_stored_rows(rows, self.projection, batch.start))
             if batch.stop == part.stop:
                 arrays = {
@@ -363,7 +363,7 @@ def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) ->
     """Return the rows that a trajectory stores: finite, and projected if requested."""
     stored: Batch = {}
     for key, rows in batch.items():
-        if key in (HEAD, LOGITS):
+        if key in (HEAD_INPUT, LOGITS):
             continue
         check_finite(torch.from_numpy(rows), f"layer {key.partition(':')[2]!r}", start)
         stored[key] = rows if projection is None else projection(rows)

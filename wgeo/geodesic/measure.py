@@ -22,7 +22,7 @@ from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
-from ..transport import Chain, Exact, Solver, TransportResult, wasserstein
+from ..transport import Chain, Exact, Solver, Status, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
@@ -36,6 +36,7 @@ from .result import BlockTransport, Interval, NullScore, SegmentStraightness, St
 
 Null = Mapping[Ends, Sequence[NullScore]]
 _SAME_COST = 1e-6
+_ROUNDING = 4  # width of an interval that is only rounding error, divided by the bound on it
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 
@@ -66,11 +67,12 @@ def straightness(
     pairs : bool, optional
         Whether to solve between every two layers of each segment (for more than 10 layers, between
         9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default,
-        they are solved if k pairs of n samples of d features have k n^2 (d + 100) <= 4e10, as 8
-        blocks with 2,000 samples of 64 features: about half a minute per segment on one core.
+        the missing k pairs, of n samples with d features, are solved if k n^2 (d + 100) <= 4e10,
+        about half a minute per segment on one core. 8 blocks with 2,000 samples of 64 features are
+        within this limit.
     nulls : int
-        Null maps of each kind (`NullScore`) for every block, segment and map from a compared layer
-        to the segment's last layer; 0 for none.
+        Null maps of each kind (`NullScore`) for every block, every segment and, if `pairs` are
+        solved, every map from one of their layers to the segment's last layer; 0 for none.
     groups : array_like of int, (n,), optional
         Samples with the same number are copies of one image. They are resampled together, and null
         maps use one sample per group.
@@ -84,9 +86,10 @@ def straightness(
     (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample with weights w is sum_i w_i
     (f_i + g_i), without another solve. **The intervals of these measures cover the expected value
     at this number of samples**, not its limit: empirical W2 is biased (upwards if clouds move
-    little compared with their spacing), which no resampling can remove. `bias_curve` shows it. If m
-    < n of the n samples are drawn and the problem is solved again, as `bias_curve` does, the spread
-    is the same, the bias larger. If the solver returns no potentials, they have no interval.
+    little compared with their spacing), which no resampling can remove. `bias_curve` shows it: it
+    solves again on random subsets of m < n samples, whose spread times sqrt(m / n) is about the
+    same, but whose bias is larger. Without potentials from the solver, the measures that contain W2
+    have no interval.
 
     Centered values are linearized likewise, with the layers' means fixed: their variation has only
     a second-order effect on every cost.
@@ -96,7 +99,7 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, or `nulls` is negative.
+        `groups` is not one whole number per sample, or `nulls` is not a whole number >= 0.
 
     Examples
     --------
@@ -118,7 +121,8 @@ def straightness(
         )
     if not isinstance(nulls, int) or nulls < 0:
         raise ArgumentError(
-            f"nulls, the number of null maps of each kind, must be >= 0, not {nulls!r}."
+            f"nulls, the number of null maps of each kind, must be a whole number >= 0, not "
+            f"{nulls!r}."
         )
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
@@ -151,10 +155,10 @@ class _MeasuredSegment:
     pairs: Mapping[Ends, CenteredPair]
     moments: Moments
     raw: SegmentSample
-    resampled: Resampled
-    path: PathMeasures
-    squared_distances: Mapping[Ends, Float[np.ndarray, " n"]]
-    centered: Resampled
+    resampled_raw: Resampled
+    centered_path: PathMeasures
+    centered_costs: Mapping[Ends, Float[np.ndarray, " n"]]
+    resampled_centered: Resampled
     groups: Int[np.ndarray, " n"] | None
 
     @classmethod
@@ -176,39 +180,27 @@ class _MeasuredSegment:
         }
         *steps, end = (pairs[key].transport for key in chain)
         centered = SegmentSample.centered_of(moments, steps, end)
-        resampled, resampled_centered = (
+        resampled_raw, resampled_centered = (
             each.resampled(bootstrap, seed, groups) for each in (raw, centered)
         )
         paired_costs = [*centered.path.step_cost.T, centered.path.chord_cost]
-        squared_distances = {
+        centered_costs = {
             key: costs(moments, *key, solutions[key], each)
             for key, each in zip(chain, paired_costs, strict=True)
         }
-        return cls(
-            segment,
-            solutions,
-            pairs,
-            moments,
-            raw,
-            resampled,
-            centered.path,
-            squared_distances,
-            resampled_centered,
-            groups,
-        )
+        measures = (raw, resampled_raw, centered.path, centered_costs, resampled_centered)
+        return cls(segment, solutions, pairs, moments, *measures, groups)
 
     @property
     def last(self) -> int:
         return len(self.segment.arrays) - 1
 
-    def optimality(self, i: int, j: int, null: Null, name: str) -> dict[str, Any]:
-        """Return the fields of `Optimality` for layers i to j; measures have the suffix `name`."""
+    def optimality(self, i: int, j: int, null: Null, suffix: str) -> dict[str, Any]:
+        """Return the fields of `Optimality` for layers i to j; their measures end in `suffix`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
-        paired, moved = (
-            self.resampled.values[f"paired{name}"],
-            self.centered.values[f"paired{name}"],
-        )
+        paired = self.resampled_raw.values[f"paired{suffix}"]
+        moved = self.resampled_centered.values[f"paired{suffix}"]
         largest = max(spread[i], spread[j])
         return {
             "samples": n,
@@ -216,12 +208,12 @@ class _MeasuredSegment:
             "spread": tuple(map(float, spread[i : j + 1])),
             "spread_ratio": float(spread[j] / spread[i]) if spread[i] > 0 else None,
             "effective_samples": effective_samples(
-                self.path, self.squared_distances, i, j, self.groups
+                self.centered_path, self.centered_costs, i, j, self.groups
             ),
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
-            "ot_score_centred": _defined(self.centered.values[f"ot_score{name}"]),
+            "ot_score_centred": _defined(self.resampled_centered.values[f"ot_score{suffix}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": has_power(null.get((i, j), ())),
@@ -235,15 +227,16 @@ class _MeasuredSegment:
         rng = np.random.default_rng((seed, self.last))
         rows = distinct_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
         u, v = (as_float64(arrays[k][rows]) - self.moments.centers[k] for k in (0, -1))
-        return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
+        return length_ratio_at_most(u, v, self.centered_path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centered: bool = False) -> dict[str, Interval]:
         """Return the defined intervals of `names`, {name in the record: name of the measure}."""
+        resampled = self.resampled_centered if centered else self.resampled_raw
         intervals = {}
         for name, measure in names.items():
             if name in LINEARIZED and not self.raw.linearized:
                 continue
-            interval = (self.centered if centered else self.resampled).interval(measure)
+            interval = resampled.interval(measure)
             if interval is not None:
                 intervals[name] = interval
         return intervals
@@ -276,7 +269,7 @@ def _solve_missing(
 
 
 def _null(sample: _MeasuredSegment, draws: int, seed: tuple[int, int]) -> Null:
-    """Return the null scores of every block, and of the maps from each layer to the last."""
+    """Return the null scores of every block, and of the solved maps to the last layer."""
     arrays, last = sample.segment.arrays, sample.last
     ends = [(i, j) for i, j in sample.solutions if j == i + 1 or j == last] if draws else []
     tasks = [
@@ -299,7 +292,7 @@ def _block(
 ) -> BlockTransport:
     names = {name: f"{name} {step}" for name in ("distance", "paired", "ot_score")}
     scores = {"ot_score_centred": f"ot_score {step}", "corr_score": f"corr_score {step}"}
-    result, values = sample.solutions[step, step + 1], sample.resampled.values
+    result, values = sample.solutions[step, step + 1], sample.resampled_raw.values
     return BlockTransport(
         source=block.source,
         target=block.target,
@@ -328,13 +321,13 @@ def _segment(
     seed: int,
 ) -> SegmentStraightness:
     segment, raw, last = sample.segment, sample.raw, sample.last
-    gap, time = _interpolation(segment, raw, sample.resampled.values, solver)
+    gap, time = _interpolation(segment, raw, sample.resampled_raw.values, solver)
     scores = {"ot_score_centred": "ot_score", "corr_score": "corr_score"}
     distances = {key: result.distance for key, result in sample.solutions.items()}
     return SegmentStraightness(
         layers=segment.names,
         stage=segment.stage,
-        **_path(sample.resampled),
+        **_path(sample.resampled_raw),
         resolution=resolution(segment.arrays[0], segment.arrays[-1], neighbours=spacing),
         interpolation_gap=gap,
         interpolation_time=time,
@@ -362,7 +355,7 @@ def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]
     """Return the measures of the path with each layer's mean subtracted."""
     distances = {key: pair.transport.distance for key, pair in sample.pairs.items()}
     return {
-        **_path(sample.centered),
+        **_path(sample.resampled_centered),
         "length_over_runs": length_over_runs(sample.last, distances),
         "null_length_ratio": _null_length_ratio(sample, null.get((0, sample.last), ())),
         "length_ratio_at_most": sample.length_ratio_at_most(seed),
@@ -371,22 +364,25 @@ def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]
 
 
 def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
-    """Return the length over the estimated distance between the ends of a null map."""
+    """Return the centered length divided by the largest estimate of a null map's W2 end to end."""
     highest = max((each.ot_score for each in null), default=0.0)
-    paired = sample.centered.values["paired"] * np.sqrt(highest)
-    return float(sample.centered.values["length"] / paired) if paired > 0 else None
+    paired = sample.resampled_centered.values["paired"] * np.sqrt(highest)
+    return float(sample.resampled_centered.values["length"] / paired) if paired > 0 else None
 
 
 def _interpolation(
     segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Solver
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return each layer's distance to the geodesic at its arc length, and that arc length."""
+    """Return each layer's distance to the geodesic, and the time at which it is taken.
+
+    Distances are fractions of W2 between the ends; times are fractions of the arc length.
+    """
     end, layers = sample.end, segment.arrays
     if end is None or not values["distance"] > 0:
         return (None,) * len(layers), (None,) * len(layers)
     lengths = np.cumsum([0.0, *(values[f"distance {step}"] for step in range(len(layers) - 1))])
     times = [float(t) for t in lengths / lengths[-1]]
-    if not _is_optimal_permutation(end, segment):
+    if not _is_optimal_permutation(end, segment, sample.floor):
         return (None,) * len(layers), tuple(times)
     inverse = np.argsort(end.coupling)
     starts = (np.arange(len(inverse)), inverse)
@@ -402,18 +398,22 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Early layers are close to the geodesics that start at their own samples, late layers to
-        # those that end there.
+        # A good pairing to start from: sample i of an early layer is near the geodesic that starts
+        # at sample i, that of a late layer near the one that ends at sample i.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
     return (*gaps, 0.0), tuple(times)
 
 
-def _is_optimal_permutation(end: TransportResult, segment: Segment) -> bool:
-    """Return whether the coupling is a permutation with the cost that the solver reports."""
+def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float) -> bool:
+    """Return whether the coupling is a permutation that the result's interval proves optimal.
+
+    It is proved to the solver's tolerance, or to rounding, which `floor` bounds.
+    """
     match = end.coupling
-    if not (isinstance(match, np.ndarray) and match.ndim == 1):
+    proved = end.status is Status.CERTIFIED or end.upper - end.lower <= _ROUNDING * floor
+    if not (proved and isinstance(match, np.ndarray) and match.ndim == 1):
         return False
     first, last = segment.arrays[0], segment.arrays[-1]
     cost = _paired_cost(first, last, match) / len(first)
@@ -432,15 +432,15 @@ def _paired_cost(
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
     """Return quantiles of each measure over all samples and by class, if defined."""
-    groups = {"all": np.ones(len(traj), dtype=bool)}
+    members_of = {"all": np.ones(len(traj), dtype=bool)}
     for k in np.unique(traj.labels):
-        groups[traj.class_names[k] if k < len(traj.class_names) else str(k)] = traj.labels == k
+        members_of[traj.class_names[k] if k < len(traj.class_names) else str(k)] = traj.labels == k
     quantiles: dict[str, dict[str, list[float]]] = {}
     for name in TRAJECTORY_MEASURES:
         values = getattr(sample.path, name)
         quantiles[name] = {
             group: [float(q) for q in np.nanquantile(values[members], QUANTILES)]
-            for group, members in groups.items()
+            for group, members in members_of.items()
             if not np.isnan(values[members]).all()
         }
     return quantiles

@@ -247,8 +247,9 @@ class SegmentStraightness(Optimality):
     interpolation_gap : tuple of (float or None), one per layer
         W2(mu_l, nu_t) / D, where nu_t is the displacement interpolation of the end layers (McCann
         1997), that is, the law of (1 - t) x_0 + t T(x_0) with their optimal coupling T, and t is
-        the arc length up to layer l divided by `length`. It is 0 at both ends. None without a
-        coupling, and (with a warning) for stored layers if the disk has no space for nu_t.
+        the arc length up to layer l divided by `length`. It is 0 at both ends. None unless the
+        solver returns a permutation and proves it optimal, as `Exact` does, and (with a warning)
+        for stored layers if the disk has no space for nu_t.
     interpolation_time : tuple of (float or None), one per layer
         The t of each layer: the point on the geodesic with which it is compared.
     quantiles : dict

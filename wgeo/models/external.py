@@ -46,12 +46,13 @@ class Arch:
         Regular expressions that convert other common names of keys to those of this architecture.
     required_key : str
         Regular expression that matches at least one key of every such network. A state dict
-        without such a key is excluded before any network is built.
+        without such a key is excluded before any network is built. The default matches nothing: the
+        architecture is never chosen automatically.
     determined_by_shapes : bool
         Whether the shapes of a state dict determine the network. If they do not, for example if
         they leave the activation or the number of heads open, the architecture is not chosen
         automatically.
-    external : bool
+    user_code : bool
         Whether its code is the user's. If so, the network is built completely before shapes are
         compared.
     translate : callable or None
@@ -66,11 +67,11 @@ class Arch:
     rename: tuple[tuple[str, str], ...] = ()
     required_key: str = _NO_KEY
     determined_by_shapes: bool = False
-    external: bool = False
+    user_code: bool = False
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
-_DISTINGUISHING_MODULE = {  # a module of each torchvision ResNet that shallower ones do not have
+_DEEPEST_MODULE = {  # a module that each torchvision ResNet has and shallower ones lack
     "resnet18": "layer3.1.conv2",
     "resnet34": "layer3.5.conv2",
     "resnet50": "layer3.5.conv3",
@@ -133,7 +134,7 @@ def torchvision_arch(name: str) -> Arch:
         partial(_build_torchvision_resnet, name),
         infer_torchvision_resnet,
         normalize="imagenet",
-        required_key="^" + re.escape(_DISTINGUISHING_MODULE[name]),
+        required_key="^" + re.escape(_DEEPEST_MODULE[name]),
         determined_by_shapes=True,
         rename=(
             *HUGGINGFACE_RESNET,
@@ -211,15 +212,15 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the probable number of classes and of input channels of an unknown network.
 
     The number of classes is the number of rows of the head's weight. The head is the weight with
-    one of the usual names, or otherwise the last matrix. The channels are those of the first
-    convolution.
+    one of the usual names, or otherwise the last weight with two or four axes. The channels are
+    those of the first convolution.
     """
     usual = [f"{name}.weight" for name in HEADS]
-    matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
-    head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
+    kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
+    head = next((key for key in usual if key in state), kernels[-1] if kernels else "")
     if head.startswith("classifier."):  # the last of several, as in AlexNet
-        head = next(key for key in reversed(matrices) if key.startswith("classifier."))
-    channels = [int(state[key].shape[1]) for key in matrices if state[key].ndim == 4] or [3]
+        head = next(key for key in reversed(kernels) if key.startswith("classifier."))
+    channels = [int(state[key].shape[1]) for key in kernels if state[key].ndim == 4] or [3]
     # The tensors of a safetensors file are not in the network's order: 3 is likelier than 64.
     first = channels[0] if channels[0] in (1, 3) or 3 not in channels else 3
     return {"num_classes": axis_length(state, head, 0, 1000), "in_channels": max(1, first)}
@@ -271,7 +272,8 @@ def timm_arch(name: str) -> Arch:
     DependencyError
         timm is not installed.
     ArgumentError
-        timm has no such network (names such as ``hf-hub:``, which download, are not accepted).
+        timm has no such network (names that begin with ``hf-hub:``, which would download, are not
+        accepted).
     """
     try:
         import timm
@@ -325,14 +327,15 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 def user_arch(name: str) -> Arch:
     """Return a user's ``package.module:factory`` as an `Arch`.
 
-    The module may also be in the current folder. The factory must return a network. It is called
-    with those of num_classes, in_channels, image_size, activation and the options that are in its
-    signature.
+    The module may also be in the current folder. The factory must return a network. Of
+    num_classes, in_channels, image_size and activation, it receives those in its signature; it must
+    accept every option.
 
     Raises
     ------
     ArgumentError
-        The module cannot be imported, has no such factory, or the factory fails.
+        The module cannot be imported or has no such factory. `Arch.build` raises it if the factory
+        fails or does not accept an option.
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -360,7 +363,7 @@ def user_arch(name: str) -> Arch:
             f"{attribute!r} {problem}; pass a function or class that returns a "
             f"network{suggestion(attribute, names)}."
         )
-    return Arch(name, partial(_build_user, name, factory), infer_head, external=True)
+    return Arch(name, partial(_build_user, name, factory), infer_head, user_code=True)
 
 
 def _build_user(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Module:

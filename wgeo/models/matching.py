@@ -264,7 +264,7 @@ def _settings(
     settings = arch.infer(state, options)
     if num_classes is not None:
         settings["num_classes"] = num_classes
-    if arch.external:
+    if arch.user_code:
         return {**settings, **options}
     unknown = sorted(set(options) - {"activation", "heads"})
     if unknown:
@@ -286,7 +286,7 @@ def _compare(
     their widths with tensors. They build it in memory instead, and it is returned. The third result
     maps the file's names of the head's tensors to the network's, if these differ.
     """
-    if not arch.external:
+    if not arch.user_code:
         try:
             with torch.device("meta"):
                 shapes = _with_fixed_head(_shapes(arch.name, tuple(settings.items())), state)

@@ -1,4 +1,4 @@
-"""The way from features to collapse metrics, which every source takes.
+"""The steps from features to collapse metrics, the same for trajectories, arrays and streams.
 
 1. Pass one gives the class means (`ClassMoments`).
 2. Pass two gives what depends on the final class means (`SpanProjection`).
@@ -46,7 +46,7 @@ def collapse_of_trajectory(
 ) -> Collapse:
     """Measure every layer of a trajectory; see `collapse`."""
     check_weights(weights)
-    classifier = None if traj.classifier is None else weights_of(traj.classifier)
+    classifier = None if traj.classifier is None else classifier_matrix(traj.classifier)
     index = ClassIndex(len(traj.class_names) or None if classifier is None else len(classifier))
     class_index = index.add(traj.labels)
     predicted = None if traj.predictions is None else index.indices(traj.predictions)
@@ -55,7 +55,9 @@ def collapse_of_trajectory(
         classifier = None  # its input is not the last layer
     ood_means = OodMeans(ood)
     for layer in traj.layers:
-        ood_means.mean(layer.name, layer.width)  # raises an error before any pass
+        ood_means.mean(
+            layer.name, layer.width
+        )  # if a layer is missing, the error comes before any pass
     layers = [
         LayerPasses(layer.name, index, weights, spectrum_size)
         .over(layer.features, class_index, predicted)
@@ -136,7 +138,7 @@ def collapse_of(
     if isinstance(features, torch.Tensor):
         check_plain(features, f"layer {name!r}")
     y = as_labels(labels, len(features))
-    weight = None if classifier is None else weights_of(classifier)
+    weight = None if classifier is None else classifier_matrix(classifier)
     index = ClassIndex(None if weight is None else len(weight))
     class_index = index.add(y)
     predicted = None if predictions is None else index.indices(as_labels(predictions, len(y)))
@@ -274,12 +276,13 @@ def _check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
     if shape is None or shape[1:] != (width,):
         raise FeatureError(
             f"The out-of-distribution features of layer {name!r} "
-            + ("are missing." if shape is None else f"have shape {shape}.")
-            + f" Trace both data sets through the same network: (samples, {width})."
+            + ("are missing. " if shape is None else f"have shape {shape}, ")
+            + f"{'Their shape must be' if shape is None else 'not'} (samples, {width}). Trace both "
+            "data sets through the same network."
         )
 
 
-def weights_of(classifier: Classifier | Any) -> Float[np.ndarray, "C d"]:
+def classifier_matrix(classifier: Classifier | Any) -> Float[np.ndarray, "C d"]:
     """Return a classifier's weights in float64, checked."""
     weight = classifier.weight if isinstance(classifier, Classifier) else classifier
     return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
 from ..trajectory.trajectory import PENULTIMATE
-from .measure import LayerPasses, OodMeans, weights_of
+from .measure import LayerPasses, OodMeans, classifier_matrix
 from .metrics import RANK_TOLERANCE, Frame
 from .moments import ClassIndex, check_weights
 from .result import Collapse
@@ -80,7 +80,7 @@ class CollapseStream:
         spectrum_size: int = SPECTRUM_SIZE,
     ) -> None:
         self._weights = check_weights(weights)
-        self._classifier = None if classifier is None else weights_of(classifier)
+        self._classifier = None if classifier is None else classifier_matrix(classifier)
         if num_classes is None and self._classifier is not None:
             num_classes = len(self._classifier)
         self._index = ClassIndex(num_classes)

@@ -25,7 +25,7 @@ def bias_decay_of(bias: Any) -> float:
     Raises
     ------
     ArgumentError
-        The value is anything else: another text, a negative number, NaN, True or False.
+        The value is anything else: another string, a negative number, NaN, True or False.
     """
     if isinstance(bias, str) and bias in ("free", "none"):
         return 0.0 if bias == "free" else math.inf
@@ -42,15 +42,15 @@ def accepts_former_bias(fit: Fit) -> Fit:
         if "bias_decay" in settings:
             if "bias" in settings:
                 raise ArgumentError(
-                    "Give `bias=` alone: `bias_decay=` was its name in version 0.1."
+                    "Give `bias=` alone: `bias_decay=` is a former name of the same setting."
                 )
             decay = settings.pop("bias_decay")
             _warn("`bias_decay=` is now `bias=`, which takes 'free', 'none' or a decay")
-            if decay is not None:  # the default of version 0.1
+            if decay is not None:  # None was the default in version 0.1
                 settings["bias"] = decay
         elif isinstance(settings.get("bias"), bool):
-            settings["bias"] = "free" if settings["bias"] else "none"
-            _warn(f"this value of `bias=` is now {settings['bias']!r}")
+            former, settings["bias"] = settings["bias"], "free" if settings["bias"] else "none"
+            _warn(f"`bias={former}` is now `bias={settings['bias']!r}`")
         return fit(*args, **settings)
 
     return call  # type: ignore[return-value]

@@ -2,9 +2,9 @@
 
 Let m be the number of factors, lambda_i their decays, Y (K x N) the one-hot labels, and n the
 vector of the class sizes n_k. With logits Z = Zbar Y that are constant on classes, D = diag(n_k)
-and A = Zbar D^(1/2), the loss is ||A - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias
+and M = Zbar D^(1/2), the loss is ||M - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias
 is eliminated, which leaves T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von
-Neumann's trace inequality A has the singular vectors of T, and each singular value y of T is shrunk
+Neumann's trace inequality M has the singular vectors of T, and each singular value y of T is shrunk
 independently to the minimizer of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
@@ -62,8 +62,8 @@ class SpectralOptimum:
     Attributes
     ----------
     value : float
-    targets, sizes : ndarray, (K,)
-        Singular values of T, in descending order, and the corresponding ones of A.
+    targets, singular_values : ndarray, (K,)
+        Singular values of T, in descending order, and the corresponding ones of M.
     factors : tuple of ndarray
         A_1 (d x N) = H, A_2, ..., A_m = W.
     b : ndarray, (K,)
@@ -71,7 +71,7 @@ class SpectralOptimum:
 
     value: float
     targets: Float[np.ndarray, " K"]
-    sizes: Float[np.ndarray, " K"]
+    singular_values: Float[np.ndarray, " K"]
     factors: tuple[Float[np.ndarray, "_ _"], ...]
     b: Float[np.ndarray, " K"]
 
@@ -103,9 +103,9 @@ def spectral_optimum(problem: Problem) -> SpectralOptimum:
         U = np.eye(len(roots))[:, order]
         y, V = roots[order], U.T
     kappa = N * problem.decay_mean
-    shrunk = [shrink(t, kappa, m) if i < problem.dim else (0.0, t * t / 2) for i, t in enumerate(y)]
-    z = np.array([size for size, _ in shrunk])
-    value = float(sum(v for _, v in shrunk)) / N
+    minima = [shrink(t, kappa, m) if i < problem.dim else (0.0, t * t / 2) for i, t in enumerate(y)]
+    z = np.array([minimizer for minimizer, _ in minima])
+    value = float(sum(v for _, v in minima)) / N
     classes = V / roots @ np.eye(len(roots))[:, problem.labels]
     b = problem.counts / N if problem.with_bias else np.zeros(len(roots))
     return SpectralOptimum(value, y, z, tuple(factorize(problem, U, z, classes)), b)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ...geodesic.nulls import clearly_above, margin
 from ...storage.record import Block, Brenier, Optimality, Record, Score, Segment
@@ -18,10 +18,12 @@ from .wording import ends, few_carrying, listed, ranged, segment_ends, spreads, 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
     "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 on "
-    f"average for an unrelated pairing. The map is called optimal if its score is at least "
-    f"{THRESHOLDS['optimal']}, and nearly optimal if it is at least "
-    f"{THRESHOLDS['nearly_optimal']}.)"
+    "average for an unrelated pairing. The map is called optimal if the lower end of its score is "
+    f"at least {THRESHOLDS['optimal']}, nearly optimal if it is at least "
+    f"{THRESHOLDS['nearly_optimal']}, and neither unless it clearly exceeds those of null maps.)"
 )
+
+_NULL_MAPS = "the same displacements, turned or given to the wrong samples"
 
 
 def optimality(record: Record) -> Iterator[Sentence]:
@@ -33,7 +35,7 @@ def optimality(record: Record) -> Iterator[Sentence]:
             sentence = _end_to_end(segment, segment.corr_score, record.blocks)
             yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
             explained = True
-        elif _ends_in_point(segment):
+        elif _has_point_end(segment):
             yield Sentence(
                 "optimality",
                 f"{segment_ends(segment.layers)} any map would be optimal, because all samples "
@@ -43,13 +45,16 @@ def optimality(record: Record) -> Iterator[Sentence]:
             )
 
 
-def _ends_in_point(segment: Segment) -> bool:
+def _has_point_end(segment: Segment) -> bool:
     spread = spreads(segment)
     return min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread)
 
 
 def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sentence:
-    """State the first layer from which the map to the segment's last layer is optimal."""
+    """State the first layer from which the map to the last layer is at least nearly optimal.
+
+    If there is none, state that the map is not optimal, or that this is undecided.
+    """
     scores = _scores_to_end(segment, score)
     first = scores[0]
     evidence: dict[str, Any] = {
@@ -57,7 +62,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
         "scores": [each.evidence() for each in scores],
     }
     subject = segment_ends(segment.layers)
-    optimal = next((each for each in scores if each.optimal), None)
+    optimal = next((each for each in scores if each.word), None)
     tail = _near_point(segment)
     few = few_carrying(segment)
     if few and (optimal is not None or not _refuted(first)):
@@ -75,8 +80,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
         return Sentence(
             "optimality",
             f"{start} the map is {optimal.word} for these samples (correlation score "
-            f"{_score(optimal)}; the same displacements given to the wrong samples: at most "
-            f"{optimal.null:.3f}){rest}.{tail}",
+            f"{_score(optimal)}; {_NULL_MAPS}: at most {optimal.null:.3f}){rest}.{tail}",
             evidence,
             "shown",
         )
@@ -105,13 +109,12 @@ def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]
     if not excluded:
         return ""
     count = len(excluded)
-    several = count > 1
+    what = "this block is not an exactly optimal map"
+    if count > 1:
+        what = "these blocks are not exactly optimal maps"
     many = f"all its {count} blocks" if count == len(inner) else f"{count} of its blocks"
     named = listed(excluded) if count < 4 else many
-    return (
-        f"; but the Jacobians of {named}, computed before pooling, show that "
-        f"{'they are not exactly optimal maps' if several else 'it is not an exactly optimal map'}"
-    )
+    return f"; but the Jacobians of {named}, computed before pooling, show that {what}"
 
 
 def _refuted(map_score: MapScore) -> bool:
@@ -126,12 +129,12 @@ def _undecided(map_score: MapScore) -> str:
     if map_score.score.low < THRESHOLDS["nearly_optimal"]:
         reason = "the bounds of the score are too wide"
     elif null is None:
-        reason = "the same displacements given to the wrong samples were not scored"
+        reason = f"{_NULL_MAPS}, were not scored"
     else:
         needed = f"a score is evidence only if it is higher by at least {map_score.margin:.2f}"
         if null + map_score.margin > 1:
             needed += ", which no score can be"
-        reason = f"the same displacements given to the wrong samples score {null:.3f}, and {needed}"
+        reason = f"{_NULL_MAPS}, score {null:.3f}, and {needed}"
     if map_score.score.high < THRESHOLDS["optimal"]:
         return (
             f"the map is not exactly optimal ({score}), and these samples do not show whether it "
@@ -176,7 +179,8 @@ def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
 class MapScore:
     """The correlation score of a map from the layer `start`, and the highest score of null maps.
 
-    It is evidence only if it exceeds the null maps' score by `margin`.
+    It is evidence only if it exceeds the null maps' score by `margin`. This is recomputed from
+    these two scores; the record's own `power` compares scores of the null maps' samples.
     """
 
     start: str
@@ -192,12 +196,12 @@ class MapScore:
         return cls(start, score, null, float(margin(row.samples)), power)
 
     @property
-    def word(self) -> str:
-        return "optimal" if self.score.low >= THRESHOLDS["optimal"] else "nearly optimal"
-
-    @property
-    def optimal(self) -> bool:
-        return bool(self.power) and self.score.low >= THRESHOLDS["nearly_optimal"]
+    def word(self) -> Literal["optimal", "nearly optimal"] | None:
+        """What the map is called; None if the samples do not show that it is either."""
+        low = self.score.low
+        if not self.power or low < THRESHOLDS["nearly_optimal"]:
+            return None
+        return "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
 
     def evidence(self) -> dict[str, Any]:
         """Return the values for the evidence of a sentence."""
@@ -208,7 +212,7 @@ class MapScore:
             "margin": self.margin,
             "power": self.power,
             "word": self.word,
-            "optimal": self.optimal,
+            "optimal": self.word == "optimal",
         }
 
 
@@ -248,7 +252,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """Return a clause such as ``2 are undecided``; if all blocks are negated, ``none is ...``."""
+    """Return a clause such as ``2 are optimal maps``; if negated for all, ``none is ...``."""
     number = kinds.count(kind)
     one, several, none = _KINDS[kind]
     if len(kinds) == 1:
@@ -285,7 +289,7 @@ def _from_to(numbers: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # the predicate for one block, for several, and after "none" if it is a negation
+_KINDS = {  # the predicate for one block, for several, and after "none" if the predicate is negated
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",
@@ -335,7 +339,7 @@ def _block_kind(block: Block) -> str:
     score = MapScore.of(block.source, block.corr_score, block.highest_null, block)
     if _refuted(score):
         return "not optimal"
-    return score.word if score.optimal and not few_carrying(block) else "undecided"
+    return "undecided" if score.word is None or few_carrying(block) else score.word
 
 
 def _nearly_gradient(test: Brenier) -> bool:

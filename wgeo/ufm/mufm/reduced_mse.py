@@ -83,7 +83,7 @@ class Statistics:
         return cls(kept, np.pad(s[:rank], (0, width - rank)), t, c_y, x_mean, y_mean)
 
     def padded(self) -> Statistics:
-        """Add K directions in which the samples are zero; the problem becomes convex."""
+        """Add K directions in which the samples are zero, so that no minimum is spurious."""
         classes = len(self.y_mean)
         wider = ((0, 0), (0, classes))
         return Statistics(

@@ -61,7 +61,8 @@ def multistart_newton(
     rng = rng or np.random.default_rng(0)
     first = problem.ridge() if start is None else start
     size = float(np.sqrt(np.mean(first**2)))
-    natural = (problem.mu / problem.weight_decay) ** 0.25  # of W, if W and H have equal penalties
+    # The size of W's entries if W and H have equal penalties.
+    natural = (problem.mu / problem.weight_decay) ** 0.25
     if size < 1e-6 * natural:  # x and labels are uncorrelated: zero is a critical point, a saddle
         size = natural / np.sqrt(problem.shape[1])
         first = first + size * rng.standard_normal(problem.shape)
@@ -106,7 +107,11 @@ def _descend_and_escape(
 
 
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
-    """Return a point lower by more than `threshold`, if one is known."""
+    """Return where to continue the descent, if a lower point is known.
+
+    It is a reflection that is predicted to gain more than `threshold`, or else any lower point
+    along an escape direction.
+    """
     negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
         axis = negative[1]
@@ -126,6 +131,7 @@ def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix
 def certify_minimum(result: SearchResult, objective: float, tolerance: float) -> Certificate:
     """Certify a minimum by the spectral-norm test, or by the lower bound of the padded problem.
 
+    The certificate's ``spectral_norm`` and ``threshold`` are both divided by sqrt(lw mu / N).
     If K feature dimensions in which the inputs are zero are added, the problem has no spurious
     minima, and its minimum is at most that of the original problem.
     """
@@ -156,6 +162,6 @@ def certify_minimum(result: SearchResult, objective: float, tolerance: float) ->
         **common,
         lower_bound=objective - gap,
         gap=gap,
-        evidence="The problem padded with K zero dimensions, a convex relaxation, has "
+        evidence="The problem padded with K zero dimensions, which has no spurious minima, has "
         + ("the same minimum." if verdict == "global" else "a lower minimum."),
     )
