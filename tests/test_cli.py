@@ -19,6 +19,7 @@ from wgeo.cli import main
 from wgeo.errors import ArgumentError
 from wgeo.models.names import SUMMARIES
 from wgeo.models.registry import ARCHS
+from wgeo.plots.sources import is_series
 
 # Of tests that are not about what stands beside the figures.
 BARE = ("--brenier", "0", "--alignment", "0", "--no-mufm")
@@ -80,7 +81,7 @@ def test_the_report_can_be_made_again(analysed, monkeypatch):
 
 def test_several_checkpoints_are_analysed_separately_and_compared(trained, tmp_path, monkeypatch):
     def of_series(record, *words, **more):
-        return draw(record, *words, **more) if "analyses" in record else []
+        return draw(record, *words, **more) if is_series(record) else []
 
     draw = plots.figures  # those of each checkpoint take half of the time
     monkeypatch.setattr(plots, "figures", of_series)
