@@ -31,7 +31,7 @@ from .depth_laws import alignment, separation_law
 from .evidence import gradient_maps, sample_sizes
 from .files import figures, save
 from .models import model
-from .pairs import correlation_pairs
+from .pairs import correlation_pairs, distance_pairs
 from .paths import class_means, interpolation_gap, straightness
 from .prediction_errors import model_errors
 from .series import over, profiles
@@ -52,6 +52,7 @@ __all__ = [
     "collapse",
     "correlation_pairs",
     "correlation_scores",
+    "distance_pairs",
     "distances",
     "figures",
     "flow",

@@ -44,8 +44,7 @@ def catalog(source: Any) -> list[Plot]:
         plots.append(_distances(record))
     if segments:
         plots.append(_straightness(record))
-    if (matrix := pairs.pairs_plot(record)) is not None:
-        plots.append(matrix)
+    plots += pairs.pairs_plots(record)
     plots += evidence.evidence_plots(record)
     plots += depth_laws.depth_law_plots(record)
     with_view = (i for i, s in enumerate(segments) if paths.has_class_means(s.view))

@@ -28,7 +28,7 @@ from .style import styled
 # File names, without extension, of the figures of one analysis, as glob patterns; and of a series
 STEMS = (
     *("collapse", "class-variability", "models", "distances", "straightness", "class-means-[0-9]*"),
-    *("sample-sizes", "gradient-maps", "correlation-pairs"),
+    *("sample-sizes", "gradient-maps", "correlation-pairs", "distance-pairs"),
     *("separation-law", "alignment"),
 )
 SERIES_STEMS = ("over", "profiles", "block-distances", "class-means-training")

@@ -1,4 +1,4 @@
-"""The matrix of correlation scores of the maps between all pairs of layers of a segment."""
+"""Matrices of W2 and of the maps' correlation scores between all pairs of layers of a segment."""
 
 from __future__ import annotations
 
@@ -51,27 +51,13 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     >>> [label.get_text() for label in ax.get_xticklabels()], ax.get_xlabel(), ax.get_ylabel()
     (['layer1', 'layer2'], 'to', 'from')
     """
-    record = as_record(record, "Straightness", "SegmentStraightness")
-    ax = new_axes(ax, 3.6, 3.2)
-    segments = record.segments
-    if not segments:
-        return nothing_to_show(ax, "This record has no segments.")
-    source = segment_at(segments, segment)
-    ax.set_title(segment_name(source.layers, segment % len(segments)))
-    scores = _scores(source)
-    if not np.isfinite(scores).any():
-        return nothing_to_show(ax, "This segment has no scores of pairs of layers.")
-    names = short_names(source.pairs.layers, 18)
-    scores = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
-    image = ax.imshow(scores, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
+    source, ax = _segment_and_axes(record, segment, ax)
+    if source is None or not _draw(ax, source, "corr_score", norm=_NORM):
+        return nothing_to_show(ax, "This record has no scores of pairs of layers.")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
-        color_bar(image, ax, **_BAR)
-    ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
-    ax.set_yticks(range(len(names) - 1), names[:-1])
-    ax.set_xlabel("to")
-    ax.set_ylabel("from")
-    frame_cells(ax)
+        color_bar(ax.images[0], ax, **_BAR)
     lacks_power = _lacks_power(source)[:-1, 1:]
+    scores = _matrix(source)[:-1, 1:]
 
     def label(i: int, j: int) -> str:
         text = f"{scores[i, j]:.2f}".replace("-", "−").replace("0.", ".")
@@ -81,7 +67,72 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     return ax
 
 
-def _scores(segment: Segment, key: str = "corr_score") -> np.ndarray:
+@styled
+def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
+    """Draw W2 from each layer (row) to each later one (column), in units of the features.
+
+    On a geodesic, the distance of two layers is the sum of the distances of the blocks between
+    them, which are on the diagonal.
+
+    Parameters
+    ----------
+    segment : int
+        Index of the segment in the record, from 0.
+
+    Raises
+    ------
+    ArgumentError
+        The record has no such segment.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> traj = wgeo.Trajectory.from_arrays([x, x + 1, x + 3], np.arange(20) % 2)
+    >>> ax = wgeo.plots.distance_pairs(wgeo.straightness(traj, bootstrap=0))
+    >>> [text.get_text() for text in ax.texts]
+    ['1.7', '5.2', '3.5']
+    """
+    source, ax = _segment_and_axes(record, segment, ax)
+    if source is None or not _draw(ax, source, "distance", vmin=0.0):
+        return nothing_to_show(ax, "This record has no distances of pairs of layers.")
+    color_bar(ax.images[0], ax, marks=True)
+    values = _matrix(source, "distance")[:-1, 1:]
+    write_in_cells(
+        ax, values, lambda i, j: f"{values[i, j]:.2g}", white_up_to=0.6 * np.nanmax(values)
+    )
+    return ax
+
+
+def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segment | None, Axes]:
+    """Return a segment of the record, None if it has no segments, and axes with its name."""
+    record = as_record(record, "Straightness", "SegmentStraightness")
+    ax = new_axes(ax, 3.6, 3.2)
+    if not record.segments:
+        return None, ax
+    source = segment_at(record.segments, segment)
+    ax.set_title(segment_name(source.layers, segment % len(record.segments)))
+    return source, ax
+
+
+def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> bool:
+    """Draw the matrix of a value of layer pairs; return False if the segment has none."""
+    # No map ends at the first layer, and none starts at the last.
+    values = _matrix(source, key)[:-1, 1:]
+    if not np.isfinite(values).any():
+        return False
+    names = short_names(source.pairs.layers, 18)
+    ax.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto", **colors)
+    ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
+    ax.set_yticks(range(len(names) - 1), names[:-1])
+    ax.set_xlabel("to")
+    ax.set_ylabel("from")
+    frame_cells(ax)
+    return True
+
+
+def _matrix(segment: Segment, key: str = "corr_score") -> np.ndarray:
     """Return the matrix of a value of layer pairs; NaN unless the row's layer comes first."""
     rows = getattr(segment.pairs, key)
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))
@@ -90,51 +141,84 @@ def _scores(segment: Segment, key: str = "corr_score") -> np.ndarray:
 
 def _lacks_power(segment: Segment) -> np.ndarray:
     """Return which scores are not clearly above those of null maps; False without null maps."""
-    low = _scores(segment, "corr_low")
+    low = _matrix(segment, "corr_low")
     if not segment.pairs.null:
         return np.zeros(low.shape, bool)
-    null = _scores(segment, "null")
+    null = _matrix(segment, "null")
     return ~np.isnan(null) & ~clearly_above(low, null, segment.samples)
 
 
-def pairs_plot(record: Record) -> Plot | None:
-    """Return the figure of every segment's pairs; None if the record has no pairs."""
+def pairs_plots(record: Record) -> list[Plot]:
+    """Return the figures of every segment's pairs of layers; none if the record has no pairs."""
     segments = record.segments
-    chosen = [i for i, segment in enumerate(segments) if np.isfinite(_scores(segment)).any()]
-    if not chosen:
-        return None
+
+    def rows_of(key: str) -> list[int]:
+        return [i for i, each in enumerate(segments) if np.isfinite(_matrix(each, key)).any()]
+
+    scored, measured = rows_of("corr_score"), rows_of("distance")
 
     @styled
-    def draw() -> Figure:
-        figure, panels = panel_grid(len(chosen))
-        for i, ax in zip(chosen, panels, strict=False):
+    def draw_scores() -> Figure:
+        figure, panels = panel_grid(len(scored))
+        for i, ax in zip(scored, panels, strict=False):
             correlation_pairs(record, i, ax)
         if len(panels) > 1:  # a single panel has its own color bar
             color_bar(panels[0].images[0], panels, **_BAR)
         return figure
 
-    def rows() -> list[Row]:
-        return [row for i in chosen for row in _rows(segments[i], i)]
+    @styled
+    def draw_distances() -> Figure:
+        figure, panels = panel_grid(len(measured))
+        for i, ax in zip(measured, panels, strict=False):
+            distance_pairs(record, i, ax)
+        return figure
 
-    return Plot(
-        "correlation-pairs",
-        "Between which layers is the map optimal?",
-        "Correlation score of the map from the row's layer to the column's layer: 1 for an optimal "
-        f"map; bright yellow from {OPTIMAL}. The top right corner is the whole segment, the "
-        "diagonal its single blocks. Read the last column from the top: the first bright cell "
-        "shows the layer from which the map to the last layer is optimal. A score is in "
-        "parentheses if null maps (the same displacements assigned to the wrong samples) score "
-        "about as high, so that it is not evidence of an optimal map. Null maps are computed for "
-        "single blocks and for the last column.",
-        f"Correlation scores of all pairs of layers of {counted(len(chosen), 'segment')}.",
-        draw,
-        rows,
-    )
+    def table(chosen: list[int], *keys: str) -> list[Row]:
+        return [row for i in chosen for row in _rows(segments[i], i, *keys)]
+
+    plots = []
+    if scored:
+        plots.append(
+            Plot(
+                "correlation-pairs",
+                "Between which layers is the map optimal?",
+                "Correlation score of the map from the row's layer to the column's layer: 1 for an "
+                f"optimal map; bright yellow from {OPTIMAL}. The top right corner is the whole "
+                "segment, the diagonal its single blocks. Read the last column from the top: the "
+                "first bright cell shows the layer from which the map to the last layer is "
+                "optimal. A score is in parentheses if null maps (the same displacements turned, "
+                "or given to the wrong samples) score about as high, so that it is not evidence of "
+                "an optimal map. Null maps are computed for single blocks and for the last column.",
+                f"Correlation scores of all pairs of layers of {counted(len(scored), 'segment')}.",
+                draw_scores,
+                lambda: [
+                    row for i in scored for row in _rows(segments[i], i, *_SCORES, *_DISTANCES)
+                ],
+            )
+        )
+    if measured:
+        plots.append(
+            Plot(
+                "distance-pairs",
+                "How far apart are the layers?",
+                "W2 from the row's layer to the column's layer, in units of the features. The "
+                "diagonal has the single blocks, the top right corner the whole segment. On a "
+                "geodesic, every distance is the sum of those of the blocks between its layers; "
+                "if the path bends, it is less.",
+                f"W2 of all pairs of layers of {counted(len(measured), 'segment')}.",
+                draw_distances,
+                lambda: table(measured, *_DISTANCES),
+            )
+        )
+    return plots
 
 
-def _rows(segment: Segment, index: int) -> Iterator[Row]:
+_SCORES = ("corr_score", "corr_low", "corr_high", "null")
+_DISTANCES = ("distance", "lower", "upper")
+
+
+def _rows(segment: Segment, index: int, *keys: str) -> Iterator[Row]:
     pairs = segment.pairs
-    keys = ("corr_score", "corr_low", "corr_high", "null", "distance", "lower", "upper")
     for i, source in enumerate(pairs.layers):
         for j, target in enumerate(pairs.layers[i + 1 :], i + 1):
             yield {

@@ -201,7 +201,8 @@ def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
         )
         parts.append(table(("from", *names), rows[:-1], caption))
     title = "## Between which layers is the map optimal?"
-    return [title, figure_block(plots, "correlation-pairs"), *parts] if parts else []
+    figures = [figure_block(plots, stem) for stem in ("correlation-pairs", "distance-pairs")]
+    return [title, figures[0], *parts, figures[1]] if parts else []
 
 
 def _reference(record: Record) -> str:
