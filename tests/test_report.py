@@ -124,8 +124,9 @@ def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
 def test_figures_are_vector_graphics_with_alt_text_and_data(built: dict[str, Page]) -> None:
     images = [a for tag, a in built["collapse"].elements if tag == "img"]
     assert all((image["src"] or "").endswith(".svg") for image in images)
-    collapse, separation = (image["alt"] or "" for image in images)
+    collapse, classes, separation = (image["alt"] or "" for image in images)
     assert "collapse metrics over 6 layers" in collapse
+    assert "Variability of" in classes
     assert "Separation of the classes over depth in 1 stage." in separation
     downloads = {
         (a["href"] or "").rpartition("/")[2]
@@ -134,7 +135,7 @@ def test_figures_are_vector_graphics_with_alt_text_and_data(built: dict[str, Pag
     }
     files = {
         f"{name}.{kind}"
-        for name in ("collapse", "separation-law")
+        for name in ("collapse", "class-variability", "separation-law")
         for kind in ("csv", "png", "svg")
     }
     assert downloads == files
