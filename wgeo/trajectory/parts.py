@@ -39,7 +39,7 @@ class Layer(Displayed):
     >>> import wgeo
     >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
     >>> traj.layers[1]
-    Layer: layer1, 2 samples of 1 features, stage 0
+    Layer: layer1, 2 samples of 1 feature, stage 0
     """
 
     name: str
@@ -69,7 +69,7 @@ class Block(Displayed):
     >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
     >>> block = traj.blocks[0]
     >>> block
-    Block: layer0 -> layer1 (identity), 2 samples of 1 features, stage 0
+    Block: layer0 -> layer1 (identity), 2 samples of 1 feature, stage 0
     >>> wgeo.wasserstein(block.x, block.y).distance
     2.0
     """
@@ -94,7 +94,7 @@ class Segment(Displayed):
     >>> import wgeo
     >>> traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]], [[2.0], [3.0]]], [0, 1])
     >>> traj.segments[0]
-    Segment: layer0 -> layer1, 2 layers of 2 samples of 1 features, stage 0
+    Segment: layer0 -> layer1, 2 layers of 2 samples of 1 feature, stage 0
     """
 
     stage: int
