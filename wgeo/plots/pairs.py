@@ -52,12 +52,12 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     (['layer1', 'layer2'], 'to', 'from')
     """
     source, ax = _segment_and_axes(record, segment, ax)
-    if source is None or not _draw(ax, source, "corr_score", norm=_NORM):
+    scores = None if source is None else _draw(ax, source, "corr_score", norm=_NORM)
+    if source is None or scores is None:
         return nothing_to_show(ax, "This record has no scores of pairs of layers.")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
         color_bar(ax.images[0], ax, **_BAR)
     lacks_power = _lacks_power(source)[:-1, 1:]
-    scores = _matrix(source)[:-1, 1:]
 
     def label(i: int, j: int) -> str:
         text = f"{scores[i, j]:.2f}".replace("-", "−").replace("0.", ".")
@@ -95,13 +95,12 @@ def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axe
     ['1.7', '5.2', '3.5']
     """
     source, ax = _segment_and_axes(record, segment, ax)
-    if source is None or not _draw(ax, source, "distance", vmin=0.0):
+    values = None if source is None else _draw(ax, source, "distance", vmin=0.0)
+    if values is None:
         return nothing_to_show(ax, "This record has no distances of pairs of layers.")
     color_bar(ax.images[0], ax, marks=True)
-    values = _matrix(source, "distance")[:-1, 1:]
-    write_in_cells(
-        ax, values, lambda i, j: f"{values[i, j]:.2g}", white_up_to=0.6 * np.nanmax(values)
-    )
+    dark = 0.6 * np.nanmax(values)
+    write_in_cells(ax, values, lambda i, j: f"{values[i, j]:.2g}", white_up_to=dark)
     return ax
 
 
@@ -116,12 +115,12 @@ def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segme
     return source, ax
 
 
-def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> bool:
-    """Draw the matrix of a value of layer pairs; return False if the segment has none."""
+def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> np.ndarray | None:
+    """Draw the matrix of a value of layer pairs and return it; None if the segment has none."""
     # No map ends at the first layer, and none starts at the last.
     values = _matrix(source, key)[:-1, 1:]
     if not np.isfinite(values).any():
-        return False
+        return None
     names = short_names(source.pairs.layers, 18)
     ax.imshow(values, cmap="cividis", interpolation="nearest", aspect="auto", **colors)
     ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
@@ -129,7 +128,7 @@ def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> bool:
     ax.set_xlabel("to")
     ax.set_ylabel("from")
     frame_cells(ax)
-    return True
+    return values
 
 
 def _matrix(segment: Segment, key: str = "corr_score") -> np.ndarray:

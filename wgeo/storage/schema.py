@@ -133,7 +133,7 @@ class Part:
         return bool(self.json)
 
     def measure(self, key: str) -> Any:
-        """Return the value under a key, of a score without its bounds; None if there is none."""
+        """Return the value under a key, of a score without its bounds; None if it is missing."""
         value = self.json.get(key)
         return value[0] if isinstance(value, list) and value else value
 

@@ -32,7 +32,7 @@ class ReducedCE:
     labels : ndarray of int, (n,)
     mu, weight_decay, bias_decay : float
         Weight of the transport cost, and decays lw and lb of W and b. The bias is free if lb is 0,
-        and there is none if lb is infinite.
+        and the model has no bias if lb is infinite.
     offset : ndarray, (r,), optional
         What was subtracted from the samples, if the bias is free; `bias` compensates for it.
     """
