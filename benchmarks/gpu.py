@@ -190,7 +190,7 @@ def tests(device: str) -> Iterator[Row]:
     """Run the tests marked `gpu`."""
     marked = "pytest.mark.gpu"
     files = [
-        f for f in sorted((ROOT / "tests").glob("test_*.py")) if marked in f.read_text("utf-8")
+        f for f in sorted((ROOT / "tests").rglob("test_*.py")) if marked in f.read_text("utf-8")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *map(str, files)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

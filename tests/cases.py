@@ -20,3 +20,23 @@ def rotated(points, degrees):
     """Points of the plane, as rows, rotated about the origin."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.asarray(points, float) @ np.array([[c, s], [-s, c]])
+
+
+def cloud(seed, n=5, d=3, offset=0.0, spread=1.0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return (offset + spread * rng.standard_normal((n, d))).astype(dtype)
+
+
+ADVERSARIAL = {
+    "plain": {},
+    "far float32": {"offset": 1e4, "spread": 1e-2, "dtype": np.float32},
+    "farther float32": {"offset": 1e7, "spread": 4.0, "dtype": np.float32},
+    "all alike float32": {"offset": 1e8, "spread": 1e-3, "dtype": np.float32},
+    "far float64": {"offset": 1e8, "spread": 1e-6},
+    "half precision": {"offset": 500.0, "spread": 1.0, "dtype": np.float16},
+    "tiny": {"spread": 1e-30},
+    "tiny float32": {"spread": 1e-30, "dtype": np.float32},
+    "huge": {"spread": 1e30},
+    "huge float32": {"spread": 1e30, "dtype": np.float32},
+    "line": {"d": 1, "offset": 1e6, "spread": 1e-3},
+}

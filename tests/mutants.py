@@ -39,10 +39,10 @@ PACKAGE = HERE.parent / "wgeo"
 # Slow tests, and tests in a separate process, which does not have the fault.
 SLOW = "calibrated or at_this_sample_size or resnet or shared or interrupted or demo or memory"
 TESTS = {
-    "neural_collapse/metrics.py": ["test_collapse.py"],
-    "neural_collapse/moments.py": ["test_collapse.py"],
-    "geodesic/measure.py": ["test_geodesic.py"],
-    "transport/closed_form.py": ["test_closed_form.py", "test_honesty.py"],
+    "neural_collapse/metrics.py": ["neural_collapse/test_collapse.py"],
+    "neural_collapse/moments.py": ["neural_collapse/test_collapse.py"],
+    "geodesic/measure.py": ["geodesic/test_geodesic.py"],
+    "transport/closed_form.py": ["transport/test_closed_form.py", "transport/test_honesty.py"],
 }
 LIMIT = 120  # CPU seconds: a fault that keeps the tests from ending counts as noticed
 UNTRIED = 2  # the exit code of a fork that imported another wgeo
@@ -212,7 +212,7 @@ class Rehearsal:
             passed, self.seconds, libraries = json.load(notes)
         if not passed:
             sys.exit(f"the tests of {module} fail as it is")
-        ours = {path.stem for path in HERE.glob("*.py")} | {PACKAGE.name}
+        ours = {path.stem for path in HERE.rglob("*.py")} | {PACKAGE.name}
         with warnings.catch_warnings(action="ignore"):
             for name in libraries:
                 if name.partition(".")[0] not in ours:

@@ -22,18 +22,18 @@ from wgeo.arrays.rows import map_rows
 from wgeo.runtime import processes
 from wgeo.storage.records import read_record
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def together(*jobs):
     """Run jobs of `tests/together.py`; their outcomes."""
     done = patience.run(
-        [sys.executable, str(HERE / "together.py")],
+        [sys.executable, str(TESTS / "together.py")],
         input=json.dumps(jobs),
         capture_output=True,
         text=True,
-        cwd=HERE.parent,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -228,7 +228,7 @@ def test_torchrun_starts_an_analysis(network, tmp_path):
     """The command that the help shows."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
     runner += [shutil.which("wgeo", path=Path(sys.executable).parent) or "wgeo"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     given = words(network, tmp_path / "out", "--samples", 60)
     done = patience.run([*runner, *given], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

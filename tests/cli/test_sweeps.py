@@ -357,7 +357,7 @@ def test_an_analysis_done_before_there_were_plans_is_not_repeated():
 
 def sweep_examples():
     """Every configuration of a sweep that a page or the command's help shows."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     pages = [*(root / "docs").glob("*.md"), *root.glob("*.md"), *root.glob("experiments/**/*.md")]
     shown = {page.name: re.findall(r"(?ms)^```toml\n(.*?)^```", page.read_text()) for page in pages}
     shown["help"] = re.findall(r"(?m)^    out = (?:.*\n)+?(?=\n)", inspect.cleandoc(sweep.help))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from fractions import Fraction
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from cases import ADVERSARIAL, cloud
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from references import exact_costs, exact_w2, rational
 
 import wgeo
 from wgeo.analysis.result import versions
@@ -20,25 +21,6 @@ from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, chain
 
 SOLVERS = [Exact(), Sinkhorn(on_failure="return"), Sliced(projections=8), Gaussian()]
 NAMES = [solver.name for solver in SOLVERS]
-
-
-def rational(x):
-    """The numbers that floats are, exactly."""
-    return [[Fraction(float(v)) for v in row] for row in np.asarray(x)]
-
-
-def exact_costs(x, y):
-    return [
-        [sum((u - v) ** 2 for u, v in zip(p, q, strict=True)) for q in rational(y)]
-        for p in rational(x)
-    ]
-
-
-def exact_w2(x, y):
-    """W2^2 of two clouds of n equal points: the least mean over all n! pairings."""
-    costs, n = exact_costs(x, y), len(x)
-    pairings = itertools.permutations(range(n))
-    return min(sum(costs[i][p[i]] for i in range(n)) for p in pairings) / n
 
 
 def assert_contains(result, truth, x, y):
@@ -51,26 +33,6 @@ def assert_contains(result, truth, x, y):
         f, g = ([Fraction(float(v)) for v in part] for part in result.potentials)
         costs = exact_costs(x, y)
         assert all(f[i] + g[j] <= costs[i][j] for i in range(len(f)) for j in range(len(g)))
-
-
-def cloud(seed, n=5, d=3, offset=0.0, spread=1.0, dtype=np.float64):
-    rng = np.random.default_rng(seed)
-    return (offset + spread * rng.standard_normal((n, d))).astype(dtype)
-
-
-ADVERSARIAL = {
-    "plain": {},
-    "far float32": {"offset": 1e4, "spread": 1e-2, "dtype": np.float32},
-    "farther float32": {"offset": 1e7, "spread": 4.0, "dtype": np.float32},
-    "all alike float32": {"offset": 1e8, "spread": 1e-3, "dtype": np.float32},
-    "far float64": {"offset": 1e8, "spread": 1e-6},
-    "half precision": {"offset": 500.0, "spread": 1.0, "dtype": np.float16},
-    "tiny": {"spread": 1e-30},
-    "tiny float32": {"spread": 1e-30, "dtype": np.float32},
-    "huge": {"spread": 1e30},
-    "huge float32": {"spread": 1e30, "dtype": np.float32},
-    "line": {"d": 1, "offset": 1e6, "spread": 1e-3},
-}
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TESTS = Path(__file__).with_name("emulated.py")
+TESTS = Path(__file__).parents[1] / "emulated.py"
 
 
 @pytest.mark.skipif(

@@ -148,7 +148,7 @@ def test_an_analysis_gives_its_layers_blocks_and_segments(shown):
 
 def test_every_public_dataclass_shows_itself_in_short():
     """A dataclass would print its arrays, unless it says ``repr=False``."""
-    for line in (Path(__file__).parent / "api.txt").read_text().splitlines():
+    for line in (Path(__file__).parents[1] / "api.txt").read_text().splitlines():
         name = line.split("(")[0]
         module, _, attribute = name.rpartition(".")
         try:

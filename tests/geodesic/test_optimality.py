@@ -9,12 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from cases import rotated
+from cases import ADVERSARIAL, cloud, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import exact_w2, rational
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from test_honesty import ADVERSARIAL, cloud, exact_w2, rational
 
 import wgeo
 from wgeo.errors import ArgumentError, RecordError

@@ -15,7 +15,7 @@ import pytest
 import wgeo
 from wgeo.report import building
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLANTED = """
 import os
 with open(os.environ["PROOF"], "a") as proof:

@@ -43,7 +43,7 @@ NUMBERS = [*RECORD, "mean_angle", "max_coherence", "stable_rank", "participation
 
 def test_values_of_published_scripts_after_conversion(rng, monkeypatch):
     """Every definition of benchmarks/definitions.py agrees in float64, for unequal classes."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     scripts = importlib.import_module("definitions")
     H, y = clusters(rng, [60, 40, 25, 12, 8], 7)
     rows = scripts.compare(H, y, rng.normal(size=(5, 7)), rng.normal(size=5))
