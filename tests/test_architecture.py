@@ -18,6 +18,7 @@ FLOW = [
     "text",
     "errors",
     "results",
+    "thresholds",
     "runtime",
     "arrays",
     "storage",

@@ -52,10 +52,10 @@ _MOVED: dict[str, dict[str, str]] = {
     },
     "wgeo.geodesic": {
         "BiasPoint": "wgeo.geodesic.bias.BiasPoint",
-        "LOW_RESOLUTION": "wgeo.geodesic.paths.LOW_RESOLUTION",
+        "LOW_RESOLUTION": "wgeo.thresholds.LOW_RESOLUTION",
         "NullScore": "wgeo.geodesic.result.NullScore",
         "Optimality": "wgeo.geodesic.result.Optimality",
-        "POWER_MARGIN": "wgeo.geodesic.nulls.POWER_MARGIN",
+        "POWER_MARGIN": "wgeo.thresholds.POWER_MARGIN",
         "Pairs": "wgeo.geodesic.result.Pairs",
         "PathFigures": "wgeo.geodesic.paths.PathMeasures",
         "STATISTICS": "wgeo.geodesic.significance.STATISTICS",

@@ -733,3 +733,9 @@ def test_page_checks_detect_faults(tmp_path: Path) -> None:
     page.write_text("<!doctype html><body><script>nothing()</script>")
     with pytest.raises(AssertionError, match="nothing is not defined"):
         visit([page], tmp_path)
+
+
+def test_pages_and_figures_of_a_record_load_without_torch():
+    """Sphinx runs in a separate process, which would otherwise load torch for its formulas."""
+    script = "import sys, wgeo.report.mathtext, wgeo.plots\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

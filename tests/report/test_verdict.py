@@ -15,7 +15,7 @@ import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
 from wgeo.cli.tables import print_analysis
-from wgeo.geodesic.nulls import clearly_above
+from wgeo.thresholds import clearly_above
 from wgeo.trajectory import Layer, Trajectory
 
 

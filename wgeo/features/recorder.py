@@ -13,7 +13,8 @@ from torch import nn
 from ..arrays.checks import as_numpy
 from ..errors import FeatureError
 from ..models.parts import tables_in
-from ..trajectory.trajectory import PENULTIMATE, entry_key, features_key
+from ..storage.record.layers import PENULTIMATE
+from ..trajectory.trajectory import entry_key, features_key
 from .head import Head, find_head
 from .layout import Layout, find_layouts
 from .network import device_and_dtype

@@ -13,8 +13,9 @@ from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
 from ..results import Result
 from ..runtime.progress import track
+from ..thresholds import LOW_RESOLUTION
 from ..transport import Exact, Solver, wasserstein
-from .paths import LOW_RESOLUTION, resolution
+from .paths import resolution
 
 
 @dataclass(frozen=True, eq=False, repr=False)

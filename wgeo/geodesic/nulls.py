@@ -16,21 +16,18 @@ whether the pairing is optimal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.rows import as_float64
+from ..thresholds import clearly_above
 from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
 MAX_SAMPLES = 2000  # of larger samples, a random subset is scored
-POWER_MARGIN = 0.05
-OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # smallest scores of maps so called
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
@@ -90,21 +87,6 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
         return None
     highest = max(each.score[2] for each in null)
     return bool(clearly_above(null[0].own[1], highest, null[0].samples))
-
-
-def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
-    """Return whether lower bounds of scores exceed upper bounds of null scores by the margin."""
-    return low > null + margin(samples)
-
-
-def margin(samples: int | None) -> float:
-    """Return the amount by which a score must exceed its null scores to be evidence.
-
-    It is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an unrelated
-    pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as detected if it
-    reduces the score by at least 0.05 = 1 - cos(18 degrees).
-    """
-    return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:

@@ -16,7 +16,6 @@ from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
 _MAX_QUERIES = 4096  # samples whose nearest neighbor is computed
-LOW_RESOLUTION = 0.5
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..results import Result
 from ..text import counted
-from .paths import LOW_RESOLUTION
+from ..thresholds import LOW_RESOLUTION
 
 Interval = tuple[float, float]
 Score = tuple[float, float, float]

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
-from ..geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, clearly_above
 from ..storage.record import Record, Segment
 from ..text import counted
+from ..thresholds import NEARLY_OPTIMAL, OPTIMAL, clearly_above
 from .matrices import color_bar, frame_cells, write_in_cells
 from .paths import segment_at
 from .plot import Plot, Row

@@ -27,9 +27,9 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethod
 from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
-from ..geodesic.paths import LOW_RESOLUTION
 from ..storage.record import Block, Segment
 from ..text import stage_number
+from ..thresholds import LOW_RESOLUTION
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.style import clean, numbers
 from ..storage.record import (
     Block,
@@ -20,6 +19,7 @@ from ..storage.record import (
     SeriesRecord,
     Trust,
 )
+from ..thresholds import LOW_RESOLUTION
 from .parts import centered, correlation, join, path_descriptions, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
 from ..storage.record import Collapse, Comparison, Layer, Record, Reference, Segment
-from ..trajectory.trajectory import PENULTIMATE
+from ..storage.record.layers import PENULTIMATE
+from ..thresholds import LOW_RESOLUTION
 from .depth_laws import alignment, separation_law
 from .parts import (
     Plots,

@@ -353,7 +353,6 @@ def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
 
 
 PREDICTIONS = "predictions"
-PENULTIMATE = "penultimate"  # the layer of the classifier's input
 
 
 def features_key(name: str) -> str:

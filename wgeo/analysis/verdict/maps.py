@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...geodesic.nulls import clearly_above, margin
 from ...storage.record import Block, Brenier, Optimality, Record, Score, Segment
 from ...text import counted
+from ...thresholds import clearly_above, margin
 from .sentence import THRESHOLDS, Sentence
 from .wording import ends, few_carrying, listed, ranged, segment_ends, spreads, start_of, unmoved
 

@@ -18,6 +18,10 @@ class Collapse(Measured):
     others: ClassVar[Any] = Number
 
 
+PENULTIMATE = "penultimate"
+"""Name of the layer that is the input of the classifier."""
+
+
 class Layer(Part):
     """A layer of the network."""
 

@@ -1,0 +1,34 @@
+"""Values from which a measured number is called optimal, sufficient or evidence.
+
+The modules that measure these numbers need torch. Figures and pages of a stored record import the
+thresholds from here and load without it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LOW_RESOLUTION = 0.5
+"""Smallest sufficient resolution: below it, an OT score of 1 is no evidence of an optimal map."""
+
+OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95
+"""Smallest correlation scores of maps that are called optimal and nearly optimal."""
+
+POWER_MARGIN = 0.05
+"""Smallest difference between a correlation score and its null scores that counts as evidence."""
+
+
+def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
+    """Return whether lower bounds of scores exceed upper bounds of null scores by the margin."""
+    return low > null + margin(samples)
+
+
+def margin(samples: int | None) -> float:
+    """Return the amount by which a score must exceed its null scores to be evidence.
+
+    It is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an unrelated
+    pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as detected if it
+    reduces the score by at least 0.05 = 1 - cos(18 degrees).
+    """
+    return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
