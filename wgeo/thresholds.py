@@ -28,7 +28,7 @@ def margin(samples: int | None) -> float:
     """Return the amount by which a score must exceed its null scores to be evidence.
 
     It is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an unrelated
-    pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as detected if it
-    reduces the score by at least 0.05 = 1 - cos(18 degrees).
+    pairing is about 1 / sqrt(n) in one dimension, and less in more dimensions. A rotation by 18
+    degrees reduces the score of an optimal map by about 0.05 = 1 - cos(18 degrees).
     """
     return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))

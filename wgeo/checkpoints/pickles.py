@@ -21,7 +21,7 @@ File = io.BufferedReader | io.BytesIO
 _MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has about 40,000
 _MAX_LEAVES = 1_000_000  # entries of nested tuples, each counted as often as it occurs
 _MAX_NAMES = 1_000  # classes replaced by stand-ins
-_MAX_WORK = 20_000_000  # names times instructions that use one: torch scans all names each time
+_MAX_WORK = 20_000_000  # names that torch scans in total: all names, for every object
 _PROTOCOL = 2  # used by torch.save; torch's restricted reader supports no later one
 
 _PLAIN = re.compile(  # names that torch's restricted reader builds itself and wgeo allows
@@ -44,8 +44,8 @@ _ATTACK = re.compile(
     r"|builtins\.(eval|exec|execfile|compile|open|apply|input|__import__|breakpoint)"
 )
 _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|symmetric)\w*|q\w+)")
-# torch's reader builds these itself even if they have a stand-in, from sizes and objects that a
-# file chooses freely.
+# torch's reader builds these itself, even if they have a stand-in. The file determines their sizes
+# and contents, without any limit.
 _UNSAFE = re.compile(r"builtins\.bytearray|torch\._utils\._rebuild_\w+")
 WHOLE_STATE = (  # advice for training that distributes the weights over processes
     "Save the whole state dict with the training program: `get_model_state_dict` returns it with "
@@ -75,8 +75,9 @@ def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Every class or function that the pickles import, except those that build tensors, and how
-        its objects are used: ``dict`` or ``list`` if entries are added to them, else ``object``.
+        Every class or function that the pickles import, except those that wgeo lets torch's reader
+        build, such as tensors, and how its objects are used: ``dict`` or ``list`` if entries are
+        added to them, else ``object``.
 
     Raises
     ------
@@ -139,14 +140,14 @@ class _Reader:
                     "it with the program that wrote it and save it again: "
                     "torch.save(state_dict, path)."
                 )
-            if op.name == "STACK_GLOBAL":  # its names can be computed; torch never writes it
+            if op.name == "STACK_GLOBAL":  # takes names from the stack; torch never writes it
                 self._import(".".join(strings))
             elif isinstance(argument, str):
                 strings = [strings[1], argument]
             if self._after(op, argument).leaves > _MAX_LEAVES:
                 raise CheckpointError(
-                    f"{self.name} contains nested tuples with more than {_MAX_LEAVES} entries, "
-                    "which would exhaust a program that hashes them. It was not read."
+                    f"{self.name} contains nested tuples with more than {_MAX_LEAVES} entries. "
+                    "Hashing them could take forever. It was not read."
                 )
 
     def _import(self, name: str) -> str:
@@ -292,7 +293,11 @@ class _Reader:
 
 
 def _has_state(parts: tuple[_Item, ...]) -> bool:
-    """Return whether the last of four arguments is a state that no error of torch prints."""
+    """Return whether there are four arguments, and the last is a valid state.
+
+    A state is anything but a tuple, or a tuple of two. For any other tuple, torch raises an error
+    that prints it, which may never end.
+    """
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2
 

@@ -51,9 +51,9 @@ def _parts(path: Path) -> dict[str, list[Path]]:
 def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
-    A column ``image`` (``img``, ...) contains encoded images, ``{bytes, path}`` or bytes; only
-    bytes are read, a path is never followed. A column ``label`` contains text or class indices,
-    whose names may be in the file's ``huggingface`` metadata. Classes are numbered over all splits.
+    A column ``image`` (``img``, ...) contains encoded images, ``{bytes, path}`` or bytes. Only
+    the bytes are read; paths are never followed. A column ``label`` contains text or class indices,
+    whose names may be in the file's ``huggingface`` metadata. All splits share the same indices.
 
     Raises
     ------
@@ -137,7 +137,10 @@ def _table(file: Path) -> Any:
 
 
 def _unpack(parquet: Any, file: Path) -> Any:
-    """Return all rows, with a limit on memory: a file may store repeated values only once."""
+    """Return all rows; raise DataError if they would need far more memory than the file.
+
+    Parquet can store a repeated value once, so even a small file can contain a huge table.
+    """
     import pyarrow
 
     limit = max_unpacked(file.stat().st_size)

@@ -6,9 +6,9 @@ has the same centered displacements s_i = v_i - u_i, but permuted or rotated, an
 same way as the network's own pairing:
 
 * *dealt* (permuted): x_i + s_p(i), with p a random permutation;
-* *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. If the map is
-  optimal, the Jacobian of this null map is I + A M with M symmetric, and its asymmetry grows with
-  the step.
+* *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. The Jacobian of
+  an optimal map is symmetric, I + M. That of its null map is I + A M, which is not symmetric; the
+  antisymmetric part grows with the displacements.
 
 If the score of a null map is as high as that of the network's own pairing, the samples cannot show
 whether the pairing is optimal.
@@ -27,7 +27,7 @@ from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
-MAX_SAMPLES = 2000  # of larger samples, a random subset is scored
+MAX_SAMPLES = 2000  # if there are more, a random subset is scored
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
@@ -90,7 +90,10 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:
-    """Return a random orthogonal antisymmetric matrix, a rotation by 90 degrees in every plane."""
+    """Return a random orthogonal antisymmetric matrix; the width must be even.
+
+    It rotates by 90 degrees in each of width / 2 orthogonal planes.
+    """
     frame = np.linalg.qr(rng.standard_normal((width, width)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
     return half - half.T
@@ -99,7 +102,7 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
 def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Return rows of distinct samples, a random subset if there are more than `MAX_SAMPLES`."""
+    """Return rows of distinct samples, a random subset if they are too many for their width d."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     limit = min(MAX_SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
     return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
@@ -116,7 +119,7 @@ def _turned(
 def _scores(x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]) -> tuple[Score, float]:
     """Return the correlation score of x -> x + step, and the upper bound of its OT score.
 
-    If nothing bounds the correlation from below, its interval is [0, 1].
+    If the correlation score is undefined, it is replaced by 0 with the interval [0, 1].
     """
     pair = solved_pair(x, x + step, Exact())
     upper, paired = pair.transport.upper**2, np.vdot(step, step) / len(x)

@@ -1,6 +1,6 @@
 """A memory limit, which determines block sizes; these are halved when a GPU runs out of memory.
 
-Block sizes affect results only by the rounding of sums in another order.
+Block sizes change the order of sums, and therefore results, but only by rounding.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
     Raises
     ------
     ArgumentError
-        `memory` is not a size, or less than Python and its libraries need.
+        `memory` is not a size, or is less than 1 GiB.
     """
     size = None if memory is None else parse_bytes(memory)
     if size is not None and size < 2 * _LIBRARY_BYTES:

@@ -24,7 +24,7 @@ from ..errors import RecordError
 from .files import TEMPORARY, locked, require_own_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
-_MAX_BYTES = 2**26  # largest manifest read; that of a report of a hundred layers has 20,000
+_MAX_BYTES = 2**26  # larger manifests are not read; a report on a hundred layers needs 20,000
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that file managers create
 
@@ -216,7 +216,10 @@ class Owned:
         self._write_manifest({**checksums, **now}, self._cleared(scratch))
 
     def _cleared(self, scratch: list[str]) -> list[str]:
-        """Remove scratch folders; return those that programs of a killed run are still writing."""
+        """Remove scratch folders; return those that could not be removed.
+
+        A program started by a killed run may still be writing to them.
+        """
         for own in scratch:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
@@ -224,7 +227,8 @@ class Owned:
     def _require_unchanged(self, name: str, checksums: Checksums) -> str | None:
         """Return the checksum of a file that wgeo wrote, or None if it does not exist.
 
-        The file is read only if it may have changed. Any other file raises RecordError.
+        A file that wgeo did not write raises RecordError. The checksum is computed again only if
+        the file may have changed.
         """
         path = self.path / name
         _require_path(path, self.path)
@@ -249,7 +253,8 @@ def _require_own(path: Path, folder: Path) -> None:
     if not os.path.lexists(path):
         return
     checksum, name = _checksum(path), path.relative_to(folder).as_posix()
-    # The manifest is read after the file: another process may replace both, the manifest first.
+    # The manifest is read last. Another process updates the manifest before the file, so a manifest
+    # that was read first could lack the checksum of a new file.
     if checksum is None or checksum not in _read(folder)[0].get(name, ()):
         raise _in_the_way(path, folder)
 

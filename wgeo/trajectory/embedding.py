@@ -12,14 +12,17 @@ from scipy.linalg import eigh
 from ..arrays.rows import LazyRows, materialize, sum_over_rows
 from ..errors import ArgumentError
 
-_MAX_COVARIANCE_WIDTH = 2048  # largest width for which the covariance is formed
+_MAX_COVARIANCE_WIDTH = 2048  # up to this width the covariance is always formed
 _OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration
 
 
 def embedded(
     layers: Sequence[Float[np.ndarray, "n _"]], embed: str
 ) -> list[Float[np.ndarray, "n D"]]:
-    """Return layers in one space; in anonymous temporary files if the layers are on disk.
+    """Return layers in one space.
+
+    They are in anonymous temporary files if the layers are on disk, or too large for the memory
+    limit.
 
     Parameters
     ----------
@@ -79,9 +82,9 @@ def _principal(
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
     """Return the mean and the leading principal axes of all layers' padded samples.
 
-    They are computed in float64: from the covariance or, for wide layers, by subspace iteration,
-    which does not form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). Signs are chosen so that
-    the largest entry of an axis is positive.
+    They are computed in float64: from the covariance or, for a few axes of wide layers, by subspace
+    iteration, which does not form the covariance (Halko, Martinsson, Tropp 2011, Algorithm 4.4).
+    Signs are chosen so that the entry of an axis with the largest absolute value is positive.
     """
     total = sum(len(x) for x in layers)
     padded = [LazyRows((len(x), width), partial(_pad, x, width)) for x in layers]

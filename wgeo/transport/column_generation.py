@@ -37,7 +37,7 @@ class Solution:
     Attributes
     ----------
     plan : sparse array, (n, m)
-        Plan between the masses of the geometry, in its order.
+        Plan between the masses of the geometry; rows and columns are in the geometry's order.
     potentials : Potentials
     violations : Violations
         ``(f, g - violations.excess)`` is feasible.
@@ -78,9 +78,10 @@ def generate_columns(
         raise_if_interrupted()
         before = potentials.f
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
-        arcs.add(plan.row, plan.col)  # the pairs of a dense problem may be new
+        arcs.add(plan.row, plan.col)  # new if `solve` used pairs that are not arcs
         last = number >= _MAX_ROUNDS
-        # If the f of a row did not rise, its slacks fell only by the increase of g, which is small.
+        # Pairs of rows whose f rose are tested first. In the other rows, slacks can fall only if g
+        # rose, which it does only a little.
         raised = np.flatnonzero(potentials.f > before)
         n, m = arcs.shape
         if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
@@ -104,9 +105,11 @@ def verify(
 ) -> tuple[Violations, int]:
     """Test all pairs, add those that are violated, and return how many of them are new.
 
-    If a slack is negative by less than `tolerance`, or by less than rounding, its pair is not
-    added, but the slack counts as excess. Pairs that float32 cannot decide are tested in float64.
-    For points y with very many tight pairs, all of these are computed only if an excess above the
+    The threshold is the larger of `tolerance` and rounding. A pair whose slack is negative by less
+    than the threshold is not added, but counts as excess. A point y with too many pairs of nearly
+    zero slack stays undecided. If there are such points, and no new pair was found, the result must
+    be `complete`, or few new pairs were found and most points are undecided, then all pairs are
+    tested in float64. All pairs of undecided points are computed only if an excess above the
     threshold remains, and either no new pair was found or the result must be `complete`.
     """
     threshold = max(tolerance, negligible(potentials))
@@ -127,7 +130,7 @@ def verify(
 
 
 def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
-    """Add each point's pairs of least slack under potentials f; return their c-transforms."""
+    """Add each point's pairs of least slack; return g, the c-transform of f, and that of g."""
     g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
     arcs.add(i, j)
     f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)

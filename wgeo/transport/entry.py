@@ -14,7 +14,7 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
-# Beyond it, or below its inverse, sums of products of squares could leave float64's range.
+# If coordinates are larger, or all smaller than 1e-120, sums of squares may leave float64's range.
 _LARGEST_COORDINATE = 1e120
 
 
@@ -127,7 +127,7 @@ def wasserstein(
 
 
 def checked_solver(solver: Any) -> Solver:
-    """Return an object that solves; raise an error for anything else, such as its class."""
+    """Return the solver; raise an error if it has no `solve` method, or is a class."""
     if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
         raise ArgumentError(
             f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
@@ -140,10 +140,10 @@ def require_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(
-            f"x has {d} features and y has {width}: W2 needs one space. Compare the ends of a "
-            "segment, a run of layers in one space (traj.segments), or the two sides of a block "
-            "(traj.blocks), or embed the whole network in one space (traj.embedded('pad') or "
-            "traj.embedded('pca:D'))."
+            f"x has {d} features and y has {width}: W2 needs one space. Compare the first "
+            "and the last layer of a segment, whose layers share one space (traj.segments), or the "
+            "two sides of a block (traj.blocks), or embed the whole network in one space "
+            "(traj.embedded('pad') or traj.embedded('pca:D'))."
         )
     extremes = [value for z in (x, y) for value in z.detach().aminmax()]  # abs() would copy
     largest = max(abs(float(value)) for value in extremes)
@@ -151,8 +151,8 @@ def require_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
         raise FeatureError(
             f"the largest coordinate is {largest:.1g}: distances are computed only if it is "
             f"between {1 / _LARGEST_COORDINATE:.0e} and {_LARGEST_COORDINATE:.0e} (or 0), so that "
-            "products neither overflow nor underflow in float64. Multiply both clouds by one "
-            "factor; W2 is multiplied by it, too."
+            "products neither overflow nor underflow in float64. Multiply both clouds by the "
+            "same factor; W2 is multiplied by it, too."
         )
 
 

@@ -36,18 +36,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransportResult(Result):
-    r"""W2 between two point clouds, with an interval that contains it and its proof.
+    r"""W2 between two point clouds, an interval that contains it, and the proof of the interval.
 
-    ``lower <= W2 <= upper`` always: ``upper`` from a feasible coupling, ``lower`` from feasible
-    dual potentials (Kantorovich duality), both evaluated in float64.
+    ``lower <= W2 <= upper`` always. ``upper`` comes from a feasible coupling; ``lower`` comes from
+    feasible dual potentials (Kantorovich duality), or from the lower bounds of `Gaussian` and
+    `Sliced`, which return no potentials. Both are evaluated in float64.
 
-    Optimal potentials are the gradient of W2^2 in the weights: if weights change by da and db,
-    which each sum to 0,
+    If optimal potentials are unique up to a constant, they are the gradient of W2^2 with respect to
+    the weights: for changes da and db of the weights, each of which sums to 0,
 
-    .. math:: \mathrm{d} W_2^2 = \sum_i f_i\, \mathrm{d}a_i + \sum_j g_j\, \mathrm{d}b_j
+    .. math:: \mathrm{d} W_2^2 = \sum_i f_i\, \mathrm{d}a_i + \sum_j g_j\, \mathrm{d}b_j.
 
-    if they are unique up to a constant; if not, they are a subgradient (Peyre, Cuturi 2019, Section
-    9.1).
+    If they are not unique, they are a subgradient (Peyre, Cuturi 2019, Section 9.1).
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class TransportResult(Result):
         Raises
         ------
         ArgumentError
-            The solver returned no coupling, because the one behind `upper` has too many entries.
+            The solver returned no coupling, for example because it would have too many entries.
         """
         if self.coupling is None:
             reason = self.stats.get("no_plan", "its solver returned no coupling")
@@ -258,15 +258,15 @@ class TransportResult(Result):
         >>> r.verify(x, y + 1).valid
         False
         """
-        from .verification import verify  # imports this module through the solvers' geometry
+        from .verification import verify  # imports this module
 
         return verify(self, x, y)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result with its coupling and potentials to a NumPy archive, without pickles.
 
-        The file is recorded in its folder's ``.wgeo.json``, so that only results of wgeo are
-        replaced.
+        The file is recorded in its folder's ``.wgeo.json``. A later `save` may then replace it, but
+        never replaces a file that wgeo did not write.
 
         Parameters
         ----------
