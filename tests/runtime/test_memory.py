@@ -172,7 +172,10 @@ def test_memory_limit_applies_to_the_gpu(monkeypatch):
         with memory.memory_limit("2GiB"):
             assert told == [0.75, 0.25]
         assert told == [0.75, 0.25, 0.75]
-    assert told == [0.75, 0.25, 0.75, 1.0]
+        with memory.memory_limit(None):
+            assert told[3:] == [1.0]
+        assert told[3:] == [1.0, 0.75]
+    assert told[5:] == [1.0]
 
 
 @pytest.mark.gpu

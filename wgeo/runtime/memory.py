@@ -64,12 +64,12 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
     before = _state["limit"]
     try:
         _state["limit"] = size
-        if size is not None:
+        if size != before:
             _limit_gpu(size)
         yield
     finally:
         _state["limit"] = before
-        if size is not None:
+        if size != before:
             _limit_gpu(before)
 
 
