@@ -327,9 +327,9 @@ def _summary(rows):
         f"{count['followed']} are followed, {count['layers']} need `layers=` or `pool=`, "
         f"{count['skipped']} could not be tried. Of {layers:,} layers compared with plain hooks, "
         f"{wrong} were wrong. {len(one_size)} networks accept only one image size "
-        f"({', '.join(row['name'].partition(':')[2] for row in one_size)}), so the channel "
-        f"axis of {sum(row['undecided_here'] for row in one_size)} layers was not verified in a "
-        "second way: the features are shown to be a mean over one of the axes."
+        f"({', '.join(row['name'].partition(':')[2] for row in one_size)}), so for "
+        f"{sum(row['undecided_here'] for row in one_size)} layers the test only shows that the "
+        "features are a mean over all axes except one, not that this one is the channel axis."
     )
 
 

@@ -102,14 +102,14 @@ def aligned(value, low, high, chance, points=4, blocks=4, **more):
         (0.7, 0.6, 0.8, 0.5, "are partly aligned ("),
         (0.025, 0.022, 0.03, 0.02, "are hardly aligned ("),
         (0.9, 0.8, 1.0, 1.0, "aligned no more than random ones"),  # as many vectors as dimensions
-        (0.09, 0.02, 0.3, 0.02, "perhaps aligned, which these images cannot tell"),
+        (0.09, 0.02, 0.3, 0.02, "perhaps aligned, but these images cannot tell"),
     ],
 )
 def test_an_overlap_is_judged_by_its_interval_and_by_chance(value, low, high, chance, words):
     (sentence,) = aligned(value, low, high, chance)
     assert words in sentence.words
     assert sentence.strength == ("undecided" if "perhaps" in words else "suggested")
-    assert "0.60 (0.50 to 0.70), 1 along a geodesic" in sentence.words
+    assert "0.60 (0.50 to 0.70); a geodesic that expands has the slope 1" in sentence.words
     if words != "are aligned (":
         assert "are aligned (" not in sentence.words
 

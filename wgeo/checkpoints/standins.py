@@ -56,7 +56,7 @@ class StandIn:
 
 
 class _AsDict(StandIn):
-    """Becomes a plain dict, since the pickle adds entries to it."""
+    """Becomes an OrderedDict, since the pickle adds entries to it."""
 
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
@@ -123,7 +123,7 @@ def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
     Raises
     ------
     CheckpointError
-        The network contains itself, or has too many parts.
+        The network contains itself, is nested too deeply, or has too many parts.
     """
     return dict(_entries(module, "", itertools.count(), name))
 
@@ -142,8 +142,8 @@ def _entries(
         for key, value in dict.items(dict.get(entries, part) or {}):
             if next(counter) > _MAX_ENTRIES:
                 raise CheckpointError(
-                    f"{name} contains a network of more than {_MAX_ENTRIES} parts, which would "
-                    "exhaust a program that reads it. It was not read."
+                    f"{name} contains a network of more than {_MAX_ENTRIES} parts. Reading them "
+                    "could use up the memory, so the network was not read."
                 )
             if not isinstance(key, str) or (
                 isinstance(non_persistent, set) and key in non_persistent

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..text import printable
 
-_MAX_NAME_WIDTH = 24  # of a column of names, in characters; longer names are folded
+_MAX_NAME_WIDTH = 24  # characters a column of names must get; longer names may have to be folded
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,10 @@ class IsoResNet(nn.Module):
 
     Nothing follows the sum, so each block moves features by exactly F_l, and the classifier reads
     the last block's features; a pre-activation network would have a norm and a ReLU in between.
-    Both forms train equally well (digits, width 16, depth 8, 12 epochs, two seeds: training
-    accuracy 1, test accuracy 0.967 and 0.966), and starting at F = 0 trains more slowly.
-    `residual=False` is the plain counterpart, x_{l+1} = F_l(x_l), with the same weights.
+    This form and a pre-activation network train equally well (digits, width 16, depth 8, 12 epochs,
+    two seeds: training accuracy 1, test accuracy 0.967 and 0.966). If every F_l is 0 at the start,
+    training is slower. `residual=False` is the plain counterpart, x_{l+1} = F_l(x_l), whose weights
+    have the same names and shapes.
     """
 
     def __init__(

@@ -122,7 +122,7 @@ def collapse_of(
     Raises
     ------
     FeatureError, ArgumentError
-        As `collapse`, and for a classifier of another width.
+        As in `collapse`; also if the widths of the classifier and the features differ.
 
     Examples
     --------

@@ -3,7 +3,7 @@ r"""The Gibbs kernel in two calls of torch's fused attention (`flex_attention`),
 Attention with queries ``2 x_i / eps``, keys y_j and the bias ``log b_j + (g_j - ||y_j||^2) / eps``
 has scores whose log-sum-exp is ``(||x_i||^2 - f_i) / eps``, where f is the softmin of g. A fused
 kernel keeps the scores in a GPU's registers, while `Kernel` writes and reads each block of them
-about six times. Its products are in float32, without TF32.
+about six times. The fused products are in float32, without TF32.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .kernel import Kernel
 from .point_clouds import PointClouds
 from .tiles import STORED_ENTRIES
 
-_MIN_WIDTH, _MAX_WIDTH = 16, 256  # of what a fused kernel multiplies; wider ones exceed its memory
+_MIN_WIDTH, _MAX_WIDTH = 16, 256  # features that a fused kernel takes; more exceed its memory
 _SAMPLE = 1024  # points of x for which the two kernels are compared
-_AGREEMENT = 1e-5  # of f / eps, and of the logarithms of the columns' masses
+_AGREEMENT = 1e-5  # largest allowed difference of f / eps and of the log of a column's mass
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class FusedKernel(Kernel):
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
-        """Return what `Kernel.softmin` does; a second call, from y to x, sums the columns."""
+        """Return the same as `Kernel.softmin`; a second call, from y to x, sums the columns."""
         clouds, (x, y) = self.clouds, self._points
         bias_y = (g - clouds.norms_y) / eps
         f = clouds.norms_x - eps * _attend(x, y, bias_y + clouds.b.log(), eps)
@@ -71,7 +71,10 @@ def _padded(points: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "1 1 n pa
 
 @cache
 def _log_sum_exp() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Compile the call; an error if it cannot be, rather than a version that stores all scores."""
+    """Return `log_sum_exp` as compiled by torch.
+
+    If it cannot be compiled, its first call raises an error. Uncompiled, it would store all scores.
+    """
     return torch.compile(log_sum_exp, fullgraph=True)
 
 
@@ -84,7 +87,7 @@ def log_sum_exp(
     """Return ``log sum_j exp(<queries_i, keys_j> + bias_j)``."""
     from torch.nn.attention import flex_attention as flex
 
-    # The values are not needed. A few columns of zeros are the least to multiply.
+    # Only the sum is needed, so the values are zeros, with as few columns as attention allows.
     values = keys.new_zeros((*keys.shape[:-1], _MIN_WIDTH))
     options = {"score_mod": lambda score, b, h, i, j: score + bias[j], "scale": 1.0}
     if not hasattr(flex, "AuxRequest"):  # torch 2.8 and earlier
@@ -96,8 +99,9 @@ def log_sum_exp(
 def uses_fused(engine: str, clouds: PointClouds) -> bool:
     """Return whether iterations on these clouds use `FusedKernel`.
 
-    ``fused`` does unless the clouds are too wide; ``auto`` if, in addition, they are on CUDA, their
-    products are too many to be stored, and a sample agrees with `Kernel`.
+    With ``fused``, they do if the points have at most `_MAX_WIDTH` features. With ``auto``, they do
+    if, in addition, the clouds are on CUDA, there are too many pairs to store their products, and
+    a sample agrees with `Kernel`.
 
     Raises
     ------
@@ -139,4 +143,4 @@ def disagreement(clouds: PointClouds) -> str:
     differences = torch.cat(((fused_f - f) / eps, fused_log_ratio - log_ratio))
     largest = float(differences.abs().max())
     agrees = largest <= _AGREEMENT  # not if it is NaN
-    return "" if agrees else f"it differs from blocks by {largest:.1e}, not at most 1e-5"
+    return "" if agrees else f"its results differ by {largest:.1e}; at most 1e-5 is allowed"

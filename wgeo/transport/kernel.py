@@ -1,8 +1,10 @@
-"""The Gibbs kernel of entropic transport, a block of rows at a time: no n x m matrices.
+"""The Gibbs kernel of entropic transport, computed a block of rows at a time.
+
+No n x m matrix is stored, except the products ``x_i.y_j`` of a small problem.
 
 With centered points, ``C_ij = ||x_i||^2 + ||y_j||^2 - 2 x_i.y_j``. A whole Sinkhorn iteration takes
-one matrix product and one exponential per pair: the row potentials of a block are exact once its
-rows are summed, so its part of the column masses comes from the same exponentials.
+one matrix product and one exponential per pair: the sums of a block's rows give its row potentials,
+and the same exponentials, divided by these sums, give its part of the column masses.
 """
 
 from __future__ import annotations
@@ -192,7 +194,7 @@ class Kernel:
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
     ) -> PlanSummary:
-        """Compute the summary from which the entropic plan is rounded, without storing the plan.
+        """Summarize the entropic plan, as needed to round it, without storing it.
 
         Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
         here no row has too much). `rounding.couple_in_order` then couples the missing mass.
@@ -268,7 +270,10 @@ class Kernel:
     def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        """Return ``P y`` and ``P^T x`` of the plan P with potentials f, g, for gradients."""
+        """Return ``P y`` and ``P^T x``, for gradients.
+
+        P is the plan with potentials f and g; x and y are the centered points.
+        """
         clouds = self.clouds
 
         def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,9 @@ from .tiles import full_precision
 _NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
 _SELF_ITERATIONS = 1000  # maximum between a cloud and itself; about fifteen are needed
 _FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
-_TOO_LARGE = f"the rounded plan has more than {MAX_ENTRIES:,} entries; a smaller epsilon has fewer"
+_TOO_LARGE = (
+    f"the rounded plan has more than {MAX_ENTRIES:,} entries; it has fewer at a smaller epsilon"
+)
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,22 @@ class Sinkhorn:
 
     It is solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
     iterations, while epsilon is lowered step by step. Rows are processed in blocks, so that memory
-    grows with (n + m) d, not with n m (small problems store their products x.y^T, at most 128 MiB).
+    grows with (n + m) d, not with n m (small problems store their products x.y^T, which take at
+    most 128 MiB, or 1 GiB on a GPU).
 
     ``cost`` is the cost of the cheapest *feasible* coupling found, so it equals ``upper^2``. One
     candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017; the missing
-    mass is coupled in order along the leading principal direction). For uniform clouds of one size,
-    a permutation derived from the plan and the given pairing are also candidates. ``lower`` comes
-    from c-transforms of the potentials. Both bounds are evaluated in float64 and hold for W2
-    itself, at any epsilon. A rounded plan is returned if at most 2^22 (4.2 million) of its entries
-    are at least 1e-12 times their row's weight; otherwise ``coupling`` is None, and
-    ``stats["no_plan"]`` gives the reason.
+    mass is coupled in order along the leading principal direction). If both clouds have the same
+    number of points and no weights, a permutation derived from the plan and the given pairing are
+    also candidates. ``lower`` comes from c-transforms of the potentials. Both bounds are evaluated
+    in float64 and hold for W2 itself, at any epsilon. A rounded plan is returned if at most 2^22
+    (4.2 million) of its entries are at least 1e-12 times their row's weight; otherwise ``coupling``
+    is None, and ``stats["no_plan"]`` gives the reason.
 
     ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2`` (Feydy
     et al. 2019) at a given epsilon: an estimate of W2^2, not a bound. It is None for
     ``epsilon="auto"``, which stops at the first epsilon with a narrow interval. If a permutation
-    makes the interval narrow, this epsilon can be far too large for an unbiased estimate.
+    makes the interval narrow, this epsilon can be far too large for a good estimate.
 
     Parameters
     ----------
@@ -94,11 +97,12 @@ class Sinkhorn:
         Implementation of the iterations; the interval and the marginal errors are always computed
         in blocks, in float64. ``"wgeo"`` computes blocks of scores on any device. ``"fused"``
         computes each half of an iteration with one call of torch's fused attention (Dong et al.
-        2024, "Flex Attention"), which stores no scores: for CUDA, at most 256 features, and
-        epsilons for which float32 (without TF32) suffices; otherwise blocks are used. It must
-        agree with blocks on a sample to 1e-5. ``"auto"`` chooses it if this is the case and there
-        are more than 2^27 pairs, else ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other
-        packages, for a number as `epsilon`. ``stats["engine"]`` is the engine that was used.
+        2024, "Flex Attention"), which stores no scores. It needs a CUDA device, and must agree with
+        ``"wgeo"`` on a sample to 1e-5; otherwise it raises an error. Blocks are still used for more
+        than 256 features, and at epsilons for which float32 (without TF32) does not suffice.
+        ``"auto"`` chooses ``"fused"`` if it works here and there are more than 2^27 pairs,
+        otherwise ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other packages, and need a number
+        as `epsilon`. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
         What to do if the marginal tolerance was not reached. A returned interval still contains W2,
         and ``stats["converged"]`` is False.
@@ -162,8 +166,8 @@ class Sinkhorn:
         ConvergenceError
             The marginal tolerance was not reached and ``on_failure`` is "raise".
         DependencyError
-            The engine's package is not installed, its device is not available, or torch cannot
-            compile it.
+            The engine's package is not installed, its device is not available, torch cannot
+            compile it, or it does not agree with ``"wgeo"`` on a sample.
         """
         start_time = time.perf_counter()
         clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
@@ -309,7 +313,10 @@ class Sinkhorn:
         return sum(state.value for state in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """Solve for a cloud and its translation: the pairing (or any plan) is optimal."""
+        """Solve the case in which one cloud is the other translated, so the pairing is optimal.
+
+        It includes clouds that are single points, between which any plan is optimal.
+        """
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
         return clouds.result(

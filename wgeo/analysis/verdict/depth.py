@@ -1,4 +1,4 @@
-"""Sentences on constancy over depth: the rate of class separation, and residual Jacobians."""
+"""Sentences on whether the rate of class separation and the residual Jacobians vary with depth."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .sentence import THRESHOLDS, Sentence, Strength
 from .wording import OVER_IMAGES, percent, ranged
 
 _D = (
-    " (D = tr(Sigma_W pinv(Sigma_B)), K times NC1; if it falls by the same factor at every layer, "
-    "ln D is a straight line over depth)"
+    " (D = tr(Sigma_W pinv(Sigma_B)), NC1 times the number of classes; if it falls by the same "
+    "factor at every layer, ln D is a straight line over depth)"
 )
 
 
@@ -60,7 +60,8 @@ def _law(segment: SegmentLaw, bounds: Interval, definition: str) -> Sentence:
     if curved is None or constant is None:
         return sentence(
             f"the classes separate with depth{definition}, by a fitted factor of {rate} per "
-            f"layer; these images cannot tell whether by the same at every layer ({fit})",
+            "layer; these images cannot tell whether the factor is the same at every layer "
+            f"({fit})",
             "undecided",
         )
     if constant:
@@ -117,9 +118,9 @@ def _alignment(
     definition = "" if explained else _OVERLAP.format(counted(segment.vectors or 0, "direction"))
     words = (
         f"From {segment.blocks[0]} to {segment.blocks[-1]} the residual Jacobians of the "
-        f"blocks are {word}{definition}: they share {percent(value)} "
-        f"({percent(low)} to {percent(high)}, 95 % interval over {counted(points, 'image')}), "
-        f"random ones {percent(chance, 2)}{_slope(segment)}."
+        f"blocks are {word}{definition}: the overlap is {percent(value)} "
+        f"({percent(low)} to {percent(high)}, 95 % interval over {counted(points, 'image')}), and "
+        f"{percent(chance, 2)} for random directions{_slope(segment)}."
     )
     few = points < THRESHOLDS["fewest_samples"]
     evidence: dict[str, Any] = {
@@ -135,7 +136,7 @@ def _alignment(
 
 
 def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
-    """Return a word for an overlap, and whether its interval decides it.
+    """Return words for an overlap, and whether its interval is narrow enough to justify them.
 
     The interval's ends are converted to excesses over chance: 0 for random directions, 1 at most.
     """
@@ -145,7 +146,7 @@ def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
     if lower >= THRESHOLDS["partly_aligned"]:
         return "partly aligned", True
     if upper >= THRESHOLDS["partly_aligned"]:
-        return "perhaps aligned, which these images cannot tell", False
+        return "perhaps aligned, but these images cannot tell", False
     if low <= chance:
         return "aligned no more than random ones", True
     more = low > THRESHOLDS["above_chance"] * chance
@@ -156,11 +157,11 @@ _OVERLAP = " (overlap of the leading {} of one block's output with those of anot
 
 
 def _slope(segment: AlignedSegment) -> str:
-    """State the slope of the largest singular value with depth, which is 1 along a geodesic."""
+    """State the slope of step length over largest singular value (`SegmentAlignment.slopes`)."""
     bounds = segment.interval("slope")
     if segment.slope is None or bounds is None:
         return ""
     return (
-        "; the length of a step over the largest singular value changes with depth at a slope of "
-        f"{ranged(segment.slope, bounds)}, 1 along a geodesic that expands"
+        "; a line fitted over depth to the length of a step divided by the largest singular value "
+        f"has the slope {ranged(segment.slope, bounds)}; a geodesic that expands has the slope 1"
     )

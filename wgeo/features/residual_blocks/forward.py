@@ -34,7 +34,7 @@ def forward_sums(
     watch, specs = probe.watch, []
     others: Counter[str] = Counter()
     crossed: list[str] = []
-    roots: dict[Node, Node] = {}  # of the residual sums: their identity summands
+    roots: dict[Node, Node] = {}  # from the result of each residual sum to its identity summand
     inside = {run.y for run in watch.calls if run.name in blocks}
     names: Counter[str] = Counter()
     for total in watch.sums:
@@ -76,11 +76,12 @@ def _as_residual(
 
 
 def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
-    """Return whether a sum adds to one stream a value computed from a sum in another stream.
+    """Return whether a sum updates one stream with a value computed from a sum in another stream.
 
-    In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``: the second summand is
-    computed from b by way of the first sum, whose identity a is not. An outer shortcut around
-    blocks differs, since all of them are computed from it.
+    In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``. The value g(a) is
+    computed from b, through the first sum; but the identity summand of that sum, the old a, is not
+    computed from b. This distinguishes b from the input of an outer shortcut around several blocks,
+    from which the identity summands of all these blocks are computed.
     """
     for identity in (1, 0):
         root, branch = total.nodes[identity], total.nodes[1 - identity]
