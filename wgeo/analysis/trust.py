@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Int
-from scipy.stats import binom, binomtest
 from torch import nn
 
 from ..arrays.rows import copies_of
@@ -75,7 +75,7 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
     if accuracy is None:
         return {"accuracy": None, "chance": chance, "chance_p": None, "at_chance": False}
     correct = round(accuracy * len(traj))
-    p = float(binom.sf(correct - 1, len(traj), chance))
+    p = float(scipy.stats.binom.sf(correct - 1, len(traj), chance))
     return {
         "accuracy": accuracy,
         "chance": chance,
@@ -173,5 +173,5 @@ def better_preset(correct: Mapping[str, Bool[np.ndarray, " n"]], used: str) -> s
     lost = int((correct[used] & ~correct[best]).sum())
     if gained <= lost:
         return None
-    p = binomtest(gained, gained + lost, alternative="greater").pvalue
+    p = scipy.stats.binomtest(gained, gained + lost, alternative="greater").pvalue
     return best if p * len(others) <= THRESHOLDS["significant"] else None

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.stats import chi2
 
 from ..errors import ArgumentError
 
@@ -78,7 +78,10 @@ class Projection:
         ([0.73, 1.29], 0.05)
         """
         tail = _FAILURE / max(points * (points - 1), 1)  # on each side, for points^2 / 2 pairs
-        low, high = (np.sqrt(f(tail, self.width) / self.width) for f in (chi2.ppf, chi2.isf))
+        low, high = (
+            np.sqrt(f(tail, self.width) / self.width)
+            for f in (scipy.stats.chi2.ppf, scipy.stats.chi2.isf)
+        )
         return {
             "all": [float(low), float(high)],
             "typical": float(np.sqrt(0.5 / self.width)),

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
 from torch import nn
 
 from ..arrays.checks import as_array, check_plain
@@ -248,7 +248,7 @@ def brenier(
     with np.errstate(invalid="ignore"):
         per_point["relative_eigenvalue"] = np.where(scale > 0, lowest / scale, 0.0)
     negative = lowest < -_NEGATIVE * scale
-    negative_share = binomtest(int(negative.sum()), len(negative))
+    negative_share = scipy.stats.binomtest(int(negative.sum()), len(negative))
     intervals = {
         **{name: mean_interval(per_point[name], positive=True) for name in _ASYMMETRIES},
         "min_eigenvalue": mean_interval(lowest),

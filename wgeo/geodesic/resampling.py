@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
-from scipy.stats import t as student
 
 from ..arrays.checks import as_count
 from ..arrays.rows import sums_by_class
@@ -130,7 +130,9 @@ def mean_interval(
     if n < 2:
         return None
     mean = float(defined.mean())
-    half = float(student.ppf((1 + level) / 2, n - 1)) * float(defined.std(ddof=1)) / math.sqrt(n)
+    half = (
+        float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) * float(defined.std(ddof=1)) / math.sqrt(n)
+    )
     if not positive:
         return mean - half, mean + half
     factor = math.exp(min(half / mean, _LARGEST_LOG)) if mean > 0 else 1.0

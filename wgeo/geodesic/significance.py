@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.stats import t as student
 
 from ..arrays.checks import as_count
 from ..arrays.rows import as_float64, mean_of, row_chunks
@@ -284,7 +284,7 @@ def _comparison(
         error = (_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)) ** 0.5
         degrees_of_freedom = min(len(a), len(b)) - 1
     difference = float(a.mean() - b.mean())
-    half_width = float(student.ppf((1 + LEVEL) / 2, max(degrees_of_freedom, 1))) * error
+    half_width = float(scipy.stats.t.ppf((1 + LEVEL) / 2, max(degrees_of_freedom, 1))) * error
     return {
         "value": float(a.mean()),
         "reference": float(b.mean()),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..errors import ArgumentError
 from .parts import require_positive
 from .residual import ConvBlock, projection
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    ResidualBlock: TypeAlias = BasicBlock | Bottleneck | ConvBlock
 
 
 class FixedLinear(nn.Linear):
@@ -130,7 +135,9 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     return net
 
 
-def _last_block(net: nn.Module, width: int) -> BasicBlock | Bottleneck | ConvBlock:
+def _last_block(net: nn.Module, width: int) -> ResidualBlock:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     candidates = [m for m in net.modules() if isinstance(m, BasicBlock | Bottleneck | ConvBlock)]
     # A block without a final activation belongs to an isotropic network, which has one width.
     if candidates and not isinstance(getattr(candidates[-1], "act2", None), nn.Identity):
@@ -144,15 +151,15 @@ def _last_block(net: nn.Module, width: int) -> BasicBlock | Bottleneck | ConvBlo
     )
 
 
-def _last_conv(block: BasicBlock | Bottleneck | ConvBlock) -> tuple[str, nn.Conv2d]:
+def _last_conv(block: ResidualBlock) -> tuple[str, nn.Conv2d]:
     """Return the last convolution of a block's branch, and its number."""
-    number = "3" if isinstance(block, Bottleneck) else "2"
+    number = "3" if hasattr(block, "conv3") else "2"
     conv = getattr(block, "conv" + number)
     assert isinstance(conv, nn.Conv2d)
     return number, conv
 
 
-def _narrow(block: BasicBlock | Bottleneck | ConvBlock, width: int) -> None:
+def _narrow(block: ResidualBlock, width: int) -> None:
     """Change a residual block to `width` output channels, in place."""
     number, old = _last_conv(block)
     device = old.weight.device

@@ -13,9 +13,7 @@ from functools import partial
 from math import isqrt
 from typing import Any
 
-import torchvision
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from ..errors import ArgumentError, DependencyError
 from ..text import suggestion
@@ -118,10 +116,8 @@ def torchvision_arch(name: str) -> Arch:
     ArgumentError
         torchvision has no such network.
     """
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise ArgumentError(f"torchvision has no network {name!r}{suggestion(name, names)}.")
     if name not in RESNETS:
+        _require_torchvision_name(name)
         return Arch(
             f"torchvision:{name}",
             partial(_build_torchvision, name),
@@ -145,6 +141,14 @@ def torchvision_arch(name: str) -> Arch:
     )
 
 
+def _require_torchvision_name(name: str) -> None:
+    from torchvision import models  # takes seconds to import, and most networks do not need it
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ArgumentError(f"torchvision has no network {name!r}{suggestion(name, names)}.")
+
+
 def _build_torchvision_resnet(
     name: str,
     *,
@@ -157,8 +161,10 @@ def _build_torchvision_resnet(
     """Build a ResNet; `stem` is ``imagenet`` (7 x 7, max-pool), ``cifar`` (3 x 3) or ``auto``."""
     if stem not in ("auto", "imagenet", "cifar"):
         raise ArgumentError(f"stem must be auto, imagenet or cifar, not {stem!r}.")
+    from torchvision.models import ResNet, get_model
+
     _refuse_activation(name, activation)
-    net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    net = get_model(name, weights=None, num_classes=num_classes)
     assert isinstance(net, ResNet)
     small = image_size is not None and image_size <= SMALL_IMAGE
     if stem == "cifar" or (stem == "auto" and small):
@@ -185,6 +191,8 @@ def _build_torchvision(
     image_size: int | None = None,
     activation: str = "relu",
 ) -> nn.Module:
+    from torchvision.models import get_model
+
     _refuse_activation(name, activation)
     extra: dict[str, Any] = {}
     if name.startswith("vit_") and image_size is not None:
@@ -192,7 +200,7 @@ def _build_torchvision(
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # its scipy initialization takes minutes
     try:
-        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+        net = get_model(name, weights=None, num_classes=num_classes, **extra)
     except (AssertionError, TypeError, ValueError) as error:
         raise ArgumentError(f"torchvision could not build {name!r}: {error}") from error
     return _with_channels(net, in_channels)

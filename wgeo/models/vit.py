@@ -7,21 +7,11 @@ from math import isqrt
 from typing import Any
 
 from torch import nn
-from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from ..errors import ArgumentError
-from .parts import Block, State, activation, axis_length, require_positive
+from .parts import State, axis_length, require_positive
 
 _HEAD_WIDTH = 16  # default number of features per attention head
-
-
-class TransformerBlock(EncoderBlock, Block):
-    """torchvision's block, u + MLP(norm(u)) with u = x + attention(norm(x)), any activation."""
-
-    def __init__(self, heads: int, width: int, hidden: int, activation_name: str) -> None:
-        super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)
-        setattr(self.mlp, "1", activation(activation_name))
-        self.shortcut = nn.Identity()
 
 
 def vit(
@@ -69,6 +59,8 @@ def vit(
             f"`patch={patch}` must divide `image_size={image_size}`, "
             f"and `heads={heads}` must divide `width={width}`."
         )
+    from .transformer import TransformerBlock, VisionTransformer
+
     net = VisionTransformer(image_size, patch, depth, heads, width, hidden, num_classes=num_classes)
     for name, _ in list(net.encoder.layers.named_children()):
         setattr(net.encoder.layers, name, TransformerBlock(heads, width, hidden, activation))

@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
 
 from ..runtime import processes
 from ..runtime.threads import one_thread
@@ -320,5 +320,5 @@ def _accuracies(
 def _wilson(proportion: float | None, n: int) -> tuple[float, float] | None:
     if proportion is None or n == 0:
         return None
-    interval = binomtest(round(proportion * n), n).proportion_ci(LEVEL, method="wilson")
+    interval = scipy.stats.binomtest(round(proportion * n), n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import ot
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
@@ -65,6 +64,8 @@ def run_simplex(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
 ) -> tuple[coo_array, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
     """Return POT's plan and duals for a dense or sparse cost; `ConvergenceError` if it fails."""
+    import ot  # POT imports scikit-learn and pandas if they are installed, which takes seconds
+
     plan, log = interruptible(
         lambda: ot.emd(a, b, cost, numItermax=10**9, log=True, center_dual=False)
     )
