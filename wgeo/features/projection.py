@@ -78,10 +78,8 @@ class Projection:
         ([0.73, 1.29], 0.05)
         """
         tail = _FAILURE / max(points * (points - 1), 1)  # on each side, for points^2 / 2 pairs
-        low, high = (
-            np.sqrt(f(tail, self.width) / self.width)
-            for f in (scipy.stats.chi2.ppf, scipy.stats.chi2.isf)
-        )
+        squared = scipy.stats.chi2(self.width)
+        low, high = (np.sqrt(f(tail) / self.width) for f in (squared.ppf, squared.isf))
         return {
             "all": [float(low), float(high)],
             "typical": float(np.sqrt(0.5 / self.width)),

@@ -130,9 +130,8 @@ def mean_interval(
     if n < 2:
         return None
     mean = float(defined.mean())
-    half = (
-        float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) * float(defined.std(ddof=1)) / math.sqrt(n)
-    )
+    quantile = float(scipy.stats.t.ppf((1 + level) / 2, n - 1))
+    half = quantile * float(defined.std(ddof=1)) / math.sqrt(n)
     if not positive:
         return mean - half, mean + half
     factor = math.exp(min(half / mean, _LARGEST_LOG)) if mean > 0 else 1.0

@@ -1,4 +1,4 @@
-"""torchvision's transformer block as a `Block`; apart from `vit`, since torchvision loads slowly."""
+"""torchvision's transformer block as a `Block`; `vit` imports it only if it builds a network."""
 
 from __future__ import annotations
 
