@@ -573,7 +573,8 @@ def train_eight_epochs(folder: str) -> TrainingRun:
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process by a POSIX signal")
 def test_killed_training_leaves_complete_files_and_continues(tmp_path):
     here = Path(__file__)
-    environment = {**os.environ, "PYTHONPATH": f"{here.parents[2]}{os.pathsep}{here.parent}"}
+    paths = map(str, (here.parents[2], here.parents[1], here.parent))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     script = "import sys, test_training as t; t.train_eight_epochs(sys.argv[1])"
     command = [sys.executable, "-c", script, str(tmp_path / "parts")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
