@@ -10,6 +10,7 @@ runs: a gadget that worked would leave a file called ``canary``.
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import json
@@ -1319,6 +1320,7 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     cases = [Case(*case) for case in json.loads((folder / "manifest.json").read_text())]
     sound = next(case for case in cases if case.name == "a link")
     reader("checkpoint", str(folder / sound.path))  # whatever is imported on first use
+    importlib.import_module("torchvision.models")
     with_pictures = next(case for case in cases if case.name == "slip")
     reader("images", str(folder / with_pictures.path))
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -45,12 +45,12 @@ BEFORE = {  # what a page takes as known
 }
 ASKED = "--brenier 0 --alignment 0 --reference-networks 2"
 LIGHTER = (  # pattern, and what takes its place
-    (r"wgeo train (?=.*digits)", "wgeo train --samples 300 "),
-    (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 300 {ASKED} "),
+    (r"wgeo train (?=.*digits)", "wgeo train --samples 120 "),
+    (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 120 {ASKED} "),
     (r"wgeo analyze (?=.*\.th)", f"wgeo analyze {ASKED} "),
     (r"(?<=nproc-per-node=2 --no-python wgeo analyze )", "--no-report "),
     (r"wgeo analyze (?=.*(digits|features))", "wgeo analyze --no-report "),  # others have one
-    (r'load_images\("digits"\)', 'load_images("digits", limit=300)'),
+    (r'load_images\("digits"\)', 'load_images("digits", limit=120)'),
     (
         r"wgeo\.analyze\(net, images\)",
         "wgeo.analyze(net, images, brenier=0, alignment=0, reference_networks=2)",
