@@ -14,6 +14,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -809,3 +810,29 @@ def test_killed_store_continues_to_the_same_bytes(net, images, tmp_path, small_s
     assert os.waitpid(in_a_child(work(place)), 0)[1] == 0
     assert contents(place) == expected
     assert not any(path.exists() for path in before)
+
+
+def test_a_file_truncated_while_it_is_open_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((500, 8)) for _ in range(3)]
+    Trajectory.from_arrays(arrays, np.arange(500) % 5).save(tmp_path / "store")
+    script = """
+import sys, wgeo
+from pathlib import Path
+from wgeo.errors import FeatureError
+traj = wgeo.Trajectory.load(sys.argv[1])
+for file in Path(sys.argv[1]).glob("*.npy"):
+    with open(file, "r+b") as shortened:
+        shortened.truncate(200)
+for measure in (wgeo.collapse, wgeo.straightness, lambda t: wgeo.wasserstein(t.first, t.last)):
+    try:
+        measure(traj)
+    except FeatureError as error:
+        assert "truncated" in str(error), error
+    else:
+        sys.exit("no error")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

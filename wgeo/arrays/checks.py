@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,7 +128,23 @@ def as_array(x: Any, name: str) -> np.ndarray:
         raise FeatureError(f"{name} cannot be read as an array: {error}") from error
     if array.dtype.kind not in "fiub":
         raise FeatureError(f"{name} is not numeric (dtype {array.dtype}).")
+    require_whole(x)
     return array
+
+
+def require_whole(array: Any) -> None:
+    """Raise `FeatureError` if the file of a memory map is shorter than the map.
+
+    Reading beyond the end of a file that was truncated after it was opened ends the process.
+    """
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return
+    file = Path(array.filename)
+    with suppress(FileNotFoundError):  # a file that is open can be read after it was deleted
+        if file.stat().st_size < array.offset + array.nbytes:
+            raise FeatureError(
+                f"{file} was truncated after it was opened. Restore the file, or trace again."
+            )
 
 
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:

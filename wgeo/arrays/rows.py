@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from ..errors import RecordError
 from ..runtime import processes
 from ..runtime.memory import available_bytes, limited_size
-from .checks import as_array, as_numpy, as_points
+from .checks import as_array, as_numpy, as_points, require_whole
 from .mapped import anonymous_array
 
 _CHUNK_BYTES = 2**24  # of float64 rows
@@ -100,6 +100,8 @@ def row_chunks(
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
+        for each in features:
+            require_whole(each)
         yield rows, [as_float64(each[rows]) for each in features]
 
 

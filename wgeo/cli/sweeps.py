@@ -136,12 +136,16 @@ def _matching_files(patterns: Any, path: Path) -> list[str]:
 
 def _settings(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return settings of an analysis under Python's names; a file has the names of the options."""
-    names = {option.opts[0].removeprefix("--"): option.name for option in analyze.params}
+    names = {
+        option.opts[0].removeprefix("--"): option.name
+        for option in analyze.params
+        if option.name in SETTINGS
+    }
     settings = {}
     for key, value in table.items():
         if key in ("name", "checkpoints"):
             continue
-        if names.get(key) not in SETTINGS:
+        if key not in names:
             raise ArgumentError(
                 f"{path}: {key!r} is not an option of an analysis{suggestion(key, names)}."
             )
