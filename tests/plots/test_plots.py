@@ -557,6 +557,19 @@ def test_every_panel_is_tested() -> None:
     assert set(plots.__all__) == {*PANELS, *SERIES, *OTHERS}
 
 
+def test_labels_of_epochs_do_not_overlap():
+    """Epochs 25, 30 and 40 are close on the logarithmic axis."""
+    series = sample_series(9)
+    for row, epoch in zip(series["analyses"], (0, 1, 2, 4, 8, 16, 25, 30, 40), strict=True):
+        row["provenance"]["epoch"] = epoch
+    ax = plots.over(series)
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert len(boxes) == 8
+    for left, right in pairwise(sorted(boxes, key=lambda box: box.x0)):
+        assert left.x1 < right.x0
+
+
 @pytest.mark.parametrize("epochs", [True, False])
 @pytest.mark.parametrize("panel", SERIES.values(), ids=SERIES)
 def test_panels_of_a_series_draw_on_axes_given(panel: Any, epochs: bool) -> None:

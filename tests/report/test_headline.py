@@ -68,7 +68,7 @@ def test_between_two_categories_is_open():
     found = headline(record(centred(1.04, 1.03, 1.08), nc1=0.11, ends=(0.09, 0.14)))
     assert "between straight to within 5 % and close to straight" in found.words
     assert "between collapsed and partly collapsed" in found.words
-    assert "leave this partly open" in found.words
+    assert "do not settle all of this" in found.words
     assert found.strength == "suggested"
 
 
@@ -143,7 +143,13 @@ def test_a_series_says_what_changed():
     )
     assert series_headline(rows[::-1], "name").words.startswith("From e9 to e0, accuracy falls")
     rows[0]["trust"] = TRUST | {"at_chance": True}
-    assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 0 is at chance.")
+    assert series_headline(rows, "epoch").words.endswith("in 1 of 2 stages.")
+    rows[1]["trust"] = TRUST | {"at_chance": True}
+    assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 9 is at chance.")
+    single = [{**row, "segments": row["segments"][:1]} for row in rows]
+    assert "and the path becomes less straight (length ratio, centered, from 1.02 to 1.3);" in (
+        series_headline(single, "epoch").words
+    )
     assert "no stage becomes clearly" in series_headline([rows[0], rows[0]], "name").words
 
 

@@ -45,6 +45,7 @@ OVER: dict[str, str] = {
 }
 """Measures of a segment that `over` draws, and their labels."""
 _SCORES = ("corr_score", "ot_score")
+_TICK_GAP = 0.07  # smallest distance of two labeled epochs, as a fraction of the axis
 
 ENDS: dict[str, str] = {
     "accuracy": "Accuracy",
@@ -204,12 +205,21 @@ def _axis(ax: Axes, series: SeriesRecord, at: np.ndarray) -> None:
         ax.set_xlim(-0.5, len(at) - 0.5)
         return
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.6)
-    ticks = [at[i] for i in thinned(len(at), 9)]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_locator(FixedLocator(_apart(at, ax)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda epoch, _: f"{epoch:g}")
     ax.set_xlim(min(0.0, at.min()) - 0.15, at.max() * 1.12)
     ax.set_xlabel("epoch")
+
+
+def _apart(at: np.ndarray, ax: Axes) -> list[float]:
+    """Return epochs whose labels do not overlap on an axis; the last epoch is one of them."""
+    places = ax.xaxis.get_transform().transform(at)
+    kept: list[int] = []
+    for k in np.argsort(places)[::-1]:
+        if not kept or places[kept[-1]] - places[k] >= _TICK_GAP * np.ptp(places):
+            kept.append(int(k))
+    return [float(at[k]) for k in kept]
 
 
 @styled

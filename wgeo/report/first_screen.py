@@ -19,6 +19,7 @@ from ..storage.record import (
     SeriesRecord,
     Trust,
 )
+from ..text import counted
 from ..thresholds import LOW_RESOLUTION
 from .parts import centered, correlation, join, path_descriptions, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
@@ -50,6 +51,7 @@ _TERMS = {  # terms that a headline may contain, and their entries in the glossa
     "guessing": "guessing",
     "NC1": "NC1",
 }
+_POOLS = {"gap": " (means over space)", "flat": " (not pooled)", "cls": " (first token)"}
 _WORDS = re.compile(rf"\b({'|'.join(_TERMS)})\b")
 
 
@@ -83,7 +85,7 @@ def _trust(record: Record) -> str:
         _certified(record.blocks),
         _resolution(record.blocks),
         _power(record.segments),
-        f"features: {plain(about.pool)}" if about.pool else "",
+        f"features: {plain(about.pool)}{_POOLS.get(about.pool, '')}" if about.pool else "",
     ]
     return f"**Can it be trusted?** {' · '.join(part for part in parts if part)}."
 
@@ -102,7 +104,7 @@ def _accuracy_context(trust: Trust) -> str:
     if trust.chance is not None:
         parts.append(f"{term('guessing')} {percent(trust.chance)}")
     claimed = trust.claimed_accuracy
-    parts += [f"the file states {percent(claimed.value)}"] if claimed else []
+    parts += [f"the checkpoint's file states {percent(claimed.value)}"] if claimed else []
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -134,7 +136,10 @@ def _power(segments: Sequence[Segment]) -> str:
     powers = [segment.power for segment in segments if segment.corr_score]
     if not powers:
         return ""
-    return f"{term('power')} in {sum(map(bool, powers))} of {len(powers)} stages"
+    return (
+        f"correlation scores have {term('power')} in {sum(map(bool, powers))} of "
+        f"{counted(len(powers), 'stage')}"
+    )
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -180,8 +185,10 @@ def _glance(record: Record) -> str:
     return table(
         header,
         rows,
-        "The input, then one row per stage; 95 % intervals in brackets. Values in parentheses "
-        "are not evidence, since the samples lack power.",
+        "The input, then one row per stage; 95 % intervals in brackets. Right angles: the length "
+        "ratio that steps of the same sizes would have at right angles to each other; 1 is a "
+        "geodesic. A correlation score in parentheses is not evidence, since the samples lack "
+        "power. Nearest mean: accuracy of the nearest class mean on these samples.",
         text_columns=2,
     )
 

@@ -113,7 +113,7 @@ def _certainty(
     if any(s.evidence.get("interval") is None for s in decided):
         return " (suggested by a value without an interval)", "suggested"
     if any(s.strength != "shown" for s in decided):
-        return f" (95 % intervals{images} leave this partly open)", "suggested"
+        return f" (95 % intervals{images} do not settle all of this)", "suggested"
     what = "what is decided" if some_undecided else "this"
     return f" (95 % intervals{images} support {what})", "shown"
 

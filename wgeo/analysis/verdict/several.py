@@ -38,7 +38,7 @@ def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     at_chance = [
         f"epoch {row.epoch:g}" if axis == "epoch" else _name(row)
         for row in rows
-        if row.trust.at_chance
+        if row.trust.at_chance and not (axis == "epoch" and row.epoch == 0)  # before training
     ]
     if at_chance:
         words += f"; the accuracy of {listed(at_chance)} is at chance"
@@ -81,17 +81,20 @@ def _straighter(first: AnalysisRow, last: AnalysisRow) -> list[str]:
     outcomes = [_change(*pair) for pair in zip(first.segments, last.segments, strict=True)]
     comparable = [outcome for outcome in outcomes if outcome]
     parts = [
-        f"the path becomes {word} in {_stage_count(comparable.count(word), len(outcomes))}"
+        f"the path becomes {word}{_in_stages(comparable.count(word), len(outcomes))}"
         for word in ("straighter", "less straight")
         if word in comparable
     ]
+    if parts and len(outcomes) == 1:
+        ends = [rounded(row.segments[0].centred.length_ratio) for row in (first, last)]
+        parts = [f"{parts[0]} (length ratio, centered, from {ends[0]} to {ends[1]})"]
     if not parts and comparable:
         parts = ["no stage becomes clearly straighter or less straight"]
     return parts
 
 
-def _stage_count(number: int, total: int) -> str:
-    return f"{number} of {counted(total, 'stage')}"
+def _in_stages(number: int, total: int) -> str:
+    return f" in {number} of {counted(total, 'stage')}" if total > 1 else ""
 
 
 def _change(first: Segment, last: Segment) -> str:
