@@ -146,7 +146,8 @@ def straightness(record: Record, plots: Plots) -> str:
         )
     ]
     header = ("", *(plain(segment_name(s.layers, i)) for i, s in enumerate(segments)))
-    means = [stem for stem in plots if stem.startswith("class-means-")]
+    means = [f"class-means-{k + 1}" for k in range(len(segments) - 1)]
+    moving = scrubber(record)
     return join(
         "# Straightness",
         "On a geodesic of Wasserstein space with constant speed, every ratio is 1. The length and "
@@ -164,9 +165,10 @@ def straightness(record: Record, plots: Plots) -> str:
         alignment(record, plots),
         _reference(record),
         _embedded(record),
-        "## Paths of the classes" if means else "",
-        scrubber(record),
-        *(figure_block(plots, stem, caption=stem == means[0]) for stem in means),
+        "## Paths of the classes" if moving or means else "",
+        moving,
+        "Those of the last stage are on the first page." if means else "",
+        *(figure_block(plots, stem) for stem in means),
     )
 
 

@@ -45,11 +45,17 @@ def pages(source: Any) -> dict[str, str]:
         text = write(record, plots)
         if text:
             texts[name] = text
-    placed = "".join(texts.values())
+    summary = figure_block(plots, _last_means(record))
+    placed = "".join([summary, *texts.values()])
     others = [figure_block(plots, stem) for stem in plots if f"figures/{stem}.*" not in placed]
     if others:
         texts["figures"] = join("# More figures", *others)
-    return {"index": _index(record, plots, list(texts)), **texts}
+    return {"index": _index(record, summary, list(texts)), **texts}
+
+
+def _last_means(record: Record) -> str:
+    """Return the name of the figure of the class means in the last segment."""
+    return f"class-means-{len(record.segments)}"
 
 
 def title(source: Any) -> str:
@@ -66,20 +72,14 @@ def _base(path: Any) -> str:
     return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2] or str(path)
 
 
-def _index(record: Record, plots: Plots, others: Sequence[str]) -> str:
-    segments = record.segments
-    last = f"class-means-{len(segments)}"
+def _index(record: Record, figure: str, others: Sequence[str]) -> str:
     toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *others, "```"])
+    linked = ", ".join(f"[]({name}.md)" for name in others)
     return join(
         f"# {plain(title(record))}",
         first_screen(record),
-        figure_block(plots, last),
-        figure_block(plots, "straightness", caption=False),
-        figure_block(plots, "collapse", caption=False),
-        "Figures and tables are explained on [](straightness.md) and [](collapse.md); see "
-        "[](methods.md) for the definitions."
-        if {"straightness", "collapse"} <= set(others)
-        else "",
+        figure,
+        f"The next pages have all figures and tables: {linked}.",
         toc,
     )
 
@@ -123,7 +123,7 @@ def _models(record: Record, plots: Plots) -> str:
         "the model's features and the network's, is divided by the root of the layer's variance.",
         _model_summary(record),
         figure_block(plots, "models"),
-        figure_block(plots, "collapse", caption=False),
+        "[](collapse.md) shows the models' collapse metrics beside the network's.",
         *parts,
     )
 

@@ -6,9 +6,6 @@ import re
 from collections.abc import Mapping
 
 _LINKS = re.compile(r"\(\{download\}`.*\)$", re.MULTILINE)  # after the caption of a figure
-_FIGURE = re.compile(
-    r"^```\{figure\} (?P<file>\S+)\n:alt: .*\n\n(?P<caption>.*)\n```$", re.MULTILINE
-)
 _TOC = re.compile(r"^```\{toctree\}\n.*?^```$", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"^`{7}\{raw\} html\n.*?^`{7}$", re.MULTILINE | re.DOTALL)
 _INTERVAL = re.compile(r"(\[[−–\d.,·⁻⁰¹²³⁴-⁹]+), (?=[−–\d.,·⁻⁰¹²³⁴-⁹]+\])")
@@ -19,25 +16,13 @@ _BREAK = "\N{ZERO WIDTH SPACE}"  # conf.py.in lets TeX break lines at it
 def paper(screen: Mapping[str, str]) -> dict[str, str]:
     """Convert pages, by name, from screen to print; the page ``index`` becomes ``summary``.
 
-    A figure that has a caption on one page is left out of pages on which it has none. Tables of
-    settings get columns of fixed width, in which hashes and paths are broken over lines.
+    Tables of settings get columns of fixed width, in which hashes and paths are broken over lines.
     """
     title, _, summary = screen["index"].partition("\n")
     pages = {"summary": f"# Summary\n{summary}", **screen}
     del pages["index"]
-    pages = {name: _page(_printed(name, text)) for name, text in pages.items()}
-    captioned = {
-        match["file"]
-        for text in pages.values()
-        for match in _FIGURE.finditer(text)
-        if match["caption"]
-    }
-
-    def once(match: re.Match[str]) -> str:
-        return "" if match["file"] in captioned and not match["caption"] else match[0]
-
     toc = "\n".join(["```{toctree}", *pages, "```"])
-    printed = {name: _FIGURE.sub(once, text) for name, text in pages.items()}
+    printed = {name: _page(_printed(name, text)) for name, text in pages.items()}
     return {"index": f"{title}\n\n{toc}\n", **printed}
 
 

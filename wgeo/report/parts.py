@@ -15,8 +15,8 @@ from .text import DASH, fixed, plain, with_interval
 Plots = Mapping[str, Plot]
 
 
-def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
-    """Return a figure directive with links to its files; empty if there is no such figure.
+def figure_block(plots: Plots, stem: str) -> str:
+    """Return a figure with its caption and links to its files; empty if there is no such figure.
 
     `stem` is the name of the figure's files without their extension.
     """
@@ -28,9 +28,8 @@ def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
         f"{{download}}`{name} <{files}.{ending}>`"
         for name, ending in (("data", "csv"), ("PNG", "png"), ("SVG", "svg"))
     )
-    text = f"{plot.caption} " if caption else ""
     alt = json.dumps(plot.alt, ensure_ascii=False)  # a JSON string is a valid YAML string
-    return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{text}({links})\n```"
+    return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{plot.caption} ({links})\n```"
 
 
 def join(*parts: str) -> str:

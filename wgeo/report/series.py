@@ -53,7 +53,7 @@ def series_title(series: SeriesRecord) -> str:
 def side_by_side(series: SeriesRecord, plots: Plots) -> dict[str, str]:
     """Return the Markdown of every page by name."""
     texts = {
-        "straightness": _straightness(series),
+        "straightness": _straightness(series, plots),
         "collapse": _collapse(series, plots),
         "verdicts": _verdicts(series),
         "methods": asset("methods.md"),
@@ -67,7 +67,6 @@ def side_by_side(series: SeriesRecord, plots: Plots) -> dict[str, str]:
         "## Side by side",
         _compared(series),
         figure_block(plots, "over"),
-        figure_block(plots, "profiles"),
         toc,
     )
     return {"index": index, **texts}
@@ -179,7 +178,7 @@ def _introduction(series: SeriesRecord) -> str:
     return join(f"{text}.", warning).strip()
 
 
-def _straightness(series: SeriesRecord) -> str:
+def _straightness(series: SeriesRecord, plots: Plots) -> str:
     rows = [
         [
             _name(series, row),
@@ -208,6 +207,7 @@ def _straightness(series: SeriesRecord) -> str:
         "different depth over the same number k of runs of blocks. Scores in parentheses are not "
         "evidence of optimal maps. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
+        figure_block(plots, "block-distances"),
     )
 
 
@@ -238,7 +238,7 @@ def _collapse(series: SeriesRecord, plots: Plots) -> str:
         "# Collapse",
         "At the last layer. Kendall's τ of NC1 over depth is −1 if it decreases at every layer.",
         table((*header, "τ of NC1", "increases"), rows, "Collapse of every analysis."),
-        figure_block(plots, "profiles", caption=False),
+        figure_block(plots, "profiles"),
         *_training(series, plots),
     )
 
