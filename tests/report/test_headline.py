@@ -136,7 +136,8 @@ def test_nothing_beyond_the_verdict_is_said():
 def test_a_series_says_what_changed():
     rows = [record(STRAIGHT, BENT, nc1=3.0), record(BENT, BENT, nc1=0.05)]
     for row, epoch in zip(rows, (0, 9), strict=True):
-        row |= {"accuracy": 0.1 + epoch / 10, "provenance": {"epoch": epoch}, "name": f"e{epoch}"}
+        about = {"epoch": epoch, "arch_from": "file"}
+        row |= {"accuracy": 0.1 + epoch / 10, "provenance": about, "name": f"e{epoch}"}
     assert series_headline(rows, "epoch").words == (
         "From epoch 0 to epoch 9, accuracy rises from 10.0 % to 100.0 %, NC1 at the last layer "
         "falls from 3 to 0.05 and the path becomes less straight in 1 of 2 stages."
@@ -147,7 +148,7 @@ def test_a_series_says_what_changed():
     rows[1]["trust"] = TRUST | {"at_chance": True}
     assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 9 is at chance.")
     single = [{**row, "segments": row["segments"][:1]} for row in rows]
-    assert "and the path becomes less straight (length ratio, centered, from 1.02 to 1.3);" in (
+    assert "and the path becomes less straight (length ratio, centered, from 1.02 to 1.30);" in (
         series_headline(single, "epoch").words
     )
     assert "no stage becomes clearly" in series_headline([rows[0], rows[0]], "name").words

@@ -823,8 +823,11 @@ from wgeo.errors import FeatureError
 traj = wgeo.Trajectory.load(sys.argv[1])
 for file in Path(sys.argv[1]).glob("*.npy"):
     with open(file, "r+b") as shortened:
-        shortened.truncate(200)
-for measure in (wgeo.collapse, wgeo.straightness, lambda t: wgeo.wasserstein(t.first, t.last)):
+        shortened.truncate(file.stat().st_size // 2)
+measures = [wgeo.collapse, wgeo.straightness, lambda t: wgeo.wasserstein(t.first, t.last)]
+measures += [lambda t: wgeo.wasserstein(t.first[400:], t.last[400:]), wgeo.compare]
+measures += [lambda t: t.save("copy"), lambda t: t.embedded("pca:3")]
+for measure in measures:
     try:
         measure(traj)
     except FeatureError as error:
@@ -833,6 +836,9 @@ for measure in (wgeo.collapse, wgeo.straightness, lambda t: wgeo.wasserstein(t.f
         sys.exit("no error")
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True
+        [sys.executable, "-c", script, str(tmp_path / "store")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
 import numbers
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,18 +132,19 @@ def as_array(x: Any, name: str) -> np.ndarray:
 
 
 def require_whole(array: Any) -> None:
-    """Raise `FeatureError` if the file of a memory map is shorter than the map.
+    """Raise `FeatureError` if the file of a memory map was truncated after it was opened.
 
-    Reading beyond the end of a file that was truncated after it was opened ends the process.
+    Reading beyond the end of the file would end the process. The open file is asked, not its name,
+    since a file that was deleted or replaced can still be read.
     """
     if not isinstance(array, np.memmap) or array.filename is None:
         return
-    file = Path(array.filename)
-    with suppress(FileNotFoundError):  # a file that is open can be read after it was deleted
-        if file.stat().st_size < array.offset + array.nbytes:
-            raise FeatureError(
-                f"{file} was truncated after it was opened. Restore the file, or trace again."
-            )
+    mapped = getattr(array, "_mmap", None)  # of the whole file, also for a view of some rows
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    if mapped is not None and mapped.size() < start + len(mapped):
+        raise FeatureError(
+            f"{array.filename} was truncated after it was opened. Restore the file, or trace again."
+        )
 
 
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:

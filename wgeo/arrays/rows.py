@@ -67,8 +67,12 @@ def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
 
 def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
     """Return the features' rows `indices`, which are read when they are indexed."""
-    shape = (len(indices), *features.shape[1:])
-    return LazyRows(shape, lambda rows: as_float64(features[indices[rows]]), max_width(features))
+
+    def read(rows: slice) -> Float[np.ndarray, "b d"]:
+        require_whole(features)
+        return as_float64(features[indices[rows]])
+
+    return LazyRows((len(indices), *features.shape[1:]), read, max_width(features))
 
 
 def max_width(*features: Sliceable) -> int:

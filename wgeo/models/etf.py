@@ -153,7 +153,9 @@ def _last_block(net: nn.Module, width: int) -> ResidualBlock:
 
 def _last_conv(block: ResidualBlock) -> tuple[str, nn.Conv2d]:
     """Return the last convolution of a block's branch, and its number."""
-    number = "3" if hasattr(block, "conv3") else "2"
+    from torchvision.models.resnet import Bottleneck
+
+    number = "3" if isinstance(block, Bottleneck) else "2"
     conv = getattr(block, "conv" + number)
     assert isinstance(conv, nn.Conv2d)
     return number, conv

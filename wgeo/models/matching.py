@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -287,6 +288,9 @@ def _compare(
     maps the file's names of the head's tensors to the network's, if these differ.
     """
     if not arch.user_code:
+        if arch.name == "vit" or arch.name.startswith("torchvision:"):
+            # Its first import must not run on the meta device, nor may its errors be caught here.
+            importlib.import_module("torchvision.models")
         try:
             with torch.device("meta"):
                 shapes = _with_fixed_head(_shapes(arch.name, tuple(settings.items())), state)

@@ -93,3 +93,11 @@ def _depth(state: State) -> int:
     """Return the number of encoder layers in a state."""
     names = {key.split(".")[2] for key in state if key.startswith("encoder.layers.encoder_layer_")}
     return len(names)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransformerBlock":  # the module in which version 0.1 saved whole networks
+        from .transformer import TransformerBlock
+
+        return TransformerBlock
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -193,10 +193,12 @@ def name_analyses(ax: Axes, series: SeriesRecord, at: Any) -> None:
     """Label positions on the x-axis with the analyses' epochs, or with their names."""
     rows = series.analyses
     if series.axis == "epoch":
-        ax.set_xticks(at, [str(row.provenance.epoch) for row in rows])
+        names = [str(row.provenance.epoch) for row in rows]
+        upright = sum(map(len, names)) <= 24
     else:
         names = [short(row.name, 18) for row in rows]
-        ax.set_xticks(at, names, rotation=90 if len(names) > 4 else 0)
+        upright = len(names) <= 4
+    ax.set_xticks(at, names, rotation=0 if upright else 90)
 
 
 def _axis(ax: Axes, series: SeriesRecord, at: np.ndarray) -> None:
@@ -205,19 +207,20 @@ def _axis(ax: Axes, series: SeriesRecord, at: np.ndarray) -> None:
         ax.set_xlim(-0.5, len(at) - 0.5)
         return
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.6)
-    ax.xaxis.set_major_locator(FixedLocator(_apart(at, ax)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda epoch, _: f"{epoch:g}")
     ax.set_xlim(min(0.0, at.min()) - 0.15, at.max() * 1.12)
+    ax.xaxis.set_major_locator(FixedLocator(_apart(at, ax)))
     ax.set_xlabel("epoch")
 
 
 def _apart(at: np.ndarray, ax: Axes) -> list[float]:
     """Return epochs whose labels do not overlap on an axis; the last epoch is one of them."""
-    places = ax.xaxis.get_transform().transform(at)
+    transform = ax.xaxis.get_transform().transform
+    places, gap = transform(at), _TICK_GAP * np.ptp(transform(np.array(ax.get_xlim())))
     kept: list[int] = []
     for k in np.argsort(places)[::-1]:
-        if not kept or places[kept[-1]] - places[k] >= _TICK_GAP * np.ptp(places):
+        if not kept or places[kept[-1]] - places[k] >= gap:
             kept.append(int(k))
     return [float(at[k]) for k in kept]
 

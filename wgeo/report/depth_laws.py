@@ -97,9 +97,10 @@ def separation_law(record: Record, plots: Plots) -> str:
     )
     return join(
         "## Do the classes separate at a constant rate?",
-        "The law of data separation says that D = tr Σw Σb⁺, NC1 times the number of classes, falls by the same factor "
-        "at every layer. The correlation of ln D with depth is then −1, and its curvature 0; a "
-        "correlation near −1 alone is weak evidence. [Definitions](methods.md).",
+        "The law of data separation says that D = tr Σw Σb⁺, NC1 times the number of classes, "
+        "falls by the same factor at every layer. The correlation of ln D with depth is then −1, "
+        "and its curvature 0; a correlation near −1 alone is weak evidence. "
+        "[Definitions](methods.md).",
         figure_block(plots, "separation-law"),
         table(header, rows, "Fit of ln D over the layers of each stage; 95 % intervals."),
     )

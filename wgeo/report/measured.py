@@ -19,6 +19,7 @@ from .parts import (
     figure_block,
     highest_null,
     join,
+    last_means,
     names_of,
     score,
 )
@@ -146,7 +147,8 @@ def straightness(record: Record, plots: Plots) -> str:
         )
     ]
     header = ("", *(plain(segment_name(s.layers, i)) for i, s in enumerate(segments)))
-    means = [f"class-means-{k + 1}" for k in range(len(segments) - 1)]
+    last = last_means(record)
+    means = [stem for stem in plots if stem.startswith("class-means-") and stem != last]
     moving = scrubber(record)
     return join(
         "# Straightness",
@@ -165,9 +167,9 @@ def straightness(record: Record, plots: Plots) -> str:
         alignment(record, plots),
         _reference(record),
         _embedded(record),
-        "## Paths of the classes" if moving or means else "",
+        "## Paths of the classes" if moving or means or last in plots else "",
         moving,
-        "Those of the last stage are on the first page." if means else "",
+        "Those of the last stage are on the first page." if last in plots else "",
         *(figure_block(plots, stem) for stem in means),
     )
 

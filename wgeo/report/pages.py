@@ -15,9 +15,11 @@ from .first_screen import first_screen
 from .measured import collapse, straightness, transport
 from .parts import (
     Plots,
+    base_name,
     figure_block,
     flat,
     join,
+    last_means,
     names_of,
 )
 from .series import series_title, side_by_side
@@ -45,17 +47,12 @@ def pages(source: Any) -> dict[str, str]:
         text = write(record, plots)
         if text:
             texts[name] = text
-    summary = figure_block(plots, _last_means(record))
+    summary = figure_block(plots, last_means(record))
     placed = "".join([summary, *texts.values()])
     others = [figure_block(plots, stem) for stem in plots if f"figures/{stem}.*" not in placed]
     if others:
         texts["figures"] = join("# More figures", *others)
     return {"index": _index(record, summary, list(texts)), **texts}
-
-
-def _last_means(record: Record) -> str:
-    """Return the name of the figure of the class means in the last segment."""
-    return f"class-means-{len(record.segments)}"
 
 
 def title(source: Any) -> str:
@@ -64,12 +61,7 @@ def title(source: Any) -> str:
         return series_title(as_series(source))
     about = as_record(source).provenance
     net, data = about.arch or "Features", about.data
-    return short(net, 60) + (f" on {short(_base(data), 60)}" if data else "")
-
-
-def _base(path: Any) -> str:
-    """Return the last component of a path from any operating system, to hide the folders."""
-    return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2] or str(path)
+    return short(net, 60) + (f" on {short(base_name(data), 60)}" if data else "")
 
 
 def _index(record: Record, figure: str, others: Sequence[str]) -> str:
@@ -79,7 +71,7 @@ def _index(record: Record, figure: str, others: Sequence[str]) -> str:
         f"# {plain(title(record))}",
         first_screen(record),
         figure,
-        f"The next pages have all figures and tables: {linked}.",
+        f"The next pages have the other figures and tables: {linked}.",
         toc,
     )
 
@@ -123,7 +115,9 @@ def _models(record: Record, plots: Plots) -> str:
         "the model's features and the network's, is divided by the root of the layer's variance.",
         _model_summary(record),
         figure_block(plots, "models"),
-        "[](collapse.md) shows the models' collapse metrics beside the network's.",
+        "[](collapse.md) shows the models' collapse metrics beside the network's."
+        if record.layers
+        else "",
         *parts,
     )
 

@@ -32,6 +32,16 @@ def figure_block(plots: Plots, stem: str) -> str:
     return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{plot.caption} ({links})\n```"
 
 
+def last_means(record: Record) -> str:
+    """Return the name of the figure of the class means in the last segment, on the first page."""
+    return f"class-means-{len(record.segments)}"
+
+
+def base_name(path: Any) -> str:
+    """Return the last component of a path from any operating system, to hide the folders."""
+    return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2] or str(path)
+
+
 def join(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -15,6 +15,7 @@ from .assets import asset
 from .first_screen import headline_box
 from .parts import (
     Plots,
+    base_name,
     centered,
     correlation,
     figure_block,
@@ -166,7 +167,7 @@ def _introduction(series: SeriesRecord) -> str:
         text += f", each on {' or '.join(general(n) for n in samples)} samples"
         if len(sets := {(each.data, each.split) for each in about}) == 1 and about[0].data:
             ((data, split),) = sets
-            text += f" of {plain(data)}{f' ({plain(split)} split)' if split else ''}"
+            text += f" of {plain(base_name(data))}{f' ({plain(split)} split)' if split else ''}"
     differ = [key for key in _COMMON if len({str(each.json.get(key)) for each in about}) > 1]
     solvers = {block.solver for row in rows for block in row.blocks}
     differ += ["solver"] * (len(solvers) > 1)

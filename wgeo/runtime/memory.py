@@ -64,12 +64,12 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
     before = _state["limit"]
     try:
         _state["limit"] = size
-        if size != before:
+        if size is not None or before is not None:
             _limit_gpu(size)
         yield
     finally:
         _state["limit"] = before
-        if size != before:
+        if size is not None or before is not None:
             _limit_gpu(before)
 
 

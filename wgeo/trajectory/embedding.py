@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import eigh
 
+from ..arrays.checks import require_whole
 from ..arrays.rows import LazyRows, materialize, sum_over_rows
 from ..errors import ArgumentError
 
@@ -64,6 +65,7 @@ def components(embed: str, widest: int | None = None) -> int | None:
 
 def _pad(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
     """Return a chunk of rows, padded with zero features to a width."""
+    require_whole(x)
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ..arrays.checks import as_labels, as_numpy, as_points
+from ..arrays.checks import as_labels, as_numpy, as_points, require_whole
 from ..arrays.rows import is_memmapped
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..results import Displayed
@@ -439,6 +439,7 @@ def whole_arrays(
 
 def _checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of an array's bytes, read in chunks of rows."""
+    require_whole(array)
     checksum = 0
     for start in range(0, len(array), _ROWS):
         chunk = np.ascontiguousarray(array[start : start + _ROWS])

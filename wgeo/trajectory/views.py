@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..arrays.checks import require_whole
 from .parts import Segment
 
 _MAX_SAMPLES = 200  # approximate number of samples that a report animates
@@ -23,6 +24,8 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     of its class means, for views over training; None for more than 100 classes, or if all class
     means coincide.
     """
+    for array in segment.arrays:
+        require_whole(array)
     classes = np.unique(labels)
     means = np.stack(
         [

@@ -8,7 +8,7 @@ from typing import Any
 from ...storage.record import AnalysisRow, Segment
 from ...text import counted, printable
 from .sentence import Sentence
-from .wording import listed, percent, rounded
+from .wording import decimals_of, listed, percent, rounded
 
 
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
@@ -38,12 +38,17 @@ def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     at_chance = [
         f"epoch {row.epoch:g}" if axis == "epoch" else _name(row)
         for row in rows
-        if row.trust.at_chance and not (axis == "epoch" and row.epoch == 0)  # before training
+        if row.trust.at_chance and not (axis == "epoch" and _is_initialization(row))
     ]
     if at_chance:
         words += f"; the accuracy of {listed(at_chance)} is at chance"
     words += "."
     return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
+
+
+def _is_initialization(row: AnalysisRow) -> bool:
+    """Return whether a network has not been trained; only wgeo's files number that state 0."""
+    return row.epoch == 0 and row.provenance.arch_from == "file"
 
 
 def _name(row: AnalysisRow) -> str:
@@ -86,11 +91,18 @@ def _straighter(first: AnalysisRow, last: AnalysisRow) -> list[str]:
         if word in comparable
     ]
     if parts and len(outcomes) == 1:
-        ends = [rounded(row.segments[0].centred.length_ratio) for row in (first, last)]
-        parts = [f"{parts[0]} (length ratio, centered, from {ends[0]} to {ends[1]})"]
+        parts[0] += _ratios(first.segments[0], last.segments[0])
     if not parts and comparable:
         parts = ["no stage becomes clearly straighter or less straight"]
     return parts
+
+
+def _ratios(first: Segment, last: Segment) -> str:
+    before, after = (each.centred.length_ratio for each in (first, last))
+    if before is None or after is None:
+        return ""
+    decimals = decimals_of(before, after)
+    return f" (length ratio, centered, from {before:.{decimals}f} to {after:.{decimals}f})"
 
 
 def _in_stages(number: int, total: int) -> str:
