@@ -360,7 +360,10 @@ def draw_training(results: Sequence[Result]) -> Figure:
         ax.errorbar(epochs, means, yerr=bars, label=label, **drawn)
         ax.plot(epochs, orthogonal, color=colour, lw=0.8, ls=":")
         ax.set_xscale("symlog", base=2, linthresh=1)
-        shown = [e for e in epochs if e == epochs[-1] or 1.5 * e < epochs[-1]]
+        shown: list[int] = []
+        for e in reversed(epochs):  # labels that do not overlap
+            if not shown or 2 * e <= shown[-1]:
+                shown.append(e)
         ax.set_xticks(shown, [str(e) for e in shown])
         ax.set_yscale("log")
         ax.set_yticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
