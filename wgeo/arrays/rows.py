@@ -68,7 +68,7 @@ def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
 def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
     """Return the features' rows `indices`, which are read when they are indexed."""
 
-    def read(rows: slice) -> Float[np.ndarray, "b d"]:
+    def read(rows: Any) -> Float[np.ndarray, "b d"]:
         require_whole(features)
         return as_float64(features[indices[rows]])
 
