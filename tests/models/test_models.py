@@ -573,3 +573,11 @@ def test_other_torchvision_networks_round_trip(name):
     back = models.matching.from_state(f"torchvision:{name}", dict(own)).state_dict()
     assert own.keys() == back.keys()
     assert all(torch.equal(tensor, back[key]) for key, tensor in own.items())
+
+
+def test_a_vit_saved_whole_by_an_earlier_version_finds_its_block():
+    from wgeo.models import transformer, vit
+
+    assert vit.TransformerBlock is transformer.TransformerBlock
+    with pytest.raises(AttributeError, match="no attribute 'Block2'"):
+        _ = vit.Block2

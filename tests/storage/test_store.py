@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -842,3 +843,12 @@ for measure in measures:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_was_replaced_can_be_read_while_it_is_open(tmp_path, rng):
+    arrays = [rng.standard_normal((300, 4)) for _ in range(2)]
+    before = Trajectory.from_arrays(arrays, np.arange(300) % 3).save(tmp_path / "store")
+    expected = wgeo.wasserstein(*arrays).distance
+    shutil.rmtree(tmp_path / "store")
+    Trajectory.from_arrays([a[:30] for a in arrays], np.arange(30) % 3).save(tmp_path / "store")
+    assert wgeo.wasserstein(before.first, before.last).distance == expected
