@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from wgeo import Trajectory
+
 CROSS = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
 SQUARE = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
 ROTATED = [  # points, degrees, and W2^2 between the points and the rotated points
@@ -40,3 +42,13 @@ ADVERSARIAL = {
     "huge float32": {"spread": 1e30, "dtype": np.float32},
     "line": {"d": 1, "offset": 1e6, "spread": 1e-3},
 }
+
+
+def save_stores(home, names):
+    """Save stores of features, of 16 samples each, under these names in a folder."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        first = rng.normal(size=(16, 3))
+        arrays = [first, 0.5 * first + rng.normal(size=3)]
+        Trajectory.from_arrays(arrays, np.arange(16) % 2).save(home / name)
+    return home

@@ -38,17 +38,6 @@ def net():
     return tiny()
 
 
-@pytest.fixture
-def save(tmp_path):
-    """Save an object and say where."""
-
-    def saved(value, name="net.pt", **how):
-        torch.save(value, tmp_path / name, **how)
-        return tmp_path / name
-
-    return saved
-
-
 def assert_same(loaded, net):
     assert not loaded.module.training
     assert torch.equal(loaded.module(IMAGES), net(IMAGES))

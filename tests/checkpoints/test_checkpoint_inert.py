@@ -39,15 +39,6 @@ def net():
     return models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4).eval()
 
 
-@pytest.fixture
-def save(tmp_path):
-    def saved(value, name="net.pt", **how):
-        torch.save(value, tmp_path / name, **how)
-        return tmp_path / name
-
-    return saved
-
-
 def prefixed(prefix, state):
     return {prefix + key: tensor for key, tensor in state.items()}
 

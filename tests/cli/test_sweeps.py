@@ -17,6 +17,7 @@ import numpy as np
 import patience
 import pytest
 import torch
+from cases import save_stores
 from command_line import run
 
 import wgeo
@@ -45,13 +46,7 @@ def numbers(record):
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     """Three stores of features, of 16 samples each."""
-    home = tmp_path_factory.mktemp("features")
-    rng = np.random.default_rng(0)
-    for name in "abc":
-        first = rng.normal(size=(16, 3))
-        arrays = [first, 0.5 * first + rng.normal(size=3)]
-        Trajectory.from_arrays(arrays, np.arange(16) % 2).save(home / name)
-    return home
+    return save_stores(tmp_path_factory.mktemp("features"), "abc")
 
 
 QUICK = ("--bootstrap", "0", "--no-report", "--reference", "none", "--no-mufm")

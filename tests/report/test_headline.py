@@ -145,6 +145,9 @@ def test_a_series_says_what_changed():
     assert series_headline(rows[::-1], "name").words.startswith("From e9 to e0, accuracy falls")
     rows[0]["trust"] = TRUST | {"at_chance": True}
     assert series_headline(rows, "epoch").words.endswith("in 1 of 2 stages.")
+    rows[0]["provenance"]["arch_from"] = "shapes"  # another program's epoch 0 may be trained
+    assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 0 is at chance.")
+    rows[0]["provenance"]["arch_from"] = "file"
     rows[1]["trust"] = TRUST | {"at_chance": True}
     assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 9 is at chance.")
     single = [{**row, "segments": row["segments"][:1]} for row in rows]

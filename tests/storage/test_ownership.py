@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import sphinx.builders.html
 import sphinx.cmd.build
 import torch
+from cases import save_stores
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 from records import sample_record
@@ -27,7 +27,7 @@ import wgeo
 import wgeo.analysis
 import wgeo.analysis.pipeline  # here, not anew in every forked process
 import wgeo.report
-from wgeo import Analysis, Trajectory
+from wgeo import Analysis
 from wgeo.cli import main
 from wgeo.cli.gathering import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
@@ -81,13 +81,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     """Stores of features, of 16 samples each."""
-    home = tmp_path_factory.mktemp("features")
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        first = rng.normal(size=(16, 3))
-        arrays = [first, 0.5 * first + rng.normal(size=3)]
-        Trajectory.from_arrays(arrays, np.arange(16) % 2).save(home / name)
-    return home
+    return save_stores(tmp_path_factory.mktemp("features"), "ab")
 
 
 # --- a folder's list -----------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def _epochs(series: SeriesRecord) -> str:
     if series.axis != "epoch":
         return ""
     provenance = [row.provenance for row in series.analyses]
-    own = any(each.epoch == 0 and each.arch_from == "file" for each in provenance)
+    own = any(each.is_initialization for each in provenance)
     return " Epochs on a logarithmic axis" + ("; 0 is the initialization." if own else ".")
 
 

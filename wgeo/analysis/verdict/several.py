@@ -38,17 +38,12 @@ def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     at_chance = [
         f"epoch {row.epoch:g}" if axis == "epoch" else _name(row)
         for row in rows
-        if row.trust.at_chance and not (axis == "epoch" and _is_initialization(row))
+        if row.trust.at_chance and not (axis == "epoch" and row.provenance.is_initialization)
     ]
     if at_chance:
         words += f"; the accuracy of {listed(at_chance)} is at chance"
     words += "."
     return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
-
-
-def _is_initialization(row: AnalysisRow) -> bool:
-    """Return whether a network has not been trained; only wgeo's files number that state 0."""
-    return row.epoch == 0 and row.provenance.arch_from == "file"
 
 
 def _name(row: AnalysisRow) -> str:

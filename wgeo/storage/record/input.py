@@ -35,6 +35,11 @@ class Provenance(Part):
     claimed_accuracy: Claim = Claim.of({})
     report: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_initialization(self) -> bool:
+        """Whether the network is untrained: epoch 0, which says so only in wgeo's own files."""
+        return self.epoch == 0 and self.arch_from == "file"
+
 
 class Trial(Part):
     """The accuracy with another normalization."""
