@@ -28,6 +28,12 @@ from wgeo.ufm.problem import Problem
 from wgeo.ufm.spectral import spectral_optimum
 
 REACHED = 1e-6  # a start reaches deep neural collapse if its relative excess is at most this
+FLOORS = (
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+)  # DNC3 is taken over rows longer than this, relative to the longest
 Result = dict[str, Any]
 
 
@@ -46,9 +52,17 @@ def binary(cell: Cell, bench: Bench) -> Result:
     zero = 0.5
     reached = (values - goal) <= REACHED * goal
     metrics: dict[str, list[float]] = {"dnc1": [], "dnc2": [], "dnc3": []}
+    worst = dict.fromkeys(FLOORS, 0.0)
     for row in x[reached]:
         (H, *weights), _ = problem.split(row)
-        for layer in deep_collapse(evaluate(problem, H=H, weights=weights)):
+        point = evaluate(problem, H=H, weights=weights)
+        for X, W in zip(point.layers[1:], point.weights[1:], strict=True):
+            lengths = np.linalg.norm(W, axis=1)
+            for floor in FLOORS:
+                long = W[lengths > floor * lengths.max()]
+                found = deep_collapse_of(X, problem.labels, long, layer=2).dnc3
+                worst[floor] = max(worst[floor], found or 0.0)
+        for layer in deep_collapse(point):
             for name in metrics if layer.layer > 1 else ("dnc1",):
                 value = getattr(layer, name)
                 metrics[name].append(float("inf") if value is None else value)
@@ -59,6 +73,7 @@ def binary(cell: Cell, bench: Bench) -> Result:
         "reached": float(reached.double().mean()),
         "zero": float(((values - zero).abs() < 1e-3).double().mean()),
         **{name: quantiles(found) for name, found in metrics.items()},
+        "dnc3_of_rows": worst if reached.any() else None,
     }
 
 
@@ -156,8 +171,9 @@ def main() -> None:
          "steps": s["descent_steps"]}
         for L in s["descent_layers"]
     ]  # fmt: skip
+    binaries = lab.measure(binary, cells)
     rows = []
-    for found in lab.measure(binary, cells):
+    for found in binaries:
         cell = found["cell"]
         rows.append(
             [
@@ -177,6 +193,14 @@ def main() -> None:
     head = ["method", "L", "value of DNC", "lowest − DNC", "reach DNC", "end at zero", "critical"]
     metrics = ["DNC1", "DNC2", "DNC3"]
     lab.write("binary", table([*head, *(f"{m}: median / largest" for m in metrics)], rows))
+    rows = [
+        [found["cell"]["method"], found["cell"]["layers"]]
+        + [f"{found['dnc3_of_rows'][str(floor)]:.0e}" for floor in FLOORS]
+        for found in binaries
+        if found["dnc3_of_rows"] is not None
+    ]
+    head = ["method", "L", *(f"rows longer than {floor:g}" for floor in FLOORS)]
+    lab.write("rows", table(head, rows))
 
     cells = [
         {

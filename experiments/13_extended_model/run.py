@@ -28,6 +28,11 @@ from wgeo.ufm.record import cosines
 
 Result = dict[str, Any]
 METRICS = {"nc1": "NC1", "nc2_etf": "NC2, to ETF", "nc3": "NC3"}
+COMPARED = {
+    **{(-1, key): f"before W_2: {name}" for key, name in METRICS.items()},
+    (0, "nc1"): "before W_1: NC1",
+    (0, "nc2_etf"): "before W_1: NC2, to ETF",
+}
 MODELS = ("plain", "extended, linear", "extended, ReLU")
 LOOK = {
     "network": ("#222222", "o", "-"),
@@ -171,7 +176,7 @@ def end_table(results: list[Result], lab: Lab) -> None:
                     spread([layer["cosine"] for layer in last], ".2g"),
                     _negative(name, last),
                     *(
-                        spread([layer[key] for layer in first], ".2g") if first else "says nothing"
+                        spread([layer[key] for layer in first], ".2g") if first else "not modeled"
                         for key in ("nc1", "nc2_etf", "cosine")
                     ),
                 ]
@@ -193,22 +198,36 @@ def path_table(results: list[Result], lab: Lab) -> None:
     rows = []
     for (data,), group in by(results, "data").items():
         for name in MODELS:
-            row: list[Any] = [data, name]
-            for layer, keys in ((-1, METRICS), (0, ("nc1", "nc2_etf"))):
-                for key in keys:
-                    if name == "plain" and layer == 0:
-                        row.append("says nothing")
-                        continue
-                    found = [
-                        apart(r["network"], path, layer, key)
-                        for r in group
-                        for path in r[name]["paths"]
-                    ]
-                    per_seed = np.array(found, float).reshape(len(group), -1)
-                    row.append(spread(np.nanmean(per_seed, 1).tolist(), ".2f"))
+            apart = [over_seeds(group, name, *of) for of in COMPARED]
+            cells = [spread(values, ".2f") if values else "not modeled" for values in apart]
+            rows.append([data, name, *cells])
+    lab.write("paths", table(["data", "model", *COMPARED.values()], rows))
+
+
+def pair_table(results: list[Result], lab: Lab) -> None:
+    """How much nearer the ReLU model is to the same network, by seed."""
+    rows = []
+    for (data,), group in by(results, "data").items():
+        relu = {of: over_seeds(group, "extended, ReLU", *of) for of in COMPARED}
+        for name in ("plain", "extended, linear"):
+            row: list[Any] = [data, name, len(group)]
+            for of, near in relu.items():
+                far = over_seeds(group, name, *of)
+                gains = np.subtract(far, near) if far else []
+                count = sum(gain > 0 for gain in gains)
+                row.append(f"{spread(gains, '+.2f')} ({count})" if far else "not modeled")
             rows.append(row)
-    head = ["data", "model", *(f"before W_2: {name}" for name in METRICS.values())]
-    lab.write("paths", table([*head, "before W_1: NC1", "before W_1: NC2, to ETF"], rows))
+    lab.write("pairs", table(["data", "farther than ReLU", "networks", *COMPARED.values()], rows))
+
+
+def over_seeds(group: list[Result], name: str, layer: int, key: str) -> list[float]:
+    """Distance of a model's paths from each network's, mean over starts; empty if not modeled."""
+    if name == "plain" and layer == 0:
+        return []
+    return [
+        float(np.nanmean([apart(r["network"], path, layer, key) for path in r[name]["paths"]]))
+        for r in group
+    ]
 
 
 def apart(network: list[Result], path: list[Result], layer: int, key: str) -> float:
@@ -282,6 +301,7 @@ def main() -> None:
     results = lab.measure(compare, cells)
     end_table(results, lab)
     path_table(results, lab)
+    pair_table(results, lab)
     draw(results, lab)
 
 
