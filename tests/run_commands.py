@@ -43,7 +43,7 @@ BEFORE = {  # what a page takes as known
     "scale.md": "import wgeo\nnet = wgeo.load_checkpoint('resnet20.th', arch='cifar_resnet20')\n"
     "images = wgeo.load_images('cifar10.zip', split='test')",
 }
-ASKED = "--brenier 0 --alignment 0 --reference-networks 2"
+ASKED = "--brenier 0 --alignment 0 --no-mufm --reference-networks 2"
 LIGHTER = (  # pattern, and what takes its place
     (r"wgeo train (?=.*digits)", "wgeo train --samples 120 "),
     (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 120 {ASKED} "),

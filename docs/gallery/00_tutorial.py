@@ -40,7 +40,8 @@ class Block(nn.Module):
 class DigitNet(nn.Module):
     def __init__(self, width=16, depth=6):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width))
+        convolution = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width))
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.head = nn.Linear(width, 10)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
@@ -216,6 +215,8 @@ def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: 
     ArgumentError
         The number is so large that the test would take minutes.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which takes a while
+
     module = module_of(net)
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(inputs(net, images, np.arange(1)))
