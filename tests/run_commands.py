@@ -46,6 +46,7 @@ BEFORE = {  # what a page takes as known
 ASKED = "--brenier 0 --alignment 0 --no-mufm --reference-networks 2"
 LIGHTER = (  # pattern, and what takes its place
     (r"wgeo train (?=.*digits)", "wgeo train --samples 120 "),
+    (r"--checkpoints 0,1,8,30", "--checkpoints 0,30"),  # two make a series
     (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 120 {ASKED} "),
     (r"wgeo analyze (?=.*\.th)", f"wgeo analyze {ASKED} "),
     (r"(?<=nproc-per-node=2 --no-python wgeo analyze )", "--no-report "),
