@@ -2,7 +2,7 @@
 Figures for a paper, for a slide, and animations
 ================================================
 
-Every function of `wgeo.plots` draws one panel into the given axes and returns them.
+A figure function of `wgeo.plots` draws one panel into the given axes and returns them.
 """
 
 # %%
@@ -37,7 +37,8 @@ print(plots.save(column, folder / "nc1.pdf").name)
 page = plots.distances(analysis, ax=plots.axes("page"))
 
 # %%
-# A slide: the figure is small, and enlarged to a full slide its text is at least 18 points.
+# A slide: the figure is drawn small. If it is enlarged to a full slide, its text is at least 18
+# points.
 slide = plots.class_means(analysis, ax=plots.axes("slide"))
 print(plots.save(slide, folder / "means.png", dpi=343).name, "is 1920 pixels wide")
 

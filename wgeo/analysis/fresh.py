@@ -144,7 +144,7 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
 
 
 def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
-    """Split rows into batches of equal size, since batches have equal weight, of at least two."""
+    """Split rows into batches of at least two, of equal size because batches have equal weight."""
     number = min(-(-count // size), count // 2)
     return np.array_split(np.arange(count), max(number, 1))
 

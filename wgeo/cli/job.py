@@ -63,7 +63,7 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Raise an error for paths that do not exist, before libraries are loaded (seconds).
+    """Raise an error for paths that do not exist, before libraries are loaded, which takes seconds.
 
     Raises
     ------

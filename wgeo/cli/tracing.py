@@ -71,9 +71,9 @@ def trace(
     if (projected := traj.settings.get("projected")) is not None:
         low, high = projected["all"]
         say(
-            f"Projected onto {projected['width']} features: every distance is preserved up to a "
-            f"factor between {low:.2f} and {high:.2f} (99 %), and a typical distance to within "
-            f"{projected['typical']:.1%}."
+            f"Projected onto {projected['width']} features: with probability 99 %, every distance "
+            f"is preserved up to a factor between {low:.2f} and {high:.2f}; a typical distance "
+            f"changes by {projected['typical']:.1%}."
         )
     next_command = ["wgeo", "analyze", store, "--out", "runs/analysis"]
     say(f"Next: {shlex.join(next_command)}")

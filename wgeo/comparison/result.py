@@ -112,7 +112,7 @@ class ClassifierModel:
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
-        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free, centered."""
+        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), X centered, with the best b."""
         with local_only():
             return materialize([x], self.last_layer(x, labels))
 

@@ -33,7 +33,7 @@ def figure_block(plots: Plots, stem: str) -> str:
 
 
 def last_means(record: Record) -> str:
-    """Return the name of the figure of the class means in the last segment, on the first page."""
+    """Return the name of the figure on the first page: the class means in the last segment."""
     return f"class-means-{len(record.segments)}"
 
 

@@ -46,7 +46,10 @@ def code(text: str) -> str:
 
 
 def general(value: Any, digits: int = 3) -> str:
-    """Format a number with `digits` significant digits; return a dash if it is undefined."""
+    """Format a number with `digits` significant digits; return a dash if it is undefined.
+
+    All digits before the decimal point are kept, and all digits of an integer.
+    """
     x = number(value)
     if not np.isfinite(x):
         return DASH
@@ -143,7 +146,7 @@ def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[
 
 
 def _numeric(cell: str) -> str:
-    """Return a formatted number as programs read it; return any other text unchanged."""
+    """Return a formatted number as programs read it, "" for a dash, and other text unchanged."""
     if cell == DASH:
         return ""
     number = _POWER.sub(lambda match: "e" + match[1].translate(_FROM_SUPERSCRIPTS), cell)

@@ -1,8 +1,8 @@
 """A coarse problem between a few representatives of both clouds, as a start for all points.
 
 Each point belongs to its nearest representative. The plan of the coarse problem, expanded to the
-points, gives pairs that can carry all mass; its potentials, extended to the points, account for the
-distribution of mass over the clouds. Without this start, a solver that begins with nearest
+points, gives pairs on which a feasible plan exists; its potentials, extended to the points, account
+for the distribution of mass over the clouds. Without this start, a solver that begins with nearest
 neighbors needs hundreds of small steps if the clouds are long and thin.
 """
 
@@ -24,7 +24,7 @@ _POINTS_EACH = 8  # number of points per representative, at least
 def solve_coarse(
     geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
-    """Return pairs (i, j) that can carry all mass, and potentials f of the first cloud.
+    """Return pairs (i, j) on which a feasible plan exists, and potentials f of the first cloud.
 
     The representatives are points of both clouds. The dense problem between them is solved.
     """

@@ -24,14 +24,15 @@ _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all 
 # A pairing is not a useful start if more than this fraction of the points y has a violated pair
 _POOR_START = 0.5
 _SAMPLE = 32  # number of points y for which this is tested
-# If at least this fraction of the points x are the nearest of some y, float64 is tried as well
+# If at least this fraction of the points x is nearest to some y, float64 is tried as well
 _NEARLY_PERMUTATION = 0.9
 _DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
-_MAX_NOISE = 2.0**-28  # noise must be below this fraction of the cost
-# Slacks above this multiple of the largest violation, or of the noise, are replaced by the multiple
+_MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relative to the cost
+# The sparse solver replaces slacks above a limit by the limit, for smaller rounding errors. The
+# limit is this multiple of the largest violation, or of the noise.
 _LIMIT_FACTOR = 2.0**10
 
 
@@ -40,11 +41,10 @@ def solve_flow(geometry: Geometry) -> Solution:
 
     First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
     neither is optimal, the problem is solved on few pairs and then on more and more
-    (`column_generation`). The first pairs are those of the pairings that were tested, and those
-    found to violate their potentials. If neither pairing is nearly optimal, a coarse problem adds
-    pairs that can carry all mass, and each point its pairs of least slack, under the potentials of
-    a translation or of the coarse problem, whichever have the larger dual objective. Small problems
-    are solved on all pairs, unless a known pairing is nearly optimal.
+    (`column_generation`). The first pairs are those of the tested pairings, and the violated pairs
+    that these tests found. If neither pairing is nearly optimal, `_start` adds pairs of a coarse
+    problem and every point's pairs of least slack. Small problems are solved on all pairs, unless a
+    known pairing is nearly optimal.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -167,7 +167,11 @@ def _start(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
 ) -> Potentials:
-    """Add the first arcs; return potentials that start from the better of two f."""
+    """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
+
+    Return potentials computed from one of two f, that of a translation and that of the coarse
+    problem: the one with the larger dual objective.
+    """
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
     starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]

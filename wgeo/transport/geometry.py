@@ -29,7 +29,8 @@ T = TypeVar("T")
 _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
-_FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
+# The offset is subtracted if it is larger than this, relative to the root of the total variance
+_FAR_CENTERS = 0.125
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +44,10 @@ class PointCloud:
     norms : Tensor of float64, (n,)
         ||x_i||^2 of the points before they were rounded to the precision of `points`.
     groups : int
-        Passes find the minimum of each group of points (i mod groups) instead of sorting all.
+        Number of groups: point i belongs to group i mod `groups`. Searches over all pairs compute
+        the minimum of each group instead of sorting all points.
     offset_error : float
-        Rounding error of the offset as the difference of the centers.
+        Rounding error of the offset, which is the difference of the centers.
     index : Tensor of int, (n,), optional
         Indices of these points in a larger cloud.
     product_error : float
@@ -73,7 +75,10 @@ class PointCloud:
         return torch.finfo(self.points.dtype).eps / 2
 
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
-        """Return each point's part of the error of ``bias_i - 2 x_i.y_j``, a sum of two parts."""
+        """Return each point's part of a bound on the error of ``bias_i - 2 x_i.y_j``.
+
+        The bound is the sum of a part for x_i and a part for y_j.
+        """
         relative = (roundings(self.points.shape[1]) + 6) * self.unit + self.product_error
         error = 1.01 * relative * (self.norms + abs(bias))
         return error + self.offset_error * (1 + self.norms) + 1e-30
@@ -165,8 +170,8 @@ class Geometry:
     def offset(self) -> Float[torch.Tensor, " d"]:
         """Difference of the centers; 0 if that is small.
 
-        Subtracting it from tiny differences would only add rounding errors; `translation_potential`
-        accounts for it instead.
+        Subtracting a small offset from every x_i - y_j would only add rounding errors;
+        `translation_potential` accounts for it instead.
         """
         return self.clouds.offset if self.has_offset else torch.zeros_like(self.clouds.offset)
 
@@ -194,10 +199,10 @@ class Geometry:
 
     @property
     def screens(self) -> bool:
-        """Whether a pass over reduced points is cheaper than one over stored products.
+        """Whether testing the reduced points first saves time.
 
-        The answer can differ between processes, because each stores the products when it first
-        needs them.
+        It does if points have many features and their products are not stored. The answer can
+        differ between processes, because each stores the products when it first needs them.
         """
         stored = self.__dict__.get("products") is not None
         return not stored and self.clouds.x.shape[1] >= _SCREEN_FROM
@@ -269,7 +274,7 @@ class Geometry:
     def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Return the inner products of the centered points, as given, with a direction."""
+        """Return inner products of the centered points, in their given order, with a direction."""
         along_x, along_y = self.clouds.project(direction[None])
         return along_x[0].cpu().numpy(), along_y[0].cpu().numpy()
 
@@ -302,7 +307,7 @@ class Geometry:
             if stored is None:
                 return products(target.points[rows], source.points, padded, -2.0, out)
             part = stored(rows)
-            width = part.shape[1]  # without padding, if they are those of listed points
+            width = part.shape[1]  # products of listed points (`index`) have no padding
             torch.add(padded[:width], part, alpha=-2.0, out=out[:, :width])
             out[:, width:] = torch.inf
             return out
@@ -313,7 +318,10 @@ class Geometry:
     def _stored_products(
         self, target: PointCloud, source: PointCloud
     ) -> Callable[[slice], torch.Tensor] | None:
-        """Return a function that reads stored products; None for reduced or undecided points."""
+        """Return a function that reads stored products; None if these are not stored.
+
+        They are never stored for reduced points, or for a selection of the points of `target`.
+        """
         complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
         stored = self.products if complete else None
         if stored is None:
@@ -325,7 +333,10 @@ class Geometry:
 
 
 def _groups(n: int) -> int:
-    """Return the number of groups: about the size of each group, so that both are small."""
+    """Return the number of groups of n points: about sqrt(n), or n if n is small.
+
+    With sqrt(n), the number of groups and the size of each group are both small.
+    """
     return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
 
 

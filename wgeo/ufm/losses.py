@@ -50,7 +50,10 @@ class CrossEntropy:
         return (Z.softmax(-2) - Y) * p
 
     def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
-        """Return sum_j p_j sum_k q_kj log q_kj if q = Y + U/p lies in the simplex."""
+        """Return sum_j p_j sum_k q_kj log q_kj for q = Y + U/p; infinity if q has negative entries.
+
+        The columns of U must sum to 0, so that those of q sum to 1; this is not checked.
+        """
         q = Y + U / p
         if float(q.min()) < -1e-15:
             return float("inf")

@@ -1,4 +1,4 @@
-"""Sentences on the comparison with a reference, on collapse, and on how to decide the rest."""
+"""Sentences on the comparison with a reference, on collapse, and on what is still undecided."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _against_fresh(row: Rank, reference: Reference, explained: bool) -> Sentence
     outcome = f"{row.direction} than" if differs else "not distinguishable in straightness from"
     images = reference.images
     on_images = "" if images is None else f", on {images:,} of these images"
-    adjusted = f", adjusted for {segments} segments by their maximum" if segments > 1 else ""
+    adjusted = f", adjusted for testing {segments} segments" if segments > 1 else ""
     p = float("nan") if row.adjusted_p is None else row.adjusted_p
     extreme = networks and p <= 1.001 / (networks + 1)
     return Sentence(
@@ -88,7 +88,7 @@ def _against_fresh(row: Rank, reference: Reference, explained: bool) -> Sentence
     )
 
 
-_MOST_NAMED = 3  # layers at which NC1 rises; more are counted
+_MOST_NAMED = 3  # up to this many layers at which NC1 rises are named; more are only counted
 _LINE_SHAPE = (
     " (length of an image's own centered path over the distance between its ends, averaged over "
     "images; 1 is a straight line)"
@@ -182,7 +182,7 @@ def _level(nc1: float) -> str:
 
 
 def _with_interval(value: float, interval: Interval | None) -> str:
-    """Format a value and its interval, which is corrected for bias and may not contain it."""
+    """Format a value and its interval, which is corrected for bias and can exclude the value."""
     outside = interval is not None and not interval.low <= value <= interval.high
     note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
     return ranged(value, interval, note=note)

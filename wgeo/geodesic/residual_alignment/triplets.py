@@ -13,7 +13,7 @@ from .operators import ResidualJacobian
 
 _BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
 _RANK = 1e-9  # singular values below this fraction of the largest count as zero
-_CHECK_EVERY = 4  # steps at which convergence is checked
+_CHECK_EVERY = 4  # number of steps between checks of convergence
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,10 @@ def top_triplets(
 def _normalized_or_new(
     v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return unit vectors and their norms; a new random direction with norm 0 if one vanishes."""
+    """Return the normalized vectors, and the norms that they had before.
+
+    A vector that vanishes is replaced by a new random direction, and its norm is 0.
+    """
     stuck = norm <= _BREAKDOWN * scale
     v = v / torch.where(stuck, 1.0, norm)[:, None]
     if bool(stuck.any()) and basis.shape[1] < basis.shape[2]:
@@ -136,7 +139,7 @@ def _keep(best: Triplets, current: Triplets, rows: Bool[torch.Tensor, " n"]) -> 
 
 @dataclass(frozen=True, eq=False)
 class Energies:
-    """Squared norms of a Jacobian at every point, (n,); NaN if a ratio is undefined.
+    """Ratios of squared norms of a Jacobian at every point, (n,); NaN if a ratio is undefined.
 
     ``share``: sum_{k <= K} s_k^2 / ||J||_F^2. ``participation``: ||J||_F^4 / ||J^T J||_F^2.
     ``asymmetry``: (||J||_F^2 - tr J^2) / (||J||_F^2 + tr J^2).
@@ -150,9 +153,9 @@ class Energies:
 def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: Streams) -> Energies:
     """Estimate the energies from random sign vectors (Hutchinson 1990), three products each.
 
-    The contribution of the triplets is removed first (Meyer et al. 2021), so that a Jacobian of
-    their rank has no error. With at least as many probes as dimensions, the unit vectors are used,
-    and the energies are exact.
+    For ``share`` and ``participation``, the contribution of the triplets is removed first (Meyer et
+    al. 2021), so that a Jacobian of their rank has no error. With at least as many probes as
+    dimensions, the unit vectors are used, and the energies are exact.
     """
     zero = jacobian.zeros()
     rest, rest_4, anti, symmetric = zero.clone(), zero.clone(), zero.clone(), zero.clone()

@@ -45,7 +45,7 @@ class Trend(Part):
 
 
 class SegmentLaw(Measured):
-    """The separation of the classes over a stage's layers, and the line of a constant rate."""
+    """The separation of the classes over a stage's layers, and a constant rate fitted to it."""
 
     layers: tuple[str, ...]
     stage: int | None = None
