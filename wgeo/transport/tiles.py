@@ -1,4 +1,6 @@
-"""All pairs of two clouds, a tile (a block of rows) at a time: no n x m matrices.
+"""All pairs of two clouds, a tile (a block of rows) at a time, without n x m matrices.
+
+Only the inner products are stored, and only if they fit into memory (`store_products`).
 
 Tiles are ``bias_j + scale <x_i, y_j>``. Each process visits its own rows, and `reduce_tiles` puts
 the parts of all processes together. When a GPU runs out of memory, tiles become smaller.
