@@ -27,7 +27,7 @@ for layer in deep_collapse(solution)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
-# The final values of all twenty: that of collapse, or of points that ignore one or both classes.
+# Each of the twenty ends at the value of collapse, or at a point that ignores one or both classes.
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(5.5, 2.6), layout="constrained")
@@ -37,8 +37,8 @@ ax.axhline(collapsed.objective, color="#555555", ls="--", lw=1)
 _ = ax.set(xlabel="start, lowest first", ylabel="final F", xticks=range(1, 21, 3))
 
 # %%
-# Six classes, four layers: the classes as edges of a complete graph on four vertices. It is
-# enough to evaluate the objective at this point; no descent is needed.
+# Six classes, four layers: the solution of lower rank represents the classes by the six edges of a
+# complete graph on four vertices. It is known in closed form, so that no descent is needed.
 labels = np.arange(6)
 model = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 1e-3}
 lower = lower_rank(labels, **model)

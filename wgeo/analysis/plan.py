@@ -1,8 +1,8 @@
-"""The plan of an analysis: every setting that decides it, checked once, and its key.
+"""The plan of an analysis: all its settings, each checked once, and a key that identifies it.
 
-`wgeo.analyze`, the command line and the file of a sweep all build an `AnalysisPlan`, from settings
-under the names of Python's parameters. No library is loaded until a plan is built, so that the
-command line can show the defaults at once.
+`wgeo.analyze`, the command line and the file of a sweep all build an `AnalysisPlan`. They give each
+setting the name of the parameter of the Python function that takes it. No library is loaded until a
+plan is built, so that the command line can show the defaults at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..transport import Solver
 
 REFERENCES = ("init", "shuffled", "none")
-SOLVERS = {  # a summary of each; its class in `wgeo.transport` has the name with a capital
+SOLVERS = {  # a summary of each; its class in `wgeo.transport` has the same name, capitalized
     "exact": "W2 itself, with a certificate",
     "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
     "sliced": "mean over random directions; fast, an interval that contains W2",
@@ -46,8 +46,8 @@ def _setting(default: Any, check: Check, *, keyed: bool = True, network: bool = 
         Not checked, so that defaults load no library.
     check : callable
     keyed : bool
-        Whether it is part of the key: not if it does not affect results, or only through the
-        images, of which the key contains the fingerprint.
+        Whether the key contains it. The key omits settings that do not affect the results, and
+        those that only determine the images, since it contains the images' fingerprint.
     network : bool
         Whether it is for networks only, not for stored features.
     """
@@ -74,7 +74,7 @@ def _at_least(minimum: int) -> Check:
 
 
 def _by(module: str, function: str) -> Check:
-    """Return the check of a text by a function of wgeo that raises an error for invalid ones."""
+    """Return a check that calls a function of wgeo, which raises an error for an invalid text."""
 
     def check(value: Any, name: str) -> None:
         _text(value, name)
@@ -148,7 +148,7 @@ class Data(_Group):
 class Reading(_Group):
     """How features are read: parameters of `wgeo.trace`.
 
-    `layers` is a sequence of names, or a text with the names between commas.
+    `layers` is a sequence of names, or a text of names separated by commas.
     """
 
     pool: str = _setting("gap", _by("features.pooling", "pooling"), network=True)
@@ -177,7 +177,7 @@ class Measuring(_Group):
 
 @dataclass(frozen=True)
 class Reference(_Group):
-    """What straightness is tested against: one of `REFERENCES`, a network, features or a path."""
+    """What straightness is tested against: one of `REFERENCES`, a network, features or a file."""
 
     reference: Any = _setting("init", _reference)  # noqa: RUF009
     reference_networks: int = _setting(20, _at_least(1), network=True)
@@ -185,7 +185,7 @@ class Reference(_Group):
 
 @dataclass(frozen=True)
 class JacobianTests(_Group):
-    """Numbers of images of the tests of Jacobians; None for an affordable number."""
+    """Number of images for each test of Jacobians; None for an affordable number."""
 
     brenier: int | None = _setting(None, _at_least(0), network=True)
     alignment: int | None = _setting(None, _at_least(0), network=True)
@@ -235,8 +235,9 @@ class AnalysisPlan(_Group):
         The key contains wgeo's version; the contents, not the paths, of the target, the images and
         a reference; and every other setting that affects results, under its name, with its value.
         `layers` and `solver` are written as on the command line: a text is used as it is, objects
-        of Python become such a text. So the key does not depend on how a plan was built. Within
-        one version of wgeo neither names nor values may change, nor may settings leave it.
+        of Python become such a text. So ``Sinkhorn(epsilon=0.01)`` and ``sinkhorn:epsilon=0.01``
+        have the same key. Within one version of wgeo, the names and values in the key must not
+        change, and no setting may be removed from it.
 
         Parameters
         ----------
@@ -315,7 +316,7 @@ def solver_of(solver: str | Solver) -> Solver:
 
 
 def _written(solver: Any) -> str:
-    """Return a solver as text: its name, and the options that are not its defaults."""
+    """Return a solver as text: its name, and the options that differ from their defaults."""
     if isinstance(solver, str):
         return solver
     values = [(each, getattr(solver, each.name)) for each in fields(solver)]

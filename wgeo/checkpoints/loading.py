@@ -52,7 +52,7 @@ def load_checkpoint(
         and torchvision ResNets (recognized by their tensors' shapes), or if there is a
         ``config.json``.
     num_classes : int, optional
-        Checked against the size of the head, which is the default.
+        By default, the size of the head; a different number raises an error.
     trust : bool
         Only for a whole pickled network whose code is not part of wgeo: unpickle the file with
         that code, **which runs whatever the file names**. Use it only for your own files.
@@ -265,6 +265,7 @@ def _check_finite(module: nn.Module, name: str) -> None:
 
 
 def _usual_normalization(fit: Fit, meta: Mapping[str, Any]) -> str | None:
-    # The preset is for large color images: not for a small stem, nor for gray images.
+    # The architecture's preset is for large color images, so it is not assumed for a small stem or
+    # for gray images.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
     return fit.arch.normalize if usual and not meta else None

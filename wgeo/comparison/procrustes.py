@@ -15,7 +15,7 @@ from ..runtime import processes
 
 Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # x^T layer in a subspace, or <x, layer>
-MAX_DIRECTIONS = 256  # of a target subspace: the leading ones of a wider layer
+MAX_DIRECTIONS = 256  # of a target subspace; of a wider layer, only its leading directions are used
 SUBSPACE_SAMPLES = 1024  # samples from which the leading directions are computed
 RANK_TOLERANCE = 1e-8  # directions with a smaller relative variance or singular value are ignored
 
@@ -87,7 +87,7 @@ class TargetSubspace:
     def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:
         """Return the span of the leading directions of `SUBSPACE_SAMPLES` samples.
 
-        Several processes have the same basis, that of one of them.
+        If there are several processes, one of them computes the basis for all.
         """
         if layer.shape[1] <= MAX_DIRECTIONS:
             return cls()
@@ -109,7 +109,10 @@ def _leading_directions(
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Return the sum of the singular values; of a tall matrix, to within 1e-8 of the largest."""
+    """Return the sum of the singular values.
+
+    For a tall matrix, each is computed with an error of about 1e-8 times the largest.
+    """
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
@@ -121,7 +124,7 @@ def _rotation_between(
     """Return a rotation that maps orthonormal directions `start` to `end`.
 
     The joint span has at most 2 p dimensions. On its complement the rotation is the identity, and
-    within the span it is the rotation nearest to the identity.
+    within the span it is the one nearest to the identity among those that map `start` to `end`.
     """
     frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]
     a, b = frame.T @ start, frame.T @ end

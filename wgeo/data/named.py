@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and torchvision's, downloaded on first use."""
+"""Data sets by name: scikit-learn's digits, and those of torchvision, downloaded on first use."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
 
 
 def _digits(split: str) -> Part:
-    """Return handwritten digits, 8 x 8 in 16 gray levels; 360 of all 1,797 are the test set."""
+    """Return handwritten digits, 8 x 8 in 17 gray levels; 360 of all 1,797 are the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -72,8 +72,8 @@ def labels_of(
     Raises
     ------
     DataError
-        No table that can be read names an image, and there is one that cannot be read; or tables
-        that name equally many images disagree.
+        A table cannot be read, and no other table names an image; or the tables that name the most
+        images disagree.
     """
     matches: list[tuple[str, LabelTable]] = []
     errors: list[DataError] = []
@@ -138,7 +138,7 @@ class _Finder:
 
 
 def _parse(find: _Finder, text: str, name: str) -> LabelTable:
-    """Parse a table: with a header of column names, of (file, label) rows, or a list of labels."""
+    """Parse a table with a header, (file, label) rows without a header, or a list of labels."""
     rows = _rows(text, name)
     if not rows:
         return LabelTable({}, set())
@@ -191,9 +191,9 @@ def _no_label_column(head: list[str], file: int, name: str) -> str:
     """Return the message for a table with a column of names but none of labels."""
     columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
     return (
-        f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Name the column "
-        "of the classes label; if there is one column per class, add a column label with the class "
-        "or its index, such as table[classes].to_numpy().argmax(1)."
+        f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Give the column "
+        "of the classes the name 'label'; if there is one column per class, add a column 'label' "
+        "with the class or its index, such as table[classes].to_numpy().argmax(1)."
     )
 
 

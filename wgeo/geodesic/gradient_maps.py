@@ -82,8 +82,8 @@ class BrenierResult(Result):
         Fraction of the outputs that a final ReLU sets to 0; 0 if there is no final ReLU.
     min_eigenvalue : float
         Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it is negative, the map is
-        not the gradient of a convex function. The Lanczos value is an upper bound, and `residual`
-        bounds its error.
+        not the gradient of a convex function. The Lanczos value is an upper bound, and an
+        eigenvalue lies within `residual` of it.
     lowest_eigenvalue : float
         The minimum over all points.
     negative_share : float in [0, 1]
@@ -140,7 +140,7 @@ class BrenierResult(Result):
 
         ``asymmetry`` means that the lower end of its interval is above ``SYMMETRIC``, and
         ``eigenvalue`` that the upper end of the interval of `relative_eigenvalue` is below
-        -``CONVEX`` (the true eigenvalue is lower still, because Lanczos bounds it from above).
+        -``CONVEX`` (the true smallest eigenvalue is no higher than the value from Lanczos).
         Without intervals, the values themselves are compared.
         """
         reasons = []
@@ -275,10 +275,11 @@ def brenier(
 
 @dataclass(frozen=True, eq=False)
 class BrenierBlocks:
-    """The test of every block of a network, and of every run of consecutive blocks in one space.
+    """The tests of a network's blocks, and of its runs of consecutive blocks in one space.
 
-    ``blocks`` maps the name of each block to its result, and ``segments`` the names of each run of
-    blocks. Blocks that change the space are not in either.
+    ``blocks`` maps the name of each block to its result. ``segments`` maps the names of the blocks
+    of each run to the result for their composition; a run has at least two blocks and is as long as
+    possible. Blocks that change the space are not in either.
     """
 
     blocks: Mapping[str, BrenierResult]
@@ -390,7 +391,7 @@ def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Return whether the map ends in a ReLU, as a module or a function.
 
     A ReLU is recognized by its outputs: for inputs of both signs, none of them is negative, and
-    many are exactly zero.
+    at least the fraction ``_CLAMPED`` is exactly zero.
     """
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

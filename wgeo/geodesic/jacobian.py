@@ -35,7 +35,7 @@ def jvp(map_: Map, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return J v, the derivative of the map at `x` along `v`.
 
     The first forward derivative in a process makes torch import rules that it compiles with its own
-    deprecated `torch.jit.script`; users can do nothing about this warning.
+    deprecated `torch.jit.script`. Its warning is ignored, since users can do nothing about it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
@@ -102,9 +102,9 @@ def lowest_eigenvalue(
     reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
     Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
     orthogonal to the first space are not missed. The smallest Ritz value theta bounds the smallest
-    eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta. Each point
-    keeps the values of the step at which it converged, so that they do not depend on the rest of
-    its batch.
+    eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta, where S is
+    the symmetric part and u the Ritz vector. Each point keeps the values of the step at which it
+    converged, so that they do not depend on the rest of its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()

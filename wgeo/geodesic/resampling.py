@@ -25,7 +25,7 @@ LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # number of resampling weights in memory
 _ROUNDING = 1e-12  # relative spread of draws that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
-_TIE = 1e-9  # distance, relative to the draws' spread, at which they count as equal
+_TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -52,7 +52,7 @@ class Resampled:
         return bca_interval(self.values[name], self.draws[name], self.left_out[name], level=level)
 
     def pseudo_values(self, name: str) -> Float[np.ndarray, " n"]:
-        """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is the measure.
+        """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is about the measure.
 
         For a mean, these are the samples' own values (Tukey 1958). For a smooth function of means,
         their mean is the measure up to O(1/n), and their spread gives its uncertainty.
@@ -69,7 +69,9 @@ def resample(
     seed: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Resampled:
-    """Evaluate `measures` at the column means, at `draws` bootstraps of them, and leaving one out.
+    """Evaluate `measures` at the column means of the sample and of its resamples.
+
+    The resamples are `draws` bootstrap resamples, and the sample with each row or group left out.
 
     Parameters
     ----------
@@ -172,7 +174,7 @@ def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: 
     """Return the one-sided p-value of "mean difference > 0" between paired samples.
 
     Signs are flipped at random, or in all possible ways if there are at most `draws` of these. The
-    test is exact if the two samples of a pair are exchangeable, and asymptotically valid if only
+    test is exact if the two samples of a pair are exchangeable, and asymptotically valid whenever
     the mean difference is zero.
     """
     n = len(difference)
@@ -197,7 +199,7 @@ def permutation_p_value(
 
     The statistic is Welch's t under random relabeling, or under all relabelings if there are at
     most `draws` of these. The test is exact if a and b have the same distribution, and
-    asymptotically valid if only their means agree (Janssen 1997).
+    asymptotically valid whenever their means agree (Janssen 1997).
     """
     n, m = len(a), len(b)
     pooled = np.concatenate([a, b])

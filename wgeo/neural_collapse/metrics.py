@@ -24,7 +24,7 @@ in float64. Directions that rounding in the features' dtype can cause are also i
 `ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
-_SECOND_PASS = "needs a second pass over the data, about the final class means"
+_SECOND_PASS = "needs a second pass over the data, with the final class means"
 _COINCIDE = "the class means coincide"
 _SINGLE = "every class has a single sample"
 _CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
@@ -104,8 +104,8 @@ class LayerCollapse(Result):
     Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
     class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
     between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
-    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency weights, each 1/K is replaced by N_k/N;
-    with ``sample_mean``, only that of g is, so that g is the mean of all samples. In all cases
+    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both;
+    with ``sample_mean``, it does so only in g, which is then the mean of all samples. In all cases
     Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. The metrics nc1 to nc3 and
     cdnv are 0 at complete collapse. Undefined metrics are None, and `undefined` gives the reason.
 
@@ -119,8 +119,8 @@ class LayerCollapse(Result):
     nc1_quotient : float or None
         tr Sigma_W / tr Sigma_B, in [0, inf).
     class_variability : tuple of float, (K,), or None
-        var_k / tr Sigma_B of each class in ascending order, in [0, inf); their mean, weighted by
-        the classes' samples, is nc1_quotient.
+        var_k / tr Sigma_B, in [0, inf), one per class in ascending order of the labels; their mean,
+        weighted by the classes' samples, is nc1_quotient.
     nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
         See `Frame`, for the vectors m_k - g.
     nc3 : float or None
@@ -156,8 +156,8 @@ class LayerCollapse(Result):
     classes : int
         Number of classes that occur, K.
     samples_per_class : int
-        Number of samples of the smallest class that occurs. If every class has one sample, metrics
-        of the class means are undefined.
+        Number of samples of the smallest class that occurs. If every class has one sample, nc1,
+        nc2, cdnv and ncc_accuracy are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
         Estimates of the population's values, computed if a class has fewer than ``FEW_SAMPLES``
         samples, since the plug-in values above are then biased (``small_samples``). For the last

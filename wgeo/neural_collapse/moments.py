@@ -21,7 +21,7 @@ from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
 from .tensor_chunks import CHUNK_ENTRIES
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_ROUNDING = 4.0  # error of an entry relative to eps; about 0.3 for class means in float32
+_ROUNDING = 4.0  # assumed error of an entry, in units of eps; class means in float32 have about 0.3
 
 
 WEIGHTS = ("uniform", "frequency", "sample_mean")
@@ -42,14 +42,17 @@ def check_weights(weights: str) -> str:
 def class_weights(
     weights: str, counts: Float[torch.Tensor, " K"]
 ) -> tuple[Float[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
-    """Return the weights of the classes in the global mean and in Sigma_B; each sum to 1."""
+    """Return the weights of the classes in the global mean and in Sigma_B; both sum to 1."""
     equal, by_size = torch.full_like(counts, 1 / len(counts)), counts / counts.sum()
     in_mean = equal if weights == "uniform" else by_size
     return in_mean, by_size if weights == "frequency" else equal
 
 
 class ClassIndex:
-    """Map class labels to indices 0, 1, ... in order of appearance, without unused labels."""
+    """Map class labels to indices 0, 1, ... as they are added, without unused labels.
+
+    Labels that are new in one call of `add` are indexed in ascending order.
+    """
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
@@ -252,7 +255,7 @@ class ClassMoments:
         means: Float[torch.Tensor, "k d"],
         squares: Float[torch.Tensor, " k"],
     ) -> None:
-        """Merge the moments of more samples of some classes, without their within-class scatter."""
+        """Merge the moments of more samples; the caller adds their within-class scatter."""
         delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)
@@ -336,12 +339,12 @@ class ClassMoments:
         )
 
     def _require_range(self, size: float) -> None:
-        """Raise `FeatureError` if the square of `size`, the largest entry, overflows float64."""
+        """Raise `FeatureError` if the square of `size`, the largest entry, is out of range."""
         if size != 0 and not 1 / _LARGEST < size < _LARGEST:
             raise FeatureError(
                 f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
-                f"{size:.1g}): their squares leave float64's range. Rescale them by one factor: "
-                "only within and between depend on it, by its square."
+                f"{size:.1g}): their squares leave float64's range. Multiply them all by one "
+                "factor: of the metrics, only within and between change, by its square."
             )
 
     def _spectrum(
@@ -350,7 +353,7 @@ class ClassMoments:
         centered: Float[torch.Tensor, "K d"],
         center: Float[torch.Tensor, " d"],
     ) -> Spectrum | None:
-        """Return the singular values of [h_i - g], from the smaller of the two Gram matrices."""
+        """Return the singular values of [h_i - g], from a Gram matrix of features or of rows."""
         if self._scatter is not None:
             gram = self._scatter.cpu().addmm(centered.T, counts[:, None] * centered)
             rows = self.samples

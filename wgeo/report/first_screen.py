@@ -185,10 +185,10 @@ def _glance(record: Record) -> str:
     return table(
         header,
         rows,
-        "The input, then one row per stage; 95 % intervals in brackets. Right angles: the length "
-        "ratio that steps of the same sizes would have at right angles to each other; 1 is a "
-        "geodesic. A correlation score in parentheses is not evidence, since the samples lack "
-        "power. Nearest mean: accuracy of the nearest class mean on these samples.",
+        "The input, then one row per stage; 95 % intervals in brackets. A geodesic has length "
+        "ratio 1. Right angles: the length ratio that steps of the same sizes would have at right "
+        "angles to each other. A correlation score in parentheses is not evidence, since the "
+        "samples lack power. Nearest mean: accuracy of the nearest class mean on these samples.",
         text_columns=2,
     )
 

@@ -38,7 +38,7 @@ class Plan:
     evaluate_every : int
         Number of epochs between evaluations; checkpoints are always evaluated.
     terminal_epochs : int or None
-        Number of epochs after the (last) start of the terminal phase at which to stop.
+        Number of epochs to train after the (last) start of the terminal phase; None for no limit.
     """
 
     epochs: frozenset[int] | None
@@ -80,7 +80,7 @@ class Plan:
 
 
 class Pixels:
-    """Images on the device, normalized per batch."""
+    """Images on the device; `batch` normalizes those that it returns."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.x = images.x.to(device)
@@ -121,7 +121,7 @@ class Job:
 
     @property
     def terminal_epoch(self) -> int | None:
-        """The epoch since which the training accuracy is 1."""
+        """The epoch from which on the training accuracy has been 1, or None."""
         return terminal_epoch(self.history)
 
     @property
@@ -130,7 +130,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are done, or `terminal_epochs` of the terminal phase."""
         extra = self.plan.terminal_epochs
         if extra is not None and (start := self.terminal_epoch) is not None:
             return self.epoch >= min(self.recipe.epochs, start + extra)
@@ -164,7 +164,7 @@ class Job:
         self._finish_epoch(row, time.perf_counter())
 
     def _require_remaining_writable(self) -> None:
-        """Raise RecordError if a remaining file of this run would replace one of the user's files.
+        """Raise RecordError if a file that this run has yet to write would replace a user's file.
 
         Version 0.1 did not record its files, so files whose metadata match this run count as its
         own.
@@ -394,7 +394,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describe each setting in which a saved run differs, as ``name was X, now Y``.
 
     With a constant learning rate, the number of epochs does not affect finished epochs and may
-    differ. Settings that a run does not record had only one possible value when it was written.
+    differ. Older runs do not record some settings, which then had only one value (`defaults`).
     """
     defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
     old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))

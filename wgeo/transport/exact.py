@@ -46,9 +46,10 @@ class Exact:
     many points are equal, they are merged first.
 
     All n m costs are computed several times and not stored, with two exceptions, both subject to
-    `memory`: inner products of wide points, and the costs of one dense problem if many pairs are
-    still missing after ten rounds. Pairs of wide points are first screened by a low-dimensional
-    lower bound of their cost, which decides most of them if layers nearly coincide.
+    `memory`: inner products of points with many features, and the costs of one dense problem if
+    many pairs are still missing after ten rounds. Pairs of points with many features are first
+    screened by a low-dimensional lower bound of their cost, which decides most of them if layers
+    nearly coincide.
 
     Parameters
     ----------

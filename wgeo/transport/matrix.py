@@ -43,7 +43,7 @@ class Distances(Result):
     lower, upper : ndarray, (B, C)
         Intervals that contain W2.
     certified : ndarray of bool, (B, C)
-        Whether the interval is narrower than the solver's tolerance.
+        Whether the relative width of the interval is within the solver's tolerance.
     symmetric : bool
         Whether the clouds are compared with themselves.
     solver : str
@@ -150,7 +150,8 @@ def distances(
     RecordError
         wgeo did not write the file `store`, or the file is damaged.
     WgeoError
-        The solver failed. The error has the solver's type, and its message names the clouds.
+        The solver failed. The error has the type that the solver raised, and its message names the
+        clouds.
 
     Examples
     --------
@@ -243,7 +244,7 @@ def _clouds(value: Any, argument: str) -> list[_Cloud]:
 
 
 def _layers(traj: Trajectory, network: str | None = None) -> list[_Cloud]:
-    """Return the layers of a trajectory, and the network's name if there are several."""
+    """Return the layers of a trajectory, named ``network: layer`` if `network` is given."""
     prefix, of = ("", "") if network is None else (f"{network}: ", f" of {network!r}")
     return [
         _Cloud(f"{prefix}{layer.name}", f"layer {layer.name!r}{of}", layer.features)

@@ -64,10 +64,11 @@ class Branch:
     Attributes
     ----------
     map : callable, (n, ...) -> (n, ...)
-        x -> F(x); c is the factor of a scaled sum.
+        x -> F(x); c is the factor of a scaled sum. If a final ReLU cannot be removed, F(x) is
+        multiplied by its derivative.
     x : Tensor, (n, ...)
     gate : Tensor, (n, ...), or None
-        a'(c x + F(x)); None without an activation.
+        a'(c x + F(x)), if the Jacobian of `map` is still to be multiplied by it; otherwise None.
     end : str or None
         Name of the activation's function.
     """
@@ -81,7 +82,7 @@ class Branch:
 def visits(
     module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
 ) -> tuple[list[Visit], list[str]]:
-    """Return the calls of blocks in one pass, and the names of blocks without one."""
+    """Return each block's call in one pass, and the names of the blocks without a usable call."""
     parts = dict(module.named_modules())
     known_blocks = [spec for spec in specs if spec.name in parts]
     calls: dict[str, tuple[Any, Any]] = {}
