@@ -114,7 +114,7 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     Raises
     ------
     WgeoError
-        The solver failed. The error has the solver's type, and its message names the layers and
+        The solver failed. The error has the type that the solver raised, and its message names the layers and
         their shapes.
 
     Examples
