@@ -114,8 +114,8 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     Raises
     ------
     WgeoError
-        The solver failed. The error has the type that the solver raised, and its message names the layers and
-        their shapes.
+        The solver failed. The error has the type that the solver raised, and its message names
+        the layers and their shapes.
 
     Examples
     --------
