@@ -351,3 +351,16 @@ def test_agreement_counts_settings_with_several_seeds(collapse_in_layers):
     ]
     page = tables.agreement(views, {"it holds": lambda view: view})
     assert page.splitlines()[-1] == "| it holds | 2 of 3 | 1 | 1 |"
+
+
+def test_a_trend_counts_if_its_interval_over_seeds_does(collapse_in_layers):
+    """Of four settings: equal seeds, seeds that agree, seeds that scatter, and a single seed."""
+    tables = collapse_in_layers("tables")
+    cell = {"seen": "mlp", "activation": "relu", "loss": "ce"}
+    views = [
+        {"cell": {**cell, "data": str(seeds)}, "view": {"progress": {"nc1": {"kendall_tau": tau}}}}
+        for seeds in ([-0.8] * 3, [-0.9, -0.8, -0.7], [-0.9, -0.1, -0.2], [-0.9])
+        for tau in seeds
+    ]
+    assert tables.falls_over_seeds("nc1", views) == (2, 4)
+    assert collapse_in_layers("lab").spread([0.8, 0.8, 0.8], ".2f") == "0.80 ± 0"

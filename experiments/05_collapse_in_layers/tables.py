@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from claims import AUTHORS_CLAIMS, Claim, Result, collapsed, first_half, tau
-from lab import by, spread, table
+from lab import by, mean_interval, spread, table
 
 
 def views_of(results: Sequence[Result]) -> list[Result]:
@@ -38,13 +39,37 @@ def held(claim: Claim, views: Sequence[Result]) -> tuple[int, int]:
     return holding, defined
 
 
-def counts(views: Sequence[Result], factor: str, claims: Mapping[str, Claim]) -> str:
+def falls_over_seeds(metric: str, views: Sequence[Result]) -> tuple[int, int]:
+    """Number of settings in which tau's whole 95 % interval over seeds is negative, and of all."""
+    groups = by(views, *SETTING).values()
+    taus = [[v["view"]["progress"][metric]["kendall_tau"] for v in group] for group in groups]
+    return sum(bool(mean_interval(values)[2] < 0) for values in taus), len(taus)
+
+
+Tally = Callable[[Sequence[Result]], tuple[int, int]]
+
+
+def tallies(claims: Mapping[str, Claim]) -> dict[str, Tally]:
+    """For each claim, how to count the settings in which it holds."""
+    return {name: partial(held, claim) for name, claim in claims.items()}
+
+
+AUTHORS_TALLIES: dict[str, Tally] = {
+    **tallies(AUTHORS_CLAIMS),
+    "tau of NC1: interval over seeds below 0": partial(falls_over_seeds, "nc1"),
+    "tau of the angle measure: interval over seeds below 0": partial(
+        falls_over_seeds, "nc2_equiangle"
+    ),
+}
+
+
+def counts(views: Sequence[Result], factor: str, ways: Mapping[str, Tally]) -> str:
     """Table with a row per claim and a column per value of one factor of the grid."""
     values = list(by(views, factor))
     rows = []
-    for name, claim in claims.items():
+    for name, tally in ways.items():
         groups = [views, *(by(views, factor)[value] for value in values)]
-        cells = ["{} of {}".format(*held(claim, group)) for group in groups]
+        cells = ["{} of {}".format(*tally(group)) for group in groups]
         rows.append([name, f"**{cells[0]}**", *cells[1:]])
     return table(["claim", "all", *(value[0] for value in values)], rows)
 
