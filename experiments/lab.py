@@ -293,7 +293,8 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float, float, float]:
     mean = float(defined.mean())
     if n == 1:
         return mean, np.nan, np.nan
-    half = float(stats.t.ppf(0.975, n - 1) * defined.std(ddof=1) / np.sqrt(n))
+    differences = defined - defined[0]  # of equal values the spread is 0, not their rounding
+    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 

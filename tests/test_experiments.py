@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+
+import wgeo
+from wgeo.data.images import normalization
 
 HERE = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -246,3 +250,117 @@ def test_departures_are_listed(beside):
     page = terminal.departures([stayed, left])
     assert page.startswith("1 of 2 runs")
     assert "| digits | residual | 0.005 | 1 | 8 | 60 | 64 |" in page
+
+
+# --- experiment 05: what the authors of the claims measure -------------------------------------
+
+
+@pytest.fixture
+def collapse_in_layers(beside, monkeypatch):
+    """Import a module of experiment 05."""
+    monkeypatch.syspath_prepend(str(HERE / "05_collapse_in_layers"))
+    yield beside
+    for name in ("authors", "claims", "tables"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "layers"),
+    [
+        ("mlp", {"width": 12, "depth": 2}, {"blocks.0.fc": 12, "blocks.1.fc": 12, "head": 12}),
+        (
+            "isoresnet",
+            {"width": 3, "depth": 1, "stride": 2},
+            {"blocks.0.conv1": 48, "blocks.0.conv2": 48, "head": 3},
+        ),
+        (
+            "vit",
+            {"width": 16, "depth": 1, "patch": 4, "hidden": 8},
+            {
+                "encoder.layers.encoder_layer_0.mlp.0": 5 * 16,
+                "encoder.layers.encoder_layer_0.mlp.3": 5 * 8,
+                "heads.head": 16,
+            },
+        ),
+    ],
+)
+def test_inputs_of_layers_are_recorded_as_executed(collapse_in_layers, arch, options, layers):
+    """Flattened, without the layer that reads the image; the last is what the classifier reads."""
+    images = wgeo.load_images("digits", limit=40)
+    net = wgeo.models.build(arch, num_classes=10, in_channels=1, image_size=8, **options)
+    traj = collapse_in_layers("authors").inputs_of_layers(net, images, batch=16)
+    assert {layer.name: layer.width for layer in traj.layers} == layers
+    head = dict(net.named_modules())[list(layers)[-1]]
+    logits = (
+        torch.from_numpy(traj.layers[-1].features) @ head.weight.detach().T + head.bias.detach()
+    )
+    pixels = torch.cat([x for x, _ in images.batches(7, normalization(images.preset))])
+    assert logits.numpy() == pytest.approx(net(pixels).detach().numpy(), abs=1e-4)
+    assert np.array_equal(traj.predictions, logits.argmax(1).numpy())
+
+
+def test_measures_are_those_of_the_authors_code(collapse_in_layers):
+    """NC1, the spread of norms and the angle measure, with d x d matrices and loops over pairs."""
+    rng = np.random.default_rng(0)
+    K, d = 4, 7
+    labels = np.arange(48) % K
+    x = rng.standard_normal((K, d))[labels] + rng.standard_normal((48, d))
+    means = np.stack([x[labels == k].mean(0) for k in range(K)])
+    centered = means - means.mean(0)
+    within = (x - means[labels]).T @ (x - means[labels]) / len(x)
+    vectors, values, _ = np.linalg.svd(centered.T @ centered / K)
+    kept = vectors[:, : K - 1]
+    norms = np.linalg.norm(centered, axis=1)
+    cosines = [
+        centered[a] @ centered[b] / norms[a] / norms[b]
+        for a in range(K)
+        for b in range(K)
+        if a != b
+    ]
+    found = wgeo.neural_collapse.collapse_of(x, labels)
+    layers = {name: [getattr(found, name), None] for name in ("nc1", "nc2_equinorm", "cdnv")}
+    theirs = collapse_in_layers("authors").in_their_units(layers, K)
+    nc1 = np.trace(within @ (kept / values[: K - 1]) @ kept.T)
+    assert theirs["nc1"] == [pytest.approx(nc1, rel=1e-9), None]
+    assert theirs["nc2_equinorm"][0] == pytest.approx(norms.std(ddof=1) / norms.mean(), rel=1e-9)
+    assert theirs["cdnv"] == layers["cdnv"]
+    assert found.nc2_equiangle == pytest.approx(np.mean(np.abs(np.array(cosines) + 1 / (K - 1))))
+
+
+def test_share_of_the_fall_in_the_first_half(collapse_in_layers):
+    """Half of the depth is between two layers; in logarithms the fall is the same everywhere."""
+    claims = collapse_in_layers("claims")
+    view = {"layers": {"nc1": [16.0, 8.0, 4.0, 2.0]}}
+    assert claims.first_half(view, "nc1", logarithms=False) == pytest.approx(10 / 14)
+    assert claims.first_half(view, "nc1", logarithms=True) == pytest.approx(0.5)
+    assert claims.first_half({"layers": {"nc1": [1.0, 2.0, 3.0]}}, "nc1", logarithms=True) is None
+
+
+def test_agreement_counts_settings_with_several_seeds(collapse_in_layers):
+    tables = collapse_in_layers("tables")
+    cell = {"seen": "mlp", "activation": "relu", "loss": "ce"}
+    views = [
+        {"cell": {**cell, "data": data}, "view": verdict}
+        for data, verdicts in {
+            "digits": [True, True, True],
+            "mnist": [True, False, True],
+            "cifar10": [False, None, False],
+            "one seed": [True],
+        }.items()
+        for verdict in verdicts
+    ]
+    page = tables.agreement(views, {"it holds": lambda view: view})
+    assert page.splitlines()[-1] == "| it holds | 2 of 3 | 1 | 1 |"
+
+
+def test_a_trend_counts_if_its_interval_over_seeds_does(collapse_in_layers):
+    """Of four settings: equal seeds, seeds that agree, seeds that scatter, and a single seed."""
+    tables = collapse_in_layers("tables")
+    cell = {"seen": "mlp", "activation": "relu", "loss": "ce"}
+    views = [
+        {"cell": {**cell, "data": str(seeds)}, "view": {"progress": {"nc1": {"kendall_tau": tau}}}}
+        for seeds in ([-0.8] * 3, [-0.9, -0.8, -0.7], [-0.9, -0.1, -0.2], [-0.9])
+        for tau in seeds
+    ]
+    assert tables.falls_over_seeds("nc1", views) == (2, 4)
+    assert collapse_in_layers("lab").spread([0.8, 0.8, 0.8], ".2f") == "0.80 ± 0"

@@ -11,22 +11,28 @@ from lab import by
 
 from wgeo.plots.style import COLORS, new_figure, styled
 
-ROWS = (
+Rows = Sequence[tuple[str, str, str]]  # metric, label, scale
+ROWS: Rows = (
     ("nc1", "NC1", "log"),
     ("nc2_etf", "NC2 (ETF)", "linear"),
     ("ncc_error", "nearest-center error", "linear"),
     ("uncentred_angle", "mean angle (°)", "linear"),
 )
+AUTHORS_ROWS: Rows = (
+    ("nc1", "NC1, without 1/K", "log"),
+    ("nc2_equiangle", "angle measure", "linear"),
+    ("nc2_equinorm", "spread of norms", "linear"),
+)
 
 
 @styled
-def draw(views: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(views: Sequence[dict[str, Any]], path: Path, rows: Rows) -> None:
     """Draw single networks as thin lines, means over seeds with ReLU and CE as thick ones."""
     columns = by(views, "seen")
     datasets = [key[0] for key in by(views, "data")]
-    figure = new_figure(2.1 * len(columns), 1.75 * len(ROWS))
-    axes = figure.subplots(len(ROWS), len(columns), sharex=True, sharey="row", squeeze=False)
-    for (metric, label, scale), row in zip(ROWS, axes, strict=True):
+    figure = new_figure(2.1 * len(columns), 1.75 * len(rows))
+    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
+    for (metric, label, scale), row in zip(rows, axes, strict=True):
         row[0].set_ylabel(label)
         for (seen,), ax in zip(columns, row, strict=True):
             ax.set_yscale(scale)
