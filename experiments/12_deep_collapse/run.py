@@ -283,7 +283,7 @@ def draw(results: list[Result], lab: Lab) -> None:
             ax.set_yscale("log")
             ax.set_xticks(np.arange(1, L + 1), [f"W{layer}" for layer in at])
             ax.set_title(f"{name.upper()}, K = {K}, L = {L}", loc="left", fontsize=9)
-    axes[-1, 0].set_xlabel("features that enter (dashed: untrained)")
+    figure.supxlabel("features that enter (dashed: untrained)", fontsize=9)
     figure.savefig(lab.figure("heads.png"))
 
 
