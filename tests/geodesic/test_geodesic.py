@@ -411,6 +411,19 @@ def test_resolution_of_a_grid():
     assert resolution(grid, grid) == 0
 
 
+@pytest.mark.parametrize("chunk_bytes", [500, 2**24])
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_neighbor_distance_is_the_median_over_distinct_samples(
+    rng, monkeypatch, chunk_bytes, offset
+):
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", chunk_bytes)
+    x = rng.normal(size=(30, 4)) + offset
+    x = np.concatenate([x, x[::2], x[::2] + 1e-12])[rng.permutation(60)]
+    distances = cdist(x, x)
+    expected = np.median(np.where(distances < 1e-6, np.inf, distances).min(1))
+    assert neighbor_distance(x) == pytest.approx(expected, rel=1e-9)
+
+
 def test_resolution_looks_past_coincident_samples():
     doubled = np.repeat(np.array([[0.0], [1.0], [2.0], [3.0]]), 2, axis=0)
     assert neighbor_distance(doubled) == 1
