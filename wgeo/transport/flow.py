@@ -6,6 +6,7 @@ In column generation, a column of the linear program is a pair (i, j).
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ _POOR_START = 0.5
 _SAMPLE = 32  # number of points y for which this is tested
 # If at least this fraction of the points x are the nearest of some y, float64 is tried as well
 _NEARLY_PERMUTATION = 0.9
-_DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
+_SAMPLE_PART = 8  # one in this many points is in the sample that is solved first
+_MIN_SAMPLE = 512  # number of points from which such a sample is useful
+_DUAL_SAMPLE = 256  # number of points y on which potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
@@ -35,16 +38,18 @@ _MAX_NOISE = 2.0**-28  # noise must be below this fraction of the cost
 _LIMIT_FACTOR = 2.0**10
 
 
-def solve_flow(geometry: Geometry) -> Solution:
+def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Find an optimal plan between the clouds' masses, which must all be positive.
 
     First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
     neither is optimal, the problem is solved on few pairs and then on more and more
     (`column_generation`). The first pairs are those of the pairings that were tested, and those
     found to violate their potentials. If neither pairing is nearly optimal, a coarse problem adds
-    pairs that can carry all mass, and each point its pairs of least slack, under the potentials of
-    a translation or of the coarse problem, whichever have the larger dual objective. Small problems
-    are solved on all pairs, unless a known pairing is nearly optimal.
+    pairs that can carry all mass, and each point its pairs of least slack, under potentials
+    that are nearly optimal: `start` if given, else those of a sample of the points, which is solved
+    first. For small samples they are the potentials of a translation or of the coarse problem,
+    whichever have the larger dual objective. Small problems are solved on all pairs, unless a known
+    pairing is nearly optimal. Nearest neighbors are not tried if `start` is given.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -58,9 +63,10 @@ def solve_flow(geometry: Geometry) -> Solution:
         arcs.add(i, j)
         potentials = Potentials.zeros(n, m)
     else:
-        paired = paired or _nearest_pairing(geometry, arcs, masses, f)
+        if paired is None and start is None:
+            paired = _nearest_pairing(geometry, arcs, masses, f)
         if paired is None:
-            potentials = _start(geometry, arcs, masses, f)
+            potentials = _start(geometry, arcs, masses, f, start)
         else:
             solution, optimal = paired
             if optimal:
@@ -166,13 +172,40 @@ def _start(
     arcs: Arcs,
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
+    known: Float[np.ndarray, " n"] | None,
 ) -> Potentials:
-    """Add the first arcs; return potentials that start from the better of two f."""
+    """Add the first arcs; return potentials that start from `known` or another good f."""
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
+    if known is None:
+        known = _potential_of_sample(geometry, masses)
     starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
-    values = [_dual_value(geometry, masses, start) for start in starts]
-    return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
+    if known is None:
+        values = [_dual_value(geometry, masses, start) for start in starts]
+        start = starts[int(np.argmax(values))]
+    else:
+        start = torch.from_numpy(known).to(geometry.x.norms)
+    return add_nearest(geometry, arcs, start)
+
+
+def _potential_of_sample(
+    geometry: Geometry, masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]
+) -> Float[np.ndarray, " n"] | None:
+    """Return potentials f that extend those of a sample of the points by c-transform.
+
+    None for points of unequal mass, or if the sample is small or has no masses of equal sum.
+    """
+    if any(np.ptp(mass) > 0 for mass in masses):
+        return None
+    n, m = geometry.x.n, geometry.y.n
+    units = math.gcd(n, m) // _SAMPLE_PART
+    n, m = (units * size // math.gcd(n, m) for size in (n, m))
+    if min(n, m) < _MIN_SAMPLE:
+        return None
+    g = solve_flow(geometry.head(n, m)).feasible.g
+    source = geometry.y.head(m)
+    f = c_transform(geometry, geometry.x, source, torch.from_numpy(g).to(source.norms))
+    return f.cpu().numpy()
 
 
 def _dual_value(
