@@ -837,6 +837,28 @@ def test_bias_curve_shows_too_few_samples(rng):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+def test_the_whole_sample_of_a_bias_curve_is_not_solved_again(rng, monkeypatch):
+    x, y = rng.normal(size=(2, 40, 3))
+    curve, sizes = bias_curve(x, y), []
+
+    def recording(x, y, **options):
+        sizes.append(len(x))
+        return wasserstein(x, y, **options)
+
+    monkeypatch.setattr("wgeo.geodesic.bias.wasserstein", recording)
+    shared = bias_curve(x, y, whole=wasserstein(x, y))
+    for point, known in zip(shared.points, curve.points, strict=True):
+        values = {key: value for key, value in known.to_dict().items() if value is not None}
+        assert {key: point.to_dict()[key] for key in values} == pytest.approx(values, rel=1e-12)
+    assert sorted(set(sizes)) == [2, 5, 10, 20]
+
+    sizes.clear()
+    traj = trajectory([x, y], np.arange(40) % 2)
+    (segment,) = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).segments
+    assert segment["sample_sizes"]["points"][-1]["distance"] == segment["distance"]
+    assert sorted(set(sizes)) == [2, 5, 10, 20]
+
+
 def test_sizes_suggested_by_a_curve_that_bends_agree_with_the_measured_ones(rng):
     x = rng.normal(size=(64, 2))
     curve = bias_curve(x, x + 0.1 * rng.normal(size=(64, 2)))
