@@ -25,7 +25,6 @@ from wgeo.runtime.threads import Interrupted, interruptible, thread_map
 from wgeo.transport import Exact, Status, tiles, wasserstein
 from wgeo.transport.all_pairs import find_violations, nearest
 from wgeo.transport.arcs import Arcs, Potentials
-from wgeo.transport.flow import solve_flow
 from wgeo.transport.geometry import Geometry
 from wgeo.transport.plans import northwest_corner
 from wgeo.transport.point_clouds import PointClouds
@@ -601,23 +600,6 @@ def test_a_gpu_gives_the_same_answer(rng):
 
 class TestStarts:
     """Where the solver starts from does not change what it finds."""
-
-    @pytest.mark.parametrize(("n", "m"), [(320, 320), (480, 320), (331, 300)])
-    def test_a_sample_solved_first_does_not_change_the_optimum(self, rng, monkeypatch, n, m):
-        monkeypatch.setattr("wgeo.transport.flow._MIN_SAMPLE", 16)
-        x, y = rng.normal(size=(n, 3)), rng.normal(size=(m, 3)) @ np.diag([3.0, 1.0, 0.5]) + 1.0
-        solved = []
-
-        def recording(geometry, start=None):
-            solved.append((geometry.x.n, geometry.y.n))
-            return solve_flow(geometry, start)
-
-        monkeypatch.setattr("wgeo.transport.flow.solve_flow", recording)
-        result = wasserstein(x, y)
-        assert result.status is Status.CERTIFIED
-        assert result.cost == pytest.approx(ot.emd2([], [], ot.dist(x, y)), rel=1e-9)
-        samples = {(320, 320): [(40, 40)], (480, 320): [(60, 40)], (331, 300): []}
-        assert solved == samples[n, m]
 
     def test_known_potentials_save_rounds_and_do_not_change_the_optimum(self, rng):
         x = rng.normal(size=(2000, 4))

@@ -166,9 +166,6 @@ def bias_curve(
     rng = np.random.default_rng(seed)
 
     def point(size: int) -> BiasPoint:
-        if size == n:
-            result = wasserstein(x, y, solver=solver) if whole is None else whole
-            return _point([(x, y)], [result.distance])
         subsets = list(_subsets(n, size, repeats, rng))
         works = [partial(_distance, x, y, rows, solver, whole) for rows in subsets]
         nbytes = 12 * 2 * size * x.shape[1] + limited_size(2**30, 1 / 8)  # see `chain`
@@ -181,6 +178,7 @@ def bias_curve(
 def _subsets(
     n: int, size: int, repeats: int, rng: np.random.Generator
 ) -> Iterator[Int[np.ndarray, " m"]]:
+    repeats = 1 if size == n else repeats
     order = rng.permutation(n)
     for k in range(repeats):
         if (k + 1) * size <= n:
@@ -197,6 +195,8 @@ def _distance(
     whole: TransportResult | None,
 ) -> float:
     """Return W2 of a subset; the potentials of the whole sample are nearly optimal for it."""
+    if whole is not None and len(rows) == len(x):
+        return whole.distance
     known = None if whole is None else whole.potentials
     start = None if known is None else tuple(each[rows] for each in known)
     return wasserstein(x[rows], y[rows], solver=solver, potentials=start).distance

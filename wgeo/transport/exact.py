@@ -41,10 +41,9 @@ class Exact:
 
     Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
     nearest neighbors. If neither is optimal, a coarse problem between a few points of each cloud
-    suggests pairs and potentials; those of an eighth of the points, solved first, are better if
-    there are thousands. The problem is then solved on few pairs, tested on all, and solved again
-    with the violated pairs added, until no pair is violated (column generation). If many points are
-    equal, they are merged first.
+    suggests pairs and potentials. The problem is then solved on few pairs, tested on all, and
+    solved again with the violated pairs added, until no pair is violated (column generation). If
+    many points are equal, they are merged first.
 
     All n m costs are computed several times and not stored, with two exceptions, both subject to
     `memory`: inner products of wide points, and the costs of one dense problem if many pairs are

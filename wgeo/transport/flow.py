@@ -6,7 +6,6 @@ In column generation, a column of the linear program is a pair (i, j).
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import torch
@@ -27,9 +26,7 @@ _POOR_START = 0.5
 _SAMPLE = 32  # number of points y for which this is tested
 # If at least this fraction of the points x are the nearest of some y, float64 is tried as well
 _NEARLY_PERMUTATION = 0.9
-_SAMPLE_PART = 8  # one in this many points is in the sample that is solved first
-_MIN_SAMPLE = 512  # number of points from which such a sample is useful
-_DUAL_SAMPLE = 256  # number of points y on which potentials f are compared
+_DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
@@ -45,11 +42,12 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
     neither is optimal, the problem is solved on few pairs and then on more and more
     (`column_generation`). The first pairs are those of the pairings that were tested, and those
     found to violate their potentials. If neither pairing is nearly optimal, a coarse problem adds
-    pairs that can carry all mass, and each point its pairs of least slack, under potentials
-    that are nearly optimal: `start` if given, else those of a sample of the points, which is solved
-    first. For small samples they are the potentials of a translation or of the coarse problem,
-    whichever have the larger dual objective. Small problems are solved on all pairs, unless a known
-    pairing is nearly optimal. Nearest neighbors are not tried if `start` is given.
+    pairs that can carry all mass, and each point its pairs of least slack, under the potentials of
+    a translation or of the coarse problem, whichever have the larger dual objective. Small problems
+    are solved on all pairs, unless a known pairing is nearly optimal.
+
+    If potentials f are known that are nearly optimal, `start`, they replace those of a translation
+    and of the coarse problem, and nearest neighbors are not tried.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -174,38 +172,13 @@ def _start(
     f: Float[np.ndarray, " n"],
     known: Float[np.ndarray, " n"] | None,
 ) -> Potentials:
-    """Add the first arcs; return potentials that start from `known` or another good f."""
+    """Add the first arcs; return potentials that start from `known`, or the better of two f."""
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
-    if known is None:
-        known = _potential_of_sample(geometry, masses)
-    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
-    if known is None:
-        values = [_dual_value(geometry, masses, start) for start in starts]
-        start = starts[int(np.argmax(values))]
-    else:
-        start = torch.from_numpy(known).to(geometry.x.norms)
-    return add_nearest(geometry, arcs, start)
-
-
-def _potential_of_sample(
-    geometry: Geometry, masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]
-) -> Float[np.ndarray, " n"] | None:
-    """Return potentials f that extend those of a sample of the points by c-transform.
-
-    None for points of unequal mass, or if the sample is small or has no masses of equal sum.
-    """
-    if any(np.ptp(mass) > 0 for mass in masses):
-        return None
-    n, m = geometry.x.n, geometry.y.n
-    units = math.gcd(n, m) // _SAMPLE_PART
-    n, m = (units * size // math.gcd(n, m) for size in (n, m))
-    if min(n, m) < _MIN_SAMPLE:
-        return None
-    g = solve_flow(geometry.head(n, m)).feasible.g
-    source = geometry.y.head(m)
-    f = c_transform(geometry, geometry.x, source, torch.from_numpy(g).to(source.norms))
-    return f.cpu().numpy()
+    candidates = (f, coarse) if known is None else (known,)
+    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in candidates]
+    values = [_dual_value(geometry, masses, start) for start in starts]
+    return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
 
 
 def _dual_value(

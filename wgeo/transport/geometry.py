@@ -156,10 +156,6 @@ class Geometry:
         """The same costs with products in float64."""
         return replace(self, dtype=torch.float64)
 
-    def head(self, n: int, m: int) -> Geometry:
-        """Return the same costs of the first n points of x and the first m of y."""
-        return replace(self, order_x=self.order_x[:n], order_y=self.order_y[:m])
-
     @cached_property
     def has_offset(self) -> bool:
         """Whether the distance of the centers is not small compared with the clouds' variance."""
@@ -221,7 +217,7 @@ class Geometry:
             if is_y
             else (self.clouds.x, self.clouds.center_x, self._indices[0])
         )
-        n, d = len(index), x.shape[1]
+        n, d = x.shape
         groups = _groups(n)
         width, error = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
         points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)

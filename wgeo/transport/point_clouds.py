@@ -264,8 +264,7 @@ def centered_rows(
     x: torch.Tensor, center: torch.Tensor, index: torch.Tensor | None = None, least: int = 1
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
     """Yield float64 rows of x, or of ``x[index]``, minus `center`, `least` or more at a time."""
-    n = len(x) if index is None else len(index)
-    for rows in chunks(n, x.shape[1], x.device, least):
+    for rows in chunks(len(x), x.shape[1], x.device, least):
         yield rows, x[rows if index is None else index[rows]].double() - center
 
 
