@@ -411,6 +411,19 @@ def test_resolution_of_a_grid():
     assert resolution(grid, grid) == 0
 
 
+@pytest.mark.parametrize("chunk_bytes", [500, 2**24])
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_neighbor_distance_is_the_median_over_distinct_samples(
+    rng, monkeypatch, chunk_bytes, offset
+):
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", chunk_bytes)
+    x = rng.normal(size=(30, 4)) + offset
+    x = np.concatenate([x, x[::2], x[::2] + 1e-12])[rng.permutation(60)]
+    distances = cdist(x, x)
+    expected = np.median(np.where(distances < 1e-6, np.inf, distances).min(1))
+    assert neighbor_distance(x) == pytest.approx(expected, rel=1e-9)
+
+
 def test_resolution_looks_past_coincident_samples():
     doubled = np.repeat(np.array([[0.0], [1.0], [2.0], [3.0]]), 2, axis=0)
     assert neighbor_distance(doubled) == 1
@@ -822,6 +835,28 @@ def test_bias_curve_shows_too_few_samples(rng):
     assert curve.samples_for(2 * resolutions[-1]) > 480
     record = curve.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_the_whole_sample_of_a_bias_curve_is_not_solved_again(rng, monkeypatch):
+    x, y = rng.normal(size=(2, 40, 3))
+    curve, sizes = bias_curve(x, y), []
+
+    def recording(x, y, **options):
+        sizes.append(len(x))
+        return wasserstein(x, y, **options)
+
+    monkeypatch.setattr("wgeo.geodesic.bias.wasserstein", recording)
+    shared = bias_curve(x, y, whole=wasserstein(x, y))
+    for point, known in zip(shared.points, curve.points, strict=True):
+        values = {key: value for key, value in known.to_dict().items() if value is not None}
+        assert {key: point.to_dict()[key] for key in values} == pytest.approx(values, rel=1e-12)
+    assert sorted(set(sizes)) == [2, 5, 10, 20]
+
+    sizes.clear()
+    traj = trajectory([x, y], np.arange(40) % 2)
+    (segment,) = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).segments
+    assert segment["sample_sizes"]["points"][-1]["distance"] == segment["distance"]
+    assert sorted(set(sizes)) == [2, 5, 10, 20]
 
 
 def test_sizes_suggested_by_a_curve_that_bends_agree_with_the_measured_ones(rng):

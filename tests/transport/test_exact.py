@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from references import squared
 from scipy.optimize import linear_sum_assignment
 
+import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.runtime.threads import Interrupted, interruptible, thread_map
 from wgeo.transport import Exact, Status, tiles, wasserstein
@@ -595,3 +596,31 @@ def test_a_gpu_gives_the_same_answer(rng):
     assert gpu.status is Status.CERTIFIED
     mixed = wasserstein(x, torch.from_numpy(y).cuda())
     np.testing.assert_array_equal(host.coupling, mixed.coupling)
+
+
+class TestStarts:
+    """Where the solver starts from does not change what it finds."""
+
+    def test_known_potentials_save_rounds_and_do_not_change_the_optimum(self, rng):
+        x = rng.normal(size=(2000, 4))
+        y = x + np.maximum(x @ rng.normal(size=(4, 4)), 0)
+        whole, rows = wasserstein(x, y), rng.permutation(2000)[:1000]
+        cold = wasserstein(x[rows], y[rows])
+        known = tuple(each[rows] for each in whole.potentials)
+        for potentials in (rng.normal(size=(2, 1000)), (known[0] + 1e6, known[1]), known):
+            warm = wasserstein(x[rows], y[rows], potentials=potentials)
+            assert warm.status is Status.CERTIFIED
+            assert warm.distance == pytest.approx(cold.distance, rel=1e-12)
+        assert warm.stats["rounds"] < cold.stats["rounds"]
+        assert warm.stats["passes"] < cold.stats["passes"]
+        doubled = np.repeat(x[:20], 20, 0)  # equal points are merged
+        start = np.zeros(400), np.zeros(300)
+        expected = wasserstein(doubled, y[:300]).distance
+        assert wasserstein(doubled, y[:300], potentials=start).distance == expected
+
+    def test_potentials_are_checked(self, rng):
+        x, y = rng.normal(size=(2, 5, 2))
+        for wrong in ((np.zeros(5), np.zeros(4)), (np.zeros(5), np.full(5, np.nan)), [np.zeros(5)]):
+            with pytest.raises(ArgumentError, match="potentials must be"):
+                wasserstein(x, y, potentials=wrong)
+        assert wasserstein(x, y, potentials=(np.zeros(5),) * 2, solver=wgeo.Sliced()).upper > 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import ot
@@ -22,7 +23,8 @@ from scipy.optimize import linear_sum_assignment
 
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
-from wgeo.runtime.threads import raise_if_interrupted, thread_map
+from wgeo.runtime.memory import memory_limit
+from wgeo.runtime.threads import map_over_cores, raise_if_interrupted, thread_map
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
 from wgeo.transport.entry import on_one_device
 
@@ -401,6 +403,22 @@ class TestThreads:
     def test_order_is_kept_and_torch_threads_are_divided(self):
         found = thread_map(lambda i: (i, torch.get_num_threads()), list(range(20)), "")
         assert found == [(i, 1) for i in range(20)]
+
+    def test_functions_are_called_on_all_cores_that_memory_allows(self):
+        together = threading.Barrier(3)
+        works = [lambda i=i: (together.wait(60), i)[1] for i in range(6)]
+        assert map_over_cores(works, "", 1) == list(range(6))  # three at a time
+        running, most = [], []
+
+        def work():
+            running.append(0)
+            most.append(len(running))
+            time.sleep(0.01)
+            running.pop()
+
+        with memory_limit("2GiB"):
+            map_over_cores([work] * 6, "", 2**31)
+        assert set(most) == {1}
 
     def test_the_first_error_stops_the_rest(self):
         done = []

@@ -274,11 +274,15 @@ def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
         "groups": copies if len(np.unique(copies)) < len(traj) else None,
     }
     whole = None if embed is None else straightness(traj.embedded(embed), **options)
-    straight = _straightness(traj, options)
+    distances = chain(traj, solver)
+    # No two consecutive layers may share a space.
+    straight = (
+        straightness(traj, chain=distances, **options) if traj.blocks else Straightness((), ())
+    )
     depth = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
     curves = [
-        partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
-        for s in traj.segments
+        partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed, whole=end)
+        for s, end in zip(traj.segments, distances.ends, strict=True)
     ]
     sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
@@ -368,13 +372,6 @@ def _record(
 
 def _verdict(measured: Record | Straightness) -> list[dict[str, Any]]:
     return [sentence.to_dict() for sentence in sentences(measured)]
-
-
-def _straightness(traj: Trajectory, options: Mapping[str, Any]) -> Straightness:
-    """Measure straightness; the result is empty if no two consecutive layers share a space."""
-    if not traj.blocks:
-        return Straightness((), ())
-    return straightness(traj, chain=chain(traj, options["solver"]), **options)
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
 from ..results import Result
+from ..runtime.memory import limited_size
 from ..runtime.progress import track
+from ..runtime.threads import map_over_cores
 from ..thresholds import LOW_RESOLUTION
-from ..transport import Exact, Solver, wasserstein
+from ..transport import Exact, Solver, TransportResult, wasserstein
 from .paths import resolution
 
 
@@ -112,6 +115,7 @@ def bias_curve(
     repeats: int = 4,
     solver: Solver | None = None,
     seed: int = 0,
+    whole: TransportResult | None = None,
 ) -> BiasCurve:
     """Measure paired clouds on random subsets of growing size.
 
@@ -134,6 +138,9 @@ def bias_curve(
         Default `Exact()`.
     seed : int
         Random seed of the subsets.
+    whole : TransportResult, optional
+        The solver's result for all samples, if it is already known (``wasserstein(x, y)``). Its
+        potentials are the start for the subsets.
 
     Examples
     --------
@@ -157,12 +164,15 @@ def bias_curve(
         raise ArgumentError(f"sizes must lie between 2 and {n}, and repeats must be at least 1.")
     solver = Exact() if solver is None else solver
     rng = np.random.default_rng(seed)
-    return BiasCurve(
-        tuple(
-            _point([(x[rows], y[rows]) for rows in _subsets(n, size, repeats, rng)], solver)
-            for size in track(sizes, "measuring over sample sizes")
-        )
-    )
+
+    def point(size: int) -> BiasPoint:
+        subsets = list(_subsets(n, size, repeats, rng))
+        works = [partial(_distance, x, y, rows, solver, whole) for rows in subsets]
+        nbytes = 12 * 2 * size * x.shape[1] + limited_size(2**30, 1 / 8)  # see `chain`
+        distances = map_over_cores(works, f"subsets of {size} samples", nbytes)
+        return _point([(x[rows], y[rows]) for rows in subsets], distances)
+
+    return BiasCurve(tuple(point(size) for size in track(sizes, "measuring over sample sizes")))
 
 
 def _subsets(
@@ -177,8 +187,23 @@ def _subsets(
             yield rng.permutation(n)[:size]
 
 
-def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Solver) -> BiasPoint:
-    distance = np.array([wasserstein(x, y, solver=solver).distance for x, y in pairs])
+def _distance(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "n d"],
+    rows: Int[np.ndarray, " m"],
+    solver: Solver,
+    whole: TransportResult | None,
+) -> float:
+    """Return W2 of a subset; the potentials of the whole sample are nearly optimal for it."""
+    if whole is not None and len(rows) == len(x):
+        return whole.distance
+    known = None if whole is None else whole.potentials
+    start = None if known is None else tuple(each[rows] for each in known)
+    return wasserstein(x[rows], y[rows], solver=solver, potentials=start).distance
+
+
+def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], distances: list[float]) -> BiasPoint:
+    distance = np.array(distances)
     paired = np.array([np.mean(((x - y).astype(np.float64) ** 2).sum(1)) for x, y in pairs])
     resolutions = [r for r in (resolution(x, y) for x, y in pairs) if r is not None]
     scores = np.minimum(distance[paired > 0] ** 2 / paired[paired > 0], 1.0)

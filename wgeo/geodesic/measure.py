@@ -19,15 +19,15 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_numpy
 from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
-from ..runtime import processes
 from ..runtime.progress import track
+from ..runtime.threads import map_over_cores
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, Solver, Status, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
-from .nulls import distinct_rows, has_power, null_scores
+from .nulls import NULL_BYTES, distinct_rows, has_power, null_scores
 from .pairs import as_matrices, length_over_runs, missing_pairs, solutions_by_pair
 from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
@@ -284,7 +284,7 @@ def _null(sample: _MeasuredSegment, draws: int, seed: tuple[int, int]) -> Null:
         )
         for i, j in ends
     ]
-    return dict(zip(ends, processes.map_over_ranks(tasks, "null maps"), strict=True))
+    return dict(zip(ends, map_over_cores(tasks, "null maps", NULL_BYTES), strict=True))
 
 
 def _block(

@@ -29,6 +29,7 @@ from .result import NullScore, Score
 
 MAX_SAMPLES = 2000  # if there are more, a random subset is scored
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
+NULL_BYTES = 2**29  # memory of `null_scores`: copies of the clouds, and one dense problem
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
 

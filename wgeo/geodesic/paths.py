@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..arrays.rows import as_float64, map_rows, mean_of, row_ranges, sum_over_rows
 from ..runtime import processes
@@ -141,15 +141,36 @@ def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
     for part in row_ranges(n, half):
         others = as_float64(x[part]) - center
         norms = (others**2).sum(1)
+        factor = np.vstack([-2 * others.T, norms])  # of ||y||^2 - 2 <x, y>, in one product
         for chunk in row_ranges(local_rows.stop, max(half, len(others)), local_rows.start):
             points = as_float64(x[queries[chunk]]) - center
-            sums = (points**2).sum(1)[:, None] + norms
-            squared = sums - 2 * points @ others.T
-            distinct = np.where(squared > _COINCIDENT * sums, squared, np.inf)
-            nearest[chunk] = np.minimum(nearest[chunk], distinct.min(1))
+            own = queries[chunk] - part.start
+            least = _least_distinct(points, own, factor, norms)
+            nearest[chunk] = np.minimum(nearest[chunk], least)
     nearest = processes.all_reduce_sum(nearest)
     finite = np.isfinite(nearest)
     return float(np.sqrt(np.median(nearest[finite]))) if finite.any() else float("nan")
+
+
+def _least_distinct(
+    points: Float[np.ndarray, "q d"],
+    own: Int[np.ndarray, " q"],
+    factor: Float[np.ndarray, "d1 n"],
+    norms: Float[np.ndarray, " n"],
+) -> Float[np.ndarray, " q"]:
+    """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i, which is y_own if that is.
+
+    All entries are compared with the threshold only in the rows in which the least is below it.
+    """
+    squares = (points**2).sum(1)
+    squared = np.column_stack([points, np.ones(len(points))]) @ factor
+    inside = (own >= 0) & (own < len(norms))
+    squared[np.flatnonzero(inside), own[inside]] = np.inf
+    least = squared.min(1) + squares
+    for i in np.flatnonzero(least <= _COINCIDENT * (squares + norms.max())):
+        row = squared[i] + squares[i]
+        least[i] = row[row > _COINCIDENT * (squares[i] + norms)].min(initial=np.inf)
+    return least
 
 
 def resolution(

@@ -24,8 +24,7 @@ import scipy
 import torch
 from jaxtyping import Float, Int
 
-from ..runtime import processes
-from ..runtime.threads import one_thread
+from ..runtime.threads import map_over_cores, one_thread
 from ..trajectory import Layer
 from .depth import progress_of_layers, with_interval
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
@@ -40,6 +39,8 @@ LEVEL = 0.95
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
 """Maximum number of float64 entries of the replicates computed together (64 MiB)."""
+_REPLICATE_ARRAYS = 5
+"""Maximum number of arrays of that size."""
 
 
 def with_intervals(
@@ -58,7 +59,7 @@ def with_intervals(
     between which blocks map.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
-    by_layer = processes.map_over_ranks(
+    by_layer = map_over_cores(
         [
             partial(
                 bootstrap_replicates,
@@ -74,6 +75,7 @@ def with_intervals(
             for layer in layers
         ],
         "bootstrapping collapse",
+        _REPLICATE_ARRAYS * 8 * _REPLICATE_ENTRIES,
     )
     networks = list(zip(*by_layer, strict=True))
     replicates = [progress_of_layers(network) for network in networks]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import processes
+from .memory import available_bytes
 from .progress import track
 
 T = TypeVar("T")
@@ -89,6 +90,19 @@ def thread_map(
     finally:
         torch.set_num_threads(cores)
     return [results[i] for i in range(len(items))]
+
+
+def map_over_cores(works: Sequence[Callable[[], R]], what: str, nbytes: int) -> list[R]:
+    """Call all functions in `works`, in several processes or else threads; return their results.
+
+    Each needs `nbytes` of memory, so that under a memory limit fewer run at once. The functions
+    must not call collective operations; see `map_over_ranks` and `thread_map`.
+    """
+    if processes.world_size() > 1:
+        return processes.map_over_ranks(works, what)
+    available = available_bytes()
+    most = None if available is None else max(1, available // nbytes)
+    return thread_map(lambda work: work(), works, what, most)
 
 
 def interruptible(work: Callable[[], T]) -> T:

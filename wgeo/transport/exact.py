@@ -89,6 +89,7 @@ class Exact:
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
+        potentials: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None,
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
@@ -106,7 +107,7 @@ class Exact:
             return self._solve_positive_weights(x.to(device), y.to(device), a, b)
         clouds = PointClouds.of(x, y, a, b, coupling, device)
         with full_precision:
-            result = self._solve(clouds)
+            result = self._solve(clouds, potentials)
             uncertified = processes.on_rank_zero(lambda: result.status is not Status.CERTIFIED)
             if uncertified and clouds.pairing is not None:
                 # Potentials accumulate rounding over many updates; starting from the optimum, few
@@ -114,7 +115,11 @@ class Exact:
                 result = self._solve(replace(clouds, pairing=result.coupling))
         return replace(result, seconds=time.perf_counter() - start_time)
 
-    def _solve(self, clouds: PointClouds) -> TransportResult:
+    def _solve(
+        self,
+        clouds: PointClouds,
+        potentials: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None,
+    ) -> TransportResult:
         memory = limited_size(parse_bytes(self.memory), 1 / 8)
         geometry, merged = Geometry.of(clouds, memory), None
         if clouds.x.shape[1] > 1:
@@ -123,10 +128,14 @@ class Exact:
             geometry = Geometry.of(merged.clouds, memory)
         else:
             merged = None
-        line = clouds.x.shape[1] == 1
-        solution = solve_line(geometry) if line else solve_flow(geometry)
-        potentials = solution.feasible
-        f, g = geometry.original_potentials(potentials.f, potentials.g)
+        if clouds.x.shape[1] == 1:
+            solution = solve_line(geometry)
+        elif potentials is None or merged is not None:
+            solution = solve_flow(geometry)
+        else:
+            solution = solve_flow(geometry, geometry.centered_potentials(*potentials)[0])
+        feasible = solution.feasible
+        f, g = geometry.original_potentials(feasible.f, feasible.g)
         i, j, mass = _in_order(geometry, solution)
         if merged is not None:
             x, y = zip((merged.index_x, merged.index_y), clouds.masses, strict=True)
@@ -139,7 +148,7 @@ class Exact:
         else:
             plan, cost, upper = _plan(clouds, i, j, mass)
         return clouds.result(
-            lower=lower_bound(geometry, potentials),
+            lower=lower_bound(geometry, feasible),
             upper=upper,
             cost=cost,
             solver=self.name,

@@ -36,7 +36,7 @@ _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relat
 _LIMIT_FACTOR = 2.0**10
 
 
-def solve_flow(geometry: Geometry) -> Solution:
+def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Find an optimal plan between the clouds' masses, which must all be positive.
 
     First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
@@ -45,6 +45,9 @@ def solve_flow(geometry: Geometry) -> Solution:
     that these tests found. If neither pairing is nearly optimal, `_start` adds pairs of a coarse
     problem and every point's pairs of least slack. Small problems are solved on all pairs, unless a
     known pairing is nearly optimal.
+
+    If potentials f are known that are nearly optimal, `start`, they replace those of a translation
+    and of the coarse problem, and nearest neighbors are not tried.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -58,9 +61,10 @@ def solve_flow(geometry: Geometry) -> Solution:
         arcs.add(i, j)
         potentials = Potentials.zeros(n, m)
     else:
-        paired = paired or _nearest_pairing(geometry, arcs, masses, f)
+        if paired is None and start is None:
+            paired = _nearest_pairing(geometry, arcs, masses, f)
         if paired is None:
-            potentials = _start(geometry, arcs, masses, f)
+            potentials = _start(geometry, arcs, masses, f, start)
         else:
             solution, optimal = paired
             if optimal:
@@ -166,15 +170,17 @@ def _start(
     arcs: Arcs,
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
+    known: Float[np.ndarray, " n"] | None,
 ) -> Potentials:
     """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
 
-    Return potentials computed from one of two f, that of a translation and that of the coarse
-    problem: the one with the larger dual objective.
+    Return potentials computed from `known`, or else from one of two f, that of a translation and
+    that of the coarse problem: the one with the larger dual objective.
     """
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
-    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
+    candidates = (f, coarse) if known is None else (known,)
+    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in candidates]
     values = [_dual_value(geometry, masses, start) for start in starts]
     return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
 
