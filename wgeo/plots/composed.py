@@ -12,7 +12,7 @@ from ..storage.record import Measured, Record, Segment, SeriesRecord
 from ..storage.schema import Part
 from ..text import counted
 from . import block_transport, depth, depth_laws, evidence, pairs, paths, prediction_errors
-from .block_distances import block_distances_plot
+from .length_shares import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
 from .single_classes import class_variability_plot

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .curvature import Landscape
 from .deep import deep_collapse
-from .landscape import Landscape
 from .mufm.solution import MUFMSolution
 from .solution import UFMSolution
 
