@@ -948,6 +948,15 @@ def test_only_requested_files_are_written(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".png", ".svg", ".csv"}
 
 
+def test_numbers_alone_need_no_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, drawn = {"blocks": sample_record((2,))["blocks"]}, []
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda each: drawn.append(each))
+    plots.figures(record, tmp_path, endings=("csv",))
+    assert not drawn
+    plots.figures(record, tmp_path, endings=("csv", "png"))
+    assert drawn
+
+
 def test_new_record_removes_only_figures_of_the_old_one(tmp_path: Path) -> None:
     old = sample_record((2,))
     plots.figures(old, tmp_path, endings=("svg", "pdf"))

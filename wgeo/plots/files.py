@@ -130,13 +130,15 @@ def figures(
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     """Return the contents of a figure's files by name."""
     files: dict[str, bytes] = {}
+    pictures = [ending for ending in _RENDER if ending in endings]
     with warnings.catch_warnings():
         # Class names with characters that the font lacks are drawn as boxes, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = plot.draw()
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the same layout for all files
-        for ending in [ending for ending in _RENDER if ending in endings]:
+        if pictures:
+            figure = plot.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # the same layout for all files
+        for ending in pictures:
             files[f"{plot.stem}.{ending}"] = _RENDER[ending](figure)
     if "csv" in endings:
         files[f"{plot.stem}.csv"] = as_csv(plot.rows())

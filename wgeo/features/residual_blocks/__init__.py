@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ...arrays.checks import check_finite
+from ...arrays.checks import OF_NETWORK, check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
 from .activations import Activations
@@ -191,7 +191,7 @@ def _require_finite(probe: Probe) -> None:
     """Raise an error if an output is not finite, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
-            check_finite(call.y, f"the output of {name!r}")
+            check_finite(call.y, f"the output of {name!r}", advice=OF_NETWORK)
 
 
 def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
