@@ -26,6 +26,7 @@ from ..arrays.checks import as_array, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
 from ..results import Result
+from ..runtime.memory import DEVICE_ERRORS
 from ..runtime.progress import track
 from .jacobian import (
     Jacobian,
@@ -380,6 +381,8 @@ def _check(map_: Map, points: torch.Tensor) -> None:
         )
     try:
         Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
+    except DEVICE_ERRORS:
+        raise
     except RuntimeError as error:
         raise ArgumentError(
             f"The map cannot be differentiated in forward and reverse mode: {error}"
