@@ -26,7 +26,7 @@ from ..storage.records import SCHEMA
 from ..storage.schema import as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
-from ..transport import chain
+from ..transport import Solver, chain
 from .controls import alignment_test, brenier_test, opened_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .plan import AnalysisPlan, solver_of
@@ -45,7 +45,7 @@ def analyze(
     tap: str = "post",
     layers: Sequence[str] | None = None,
     embed: str | None = None,
-    solver: Any = None,
+    solver: str | Solver | None = None,
     batch_size: int = 256,
     store: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
@@ -187,7 +187,7 @@ def analyze_trajectory(
     traj: Trajectory,
     *,
     embed: str | None = None,
-    solver: Any = None,
+    solver: str | Solver | None = None,
     bootstrap: int = 200,
     mufm: bool | None = None,
     reference: str | Trajectory | None = None,
