@@ -142,6 +142,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Enum) else value
 
 
+def defined(value: float) -> float | None:
+    """Return a number as plain values contain it: None if it is NaN or infinite."""
+    return float(value) if np.isfinite(value) else None
+
+
 def as_table(rows: Any) -> pd.DataFrame:
     """Return a list of rows, or a mapping of columns, as a pandas table.
 

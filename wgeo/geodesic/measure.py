@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_numpy
 from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
+from ..results import defined
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
@@ -213,7 +214,7 @@ class _MeasuredSegment:
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
-            "ot_score_centred": _defined(self.resampled_centered.values[f"ot_score{suffix}"]),
+            "ot_score_centred": defined(self.resampled_centered.values[f"ot_score{suffix}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": has_power(null.get((i, j), ())),
@@ -302,7 +303,7 @@ def _block(
         lower=result.lower,
         upper=result.upper,
         paired=values[names["paired"]],
-        ot_score=_defined(values[names["ot_score"]]),
+        ot_score=defined(values[names["ot_score"]]),
         resolution=resolution(block.x, block.y, neighbours=spacing),
         status=str(result.status),
         solver=result.solver,
@@ -348,7 +349,7 @@ def _segment(
 
 def _path(resampled: Resampled) -> dict[str, Any]:
     """Return every measure of a path by name."""
-    return {name: _defined(resampled.values[name]) for name in _PATH}
+    return {name: defined(resampled.values[name]) for name in _PATH}
 
 
 def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
@@ -444,7 +445,3 @@ def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, l
             if not np.isnan(values[members]).all()
         }
     return quantiles
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

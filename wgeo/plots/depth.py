@@ -18,7 +18,8 @@ from .style import (
     COLORS,
     MEASURED,
     MUTED,
-    REFERENCE,
+    REFERENCE_LINE,
+    interval_ends,
     layer_axis,
     legend_below,
     log_if_positive,
@@ -133,8 +134,7 @@ def collapse(
 def _draw_intervals(ax: Axes, record: Record, metric: str, unstaged: np.ndarray) -> None:
     """Shade the metric's intervals over samples; layers without a stage have error bars."""
     key = "ncc_accuracy" if metric == "ncc_error" else metric
-    found = [layer.collapse.interval(key) or (None, None) for layer in record.layers]
-    low, high = (numbers(ends) for ends in zip(*found, strict=True))
+    low, high = interval_ends(layer.collapse.interval(key) for layer in record.layers)
     if metric == "ncc_error":
         low, high = 1 - high, 1 - low
     x = np.arange(len(low))
@@ -154,7 +154,7 @@ def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray])
     has_line = metric == "ncc_error" and bool(np.isfinite(error))
     if has_line:
         top = max(top, error)
-        ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(error, **REFERENCE_LINE)
     ax.set_ylim(-0.04 * top, 1.08 * top)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
     return f"gray line: the network's own error, {100 * error:.3g} %" if has_line else ""

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError
+from ..results import defined
 from ..storage.record import Record
 from .depth import (
     MODELS,
@@ -108,7 +109,7 @@ def models_plot(record: Record) -> Plot | None:
         return [
             {
                 "name": layer.name,
-                **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
+                **{f"{k}.{m}": defined(errors[k, m][i]) for k in keys for m in ERRORS},
                 **{f"{k}.time": model_rows(record, k)[i].time for k in keys},
             }
             for i, layer in enumerate(record.layers)
@@ -130,7 +131,3 @@ def models_plot(record: Record) -> Plot | None:
 
 def _handles(keys: Iterable[str]) -> tuple[list[Line2D], list[str]]:
     return [Line2D([], [], **model_style(key)) for key in keys], [MODELS[key][0] for key in keys]
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from itertools import takewhile
 from typing import Any, ParamSpec, TypeVar
@@ -45,6 +45,7 @@ CLASS_COLORS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, RULE, GRID, BAND = "#222222", "#666666", "#BBBBBB", "#DDDDDD", "#F1F1F1"
 MEASURED, REFERENCE = COLORS[0], "#555555"
+REFERENCE_LINE: dict[str, Any] = {"color": REFERENCE, "lw": 0.9, "ls": (0, (4, 3)), "zorder": 1}
 
 SIZES: dict[str, tuple[float, float]] = {
     "column": (3.35, 2.5),
@@ -237,6 +238,14 @@ def number(value: Any) -> float:
 def numbers(values: Sequence[Any] | None) -> np.ndarray:
     """Return floats, with NaN for undefined values; matplotlib leaves a gap there."""
     return np.array([number(v) for v in values or ()], dtype=np.float64)
+
+
+def interval_ends(
+    intervals: Iterable[Sequence[float] | None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper ends of intervals; NaN where there is none."""
+    low, high = np.array([numbers(each or (None, None)) for each in intervals]).reshape(-1, 2).T
+    return low, high
 
 
 def has_resolution(item: Block | Segment) -> bool:

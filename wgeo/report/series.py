@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from ..plots.series import common_runs, runs_in
+from ..plots.series import common_runs, runs_in, segment_count
 from ..plots.style import number, segment_name, short
 from ..storage.record import AnalysisRow, Segment, SeriesRecord
 from ..text import stage_number
@@ -89,7 +89,7 @@ def _linked(series: SeriesRecord, row: AnalysisRow) -> str:
 def _compared(series: SeriesRecord) -> str:
     """Tabulate accuracy, shapes of the paths and collapse, with differences from the first row."""
     rows = series.analyses
-    count = max((len(row.segments) for row in rows), default=0)
+    count = segment_count(series)
     header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
     for i in range(count):
         stage = f"stage {_stage_numbers(rows, i)}"
