@@ -623,8 +623,12 @@ def test_error_for_wrong_arguments_lists_the_choices() -> None:
         plots.collapse(RECORD, "nc9")
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
         plots.class_means(RECORD, 3)
-    with pytest.raises(ArgumentError, match="no error 'r3' of a model"):
+    with pytest.raises(ArgumentError, match="no error 'r3'; choose from missed, w2"):
         plots.model_errors(RECORD, "r3")
+    with pytest.raises(ArgumentError, match="no measure 'sizes'; choose from distance"):
+        plots.sample_sizes(RECORD, "sizes")
+    with pytest.raises(ArgumentError, match="no test 'trace'; choose from asymmetry"):
+        plots.gradient_maps(RECORD, "trace")
     with pytest.raises(ArgumentError, match=r"analysis\.json"):
         plots.collapse([1, 2])
 

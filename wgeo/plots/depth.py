@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from ..errors import ArgumentError
 from ..storage.record import Collapse, Predicted, Record
 from ..text import stage_number
 from .sources import as_record
@@ -27,6 +26,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     stage_bands,
     styled,
 )
@@ -88,8 +88,7 @@ def collapse(
     'nc1.pdf'
     """
     record = as_record(record, "Collapse", "Comparison")
-    if metric not in METRICS:
-        raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
+    require_choice(metric, METRICS, "collapse metric")
     ax = new_axes(ax)
     layers = record.layers
     if not layers:

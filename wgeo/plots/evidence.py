@@ -31,6 +31,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     segment_name,
     styled,
 )
@@ -73,6 +74,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     'samples'
     """
     record = as_record(record, "BiasCurve")
+    require_choice(measure, CURVES)
     ax = new_axes(ax)
     segments = record.segments
     if not any(_points(segment) for segment in segments):
@@ -126,6 +128,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     (['blocks.0', 'blocks.1'], 'Asymmetry of the Jacobian')
     """
     record = as_record(record)
+    require_choice(test, TESTS, "test")
     ax = new_axes(ax, 7.2, 2.6)
     blocks = [block for block in record.blocks if block.brenier]
     if not blocks:

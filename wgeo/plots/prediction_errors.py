@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..errors import ArgumentError
 from ..results import defined
 from ..storage.record import Record
 from .depth import (
@@ -32,6 +31,7 @@ from .style import (
     new_figure,
     nothing_to_show,
     numbers,
+    require_choice,
     stage_bands,
     styled,
 )
@@ -66,8 +66,7 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     (['layer0', 'layer1', 'layer2'], 'Unexplained variance of the layer')
     """
     record = as_record(record, "Comparison")
-    if measure not in ERRORS:
-        raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
+    require_choice(measure, ERRORS, "error")
     ax = new_axes(ax)
     layers = record.layers
     errors = {key: model_error(record, key, measure) for key in models_in(record)}

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
-from ..errors import ArgumentError
 from ..storage.record import AnalysisRow, Measured, Segment, SeriesRecord
 from .depth import METRICS, measured_metric
 from .paths import RATIOS, draw_curve, is_evidence, orthogonal_ratio, segment_style
@@ -31,6 +30,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     segment_name,
     short,
     styled,
@@ -95,8 +95,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     (['first', 'second'], 'W2 length ratio')
     """
     series = as_series(series)
-    if measure not in OVER and measure not in ENDS:
-        raise ArgumentError(f"no measure {measure!r}; choose from {', '.join((*OVER, *ENDS))}.")
+    require_choice(measure, {**OVER, **ENDS})
     ax = new_axes(ax)
     rows, at = series.analyses, positions(series)
     line = series.axis == "epoch"
@@ -245,8 +244,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     ('NC1: within-class variability', 'depth (0: before the first block, 1: last layer)')
     """
     series = as_series(series)
-    if metric not in METRICS:
-        raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
+    require_choice(metric, METRICS, "collapse metric")
     ax = new_axes(ax)
     rows = series.analyses
     drawn = []
