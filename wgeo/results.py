@@ -30,7 +30,7 @@ class Displayed:
         values = [
             f"{f.name}={_cell(getattr(self, f.name))}"
             for f in fields(self)  # type: ignore[arg-type]
-            if f.repr and _is_plain(getattr(self, f.name))
+            if f.repr and isinstance(getattr(self, f.name), str | int | float | np.generic)
         ]
         return ", ".join(values)
 
@@ -168,10 +168,6 @@ def _has_arrays(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_arrays, value))
     return isinstance(value, np.ndarray)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is not None and isinstance(value, str | int | float | np.generic)
 
 
 def _cell(value: Any) -> str:
