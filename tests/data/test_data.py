@@ -388,7 +388,7 @@ def test_npz_splits(keys, tmp_path, rng):
     assert test.split == "test"
     assert test.class_names == ("no", "yes")
     assert len(load_images(path, "all")) == len(load_images(path, None)) == 10
-    with pytest.raises(DataError, match=r"no split 'val'; it has train, test"):
+    with pytest.raises(DataError, match=r"no split 'val'; it has 'train', 'test'"):
         load_images(path, "val")
 
 
