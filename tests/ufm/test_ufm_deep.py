@@ -309,5 +309,5 @@ def test_missing_counterexample_is_an_error():
             configuration(classes, layers)
     with pytest.raises(ArgumentError, match="spread"):
         configuration(3, 4, spread=0.0)
-    with pytest.raises(ArgumentError, match="factors must be a whole number >= 2"):
+    with pytest.raises(ArgumentError, match="factors must be a whole number of at least 2"):
         shrink(1.0, 0.1, 1)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.checks import as_numpy
+from ..arrays.checks import as_count, as_numpy
 from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..results import defined
@@ -100,7 +100,7 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, or `nulls` is not a whole number >= 0.
+        `groups` is not one whole number per sample, or `nulls` is not a whole number of at least 0.
 
     Examples
     --------
@@ -120,11 +120,7 @@ def straightness(
             "No two consecutive layers share a feature space, so there is no block to measure. "
             "Trace at least two layers of one width, or record the shortcut at a change of width."
         )
-    if not isinstance(nulls, int) or nulls < 0:
-        raise ArgumentError(
-            f"nulls, the number of null maps of each kind, must be a whole number >= 0, not "
-            f"{nulls!r}."
-        )
+    nulls = as_count(nulls, "nulls")
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
     groups = None if groups is None else _as_groups(groups, len(traj))
