@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -100,9 +101,15 @@ def test_no_module_shares_its_name_with_a_public_function():
     assert "collapse" in functions
     modules = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
     assert not functions & modules
-    inner = {path.stem for path in MODULES if path.parent.name == "transport"}
-    assert "chains" in inner
-    assert not inner & set(wgeo.transport.__all__)
+
+
+def test_no_module_shares_its_name_with_another_object_of_its_package():
+    packages = [path.parent for path in MODULES if path.name == "__init__.py"]
+    assert PACKAGE / "ufm" / "mufm" in packages
+    for folder in packages:
+        package = import_module(".".join(folder.relative_to(PACKAGE.parent).parts))
+        for name in {path.stem for path in folder.iterdir()} & set(vars(package)):
+            assert inspect.ismodule(getattr(package, name)), f"{package.__name__}.{name}"
 
 
 def test_make_knows_which_targets_are_not_files():

@@ -68,8 +68,8 @@ _MOVED: dict[str, dict[str, str]] = {
     "wgeo.ufm": {
         "Problem": "wgeo.ufm.problem.Problem",
         "SpectralOptimum": "wgeo.ufm.spectral.SpectralOptimum",
-        "configuration": "wgeo.ufm.lower_rank.configuration",
-        "configuration_value": "wgeo.ufm.lower_rank.configuration_value",
+        "configuration": "wgeo.ufm.configurations.configuration",
+        "configuration_value": "wgeo.ufm.configurations.configuration_value",
         "deep_collapse_of": "wgeo.ufm.deep.deep_collapse_of",
         "place": "wgeo.ufm.certify.evaluate",
         "record_of": "wgeo.ufm.record.record_of",

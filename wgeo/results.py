@@ -30,7 +30,7 @@ class Displayed:
         values = [
             f"{f.name}={_cell(getattr(self, f.name))}"
             for f in fields(self)  # type: ignore[arg-type]
-            if f.repr and _is_plain(getattr(self, f.name))
+            if f.repr and isinstance(getattr(self, f.name), str | int | float | np.generic)
         ]
         return ", ".join(values)
 
@@ -142,6 +142,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Enum) else value
 
 
+def defined(value: float) -> float | None:
+    """Return a number as plain values contain it: None if it is NaN or infinite."""
+    return float(value) if np.isfinite(value) else None
+
+
 def as_table(rows: Any) -> pd.DataFrame:
     """Return a list of rows, or a mapping of columns, as a pandas table.
 
@@ -163,10 +168,6 @@ def _has_arrays(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_arrays, value))
     return isinstance(value, np.ndarray)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is not None and isinstance(value, str | int | float | np.generic)
 
 
 def _cell(value: Any) -> str:

@@ -120,7 +120,7 @@ def test_mufm_of_digits(tmp_path):
         (["ce", "--per-class", "0"], "at least two classes"),
         (["ce", "--counts", "3,x"], "--counts: 'x' is not a whole number"),
         (["ce", "--counts", "3,0"], "at least one sample each"),
-        (["ce", "--dim", "0"], "dim must be a whole number >= 1"),
+        (["ce", "--dim", "0"], "dim must be a whole number of at least 1"),
         (["ce", "--weight-decay", "0"], "weight_decay must be a positive number"),
         (["mse", "--feature-decay", "-1"], "feature_decay must be a positive number"),
         (["mse", "--bias", "some"], "--bias: 'some' must be none, free or a number"),

@@ -27,7 +27,7 @@ from wgeo.arrays import mapped as mapping
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
-from wgeo.errors import ArgumentError, DataError
+from wgeo.errors import ArgumentError, DataError, WgeoError
 from wgeo.runtime.memory import memory_limit
 
 LAYOUT = {
@@ -97,6 +97,20 @@ def test_normalised_batches_match_torchvision(name, rng):
     ours = torch.cat([x for x, _ in images.batches(2, preset)])
     theirs = torch.stack([peer(np.ascontiguousarray(p.transpose(1, 2, 0))) for p in pixels])
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 1], torch.tensor([0, 2, 1]), np.array([0.0, 2, 1])])
+def test_labels_become_an_array_of_integers(labels):
+    images = Images(torch.rand(3, 1, 2, 2), labels, ("a", "b", "c"), "arrays")
+    assert images.y.dtype == np.int64
+    assert images.y.tolist() == [0, 2, 1]
+    assert images.facts()["classes"]["present"] == 3
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], [0, 1], [0, 1.5, 2], [0, -1, 2]])
+def test_labels_that_are_no_classes_are_rejected_at_once(labels):
+    with pytest.raises(WgeoError, match="label"):
+        Images(torch.rand(3, 1, 2, 2), labels, ("a", "b", "c"), "arrays")
 
 
 def test_batches_keep_order_and_labels(rng):
@@ -374,7 +388,7 @@ def test_npz_splits(keys, tmp_path, rng):
     assert test.split == "test"
     assert test.class_names == ("no", "yes")
     assert len(load_images(path, "all")) == len(load_images(path, None)) == 10
-    with pytest.raises(DataError, match=r"no split 'val'; it has train, test"):
+    with pytest.raises(DataError, match=r"no split 'val'; it has 'train', 'test'"):
         load_images(path, "val")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from wgeo import trace
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.features.pooling import pooling
+from wgeo.runtime.memory import DEVICE_ERRORS
 
 N, CLASSES, SIDE, WIDTH = 9, 3, 8, 8  # a map of 8 x 8 with 8 channels: lengths tell nothing
 
@@ -249,6 +250,44 @@ def test_a_layer_without_samples_is_refused():
     x, y = pair(side=4)
     with pytest.raises(FeatureError, match="none of whose axes is the sample axis"):
         trace(Net(), (x, y), layers=["gram"])
+
+
+class OnceDifferentiable(nn.Module):
+    """x + conv(x), whose second derivative raises an error."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1)
+
+        class Slope(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, slope):
+                return slope.clone()
+
+            @staticmethod
+            def backward(ctx, *_):
+                raise error
+
+        class Identity(Slope):
+            @staticmethod
+            def backward(ctx, slope):
+                return Slope.apply(slope)
+
+        self.identity = Identity.apply
+
+    def forward(self, x):
+        return x + self.identity(self.conv(x))
+
+
+def test_errors_of_the_device_are_not_taken_for_a_missing_derivative():
+    x, y = pair()
+    net = Net([OnceDifferentiable(RuntimeError("no second derivative"))], lambda x: x, (2, 3))
+    with pytest.raises(FeatureError, match="@first"):  # the axis is undetermined
+        trace(net, (x, y))
+    for error in DEVICE_ERRORS:
+        net = Net([OnceDifferentiable(error("of the device"))], lambda x: x, (2, 3))
+        with pytest.raises(error, match="of the device"):
+            trace(net, (x, y))
 
 
 def test_frozen_parameters_stay_frozen():

@@ -475,7 +475,7 @@ def test_the_order_of_linear_blocks_permutes_the_pairs():
 def test_options_are_checked():
     (u,) = frames(1)
     for options, message in (
-        ({"points": 0}, "points must be at least 1"),
+        ({"points": 0}, "points must be a whole number of at least 1"),
         ({"jacobian": "total"}, "Unknown jacobian 'total'"),
         ({"jacobian": "pooled:1"}, "only a token has an index"),
         ({"steps": 5}, "steps must be more than vectors"),

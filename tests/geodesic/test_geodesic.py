@@ -931,5 +931,5 @@ def test_a_geodesic_is_drawn_if_only_rounding_widens_the_interval(rng):
 
 def test_a_negative_number_of_null_maps_is_an_error(rng):
     layers = trajectory([rng.normal(size=(9, 2)), rng.normal(size=(9, 2))])
-    with pytest.raises(ArgumentError, match=r"must be a whole number >= 0, not -1"):
+    with pytest.raises(ArgumentError, match=r"nulls must be a whole number of at least 0, not -1"):
         straightness(layers, nulls=-1)

@@ -556,6 +556,21 @@ def test_a_factory_that_fails_says_how(name, options, said):
         models.build(name, num_classes=3, **options)
 
 
+def test_a_library_is_not_first_imported_on_the_meta_device(tmp_path, monkeypatch):
+    (tmp_path / "my_library.py").write_text("import torch\nscale = torch.ones(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def build(*, num_classes, in_channels):
+        import my_library
+
+        assert my_library.scale.device.type == "cpu"
+        return nn.Linear(2, num_classes)
+
+    arch = models.external.Arch("mine", build, models.external.infer_head, imports="my_library")
+    monkeypatch.setitem(models.registry.ARCHS, "mine", arch)
+    assert models.matching.from_state("mine", nn.Linear(2, 3).state_dict()).out_features == 3
+
+
 def test_networks_that_do_not_build_without_memory_are_built_for_real():
     """RegNets compute their widths with tensors, which the meta device cannot tell."""
     torch.manual_seed(0)

@@ -623,8 +623,12 @@ def test_error_for_wrong_arguments_lists_the_choices() -> None:
         plots.collapse(RECORD, "nc9")
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
         plots.class_means(RECORD, 3)
-    with pytest.raises(ArgumentError, match="no error 'r3' of a model"):
+    with pytest.raises(ArgumentError, match="no error 'r3'; choose from missed, w2"):
         plots.model_errors(RECORD, "r3")
+    with pytest.raises(ArgumentError, match="no measure 'sizes'; choose from distance"):
+        plots.sample_sizes(RECORD, "sizes")
+    with pytest.raises(ArgumentError, match="no test 'trace'; choose from asymmetry"):
+        plots.gradient_maps(RECORD, "trace")
     with pytest.raises(ArgumentError, match=r"analysis\.json"):
         plots.collapse([1, 2])
 
@@ -946,6 +950,15 @@ def test_only_requested_files_are_written(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".csv"}
     plots.figures(record, tmp_path)
     assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".png", ".svg", ".csv"}
+
+
+def test_numbers_alone_need_no_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, drawn = {"blocks": sample_record((2,))["blocks"]}, []
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda each: drawn.append(each))
+    plots.figures(record, tmp_path, endings=("csv",))
+    assert not drawn
+    plots.figures(record, tmp_path, endings=("csv", "png"))
+    assert drawn
 
 
 def test_new_record_removes_only_figures_of_the_old_one(tmp_path: Path) -> None:

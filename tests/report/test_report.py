@@ -33,7 +33,7 @@ from wgeo.plots.style import clean
 from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
 from wgeo.report.building import ENGINES
-from wgeo.report.paper import paper
+from wgeo.report.paper import for_print
 from wgeo.report.scrubber import scrubber
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Record
@@ -269,7 +269,7 @@ def test_a_table_downloads_as_csv() -> None:
         "share": "81.5 %",
     }
     assert rows[1] == {"Layer": "d", "NC1": "12346", "NC1 low": "", "NC1 high": "", "share": ""}
-    assert "data:" not in paper({"index": f"# x\n\n{made}"})["summary"]
+    assert "data:" not in for_print({"index": f"# x\n\n{made}"})["summary"]
 
 
 def test_series_compares_verdicts_and_names_differences() -> None:
@@ -574,7 +574,7 @@ def test_printed_page_shows_each_figure_once_and_breaks_long_words() -> None:
     record = sample_record((3, 2))
     record["provenance"]["checkpoint"] = "runs/" + "a_long-name/" * 6 + "x.pt"
     made = pages.pages(record)
-    sheets = paper(made)
+    sheets = for_print(made)
     assert list(sheets)[:2] == ["index", "summary"]
     assert set(sheets) == {*made, "summary"}
     whole = "\n".join(sheets.values())

@@ -444,6 +444,9 @@ class TestDistances:
         want = wgeo.distances(clouds, solver=Sliced(projections=2))
         for name in ("distance", "lower", "upper", "certified"):
             assert np.array_equal(getattr(found, name), getattr(want, name))
+        written = path.stat()
+        wgeo.distances(clouds, solver=solver, store=path)
+        assert path.stat() == written  # nothing is new
         # Only what has changed is measured again: a cloud, or the solver.
         clouds[0] = clouds[0] + 1
         wgeo.distances(clouds, solver=solver, store=path)

@@ -148,7 +148,7 @@ def test_metrics_and_record_of_a_solution():
         ({"feature_decay": -1.0}, "feature_decay must be a positive number"),
         ({"weight_decay": math.nan}, "weight_decay"),
         ({"feature_decay": math.inf}, "feature_decay"),
-        ({"dim": 0}, "dim must be a whole number >= 1"),
+        ({"dim": 0}, "dim must be a whole number of at least 1"),
         ({"dim": True}, "dim must be"),
         ({"labels": np.array([0, 0])}, "K >= 2"),
         ({"bias": -0.1}, "bias must be 'free', 'none' or a decay >= 0"),
@@ -173,8 +173,8 @@ def test_unsolvable_problems_are_clear_errors(fit, change, said):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((1, 5, 1e-2, 1e-2), "num_classes must be a whole number >= 2"),
-        ((3, 0, 1e-2, 1e-2), "per_class must be a whole number >= 1"),
+        ((1, 5, 1e-2, 1e-2), "num_classes must be a whole number of at least 2"),
+        ((3, 0, 1e-2, 1e-2), "per_class must be a whole number of at least 1"),
         ((3, 5, 0.0, 1e-2), "weight_decay must be a positive number"),
         ((3, 5, 1e-2, -1.0), "feature_decay must be a positive number"),
     ],

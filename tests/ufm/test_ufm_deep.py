@@ -14,8 +14,8 @@ from scipy.optimize import minimize_scalar
 from wgeo.errors import ArgumentError
 from wgeo.ufm import deep_collapse, fit_deep, fit_mse, lower_rank
 from wgeo.ufm.certify import evaluate
+from wgeo.ufm.configurations import _norm_product, configuration, configuration_value
 from wgeo.ufm.deep import deep_collapse_of
-from wgeo.ufm.lower_rank import _norm_product, configuration, configuration_value
 from wgeo.ufm.spectral import _threshold, shrink, spectral_optimum
 
 LINEAR = [
@@ -309,5 +309,5 @@ def test_missing_counterexample_is_an_error():
             configuration(classes, layers)
     with pytest.raises(ArgumentError, match="spread"):
         configuration(3, 4, spread=0.0)
-    with pytest.raises(ArgumentError, match="factors must be a whole number >= 2"):
+    with pytest.raises(ArgumentError, match="factors must be a whole number of at least 2"):
         shrink(1.0, 0.1, 1)

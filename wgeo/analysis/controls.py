@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,29 @@ def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any
     return {"tests": [test.to_dict() for test in tests if len(test.layers) > 2]}
 
 
+class BrenierTests(NamedTuple):
+    """What the Brenier test adds to the record.
+
+    Attributes
+    ----------
+    test : dict
+        ``points``, and ``skipped``, the reason if there was no test.
+    blocks, segments : list of dict
+        For each in the trajectory's order ``asymmetry``, ``min_eigenvalue`` and all other values
+        under ``brenier``, which for a segment includes the ``blocks`` that were composed; empty if
+        there was no test or the feature space changes.
+    """
+
+    test: dict[str, Any]
+    blocks: list[dict[str, Any]]
+    segments: list[dict[str, Any]]
+
+    @classmethod
+    def none(cls, traj: Trajectory, test: dict[str, Any]) -> BrenierTests:
+        """Return no tests of blocks and segments."""
+        return cls(test, [{}] * len(traj.blocks), [{}] * len(traj.segments))
+
+
 def brenier_test(
     traj: Trajectory,
     net: Network | nn.Module,
@@ -108,7 +131,7 @@ def brenier_test(
     points: int | None,
     bootstrap: int,
     seed: int,
-) -> dict[str, Any]:
+) -> BrenierTests:
     """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
     Parameters
@@ -117,14 +140,6 @@ def brenier_test(
         As in `analyze`.
     points : int or None
         Number of images; None for a default that depends on the cost (`_affordable_points`).
-
-    Returns
-    -------
-    dict
-        ``points``; ``skipped``, the reason if the test was skipped; ``blocks`` and ``segments``,
-        in the trajectory's order: ``asymmetry``, ``min_eigenvalue`` and all other values under
-        ``brenier``, which for a segment includes the ``blocks`` that were composed; empty if the
-        feature space changes.
     """
     names = [block.target for block in traj.blocks]
     try:
@@ -137,23 +152,14 @@ def brenier_test(
     except WgeoError as reason:
         if points:  # the caller requested the test
             raise
-        empty: list[dict[str, Any]] = [{}]
-        return {
-            "points": 0,
-            "skipped": str(reason),
-            "blocks": empty * len(names),
-            "segments": empty * len(traj.segments),
-        }
+        return BrenierTests.none(traj, {"points": 0, "skipped": str(reason)})
     last = {run[-1]: (run, result) for run, result in tests.segments.items()}
-    return {
-        "points": len(rows),
-        "blocks": [_row(tests.blocks.get(name)) for name in names],
-        "segments": [
-            _row(result, blocks=list(run))
-            for segment in traj.segments
-            for run, result in [last.get(segment.names[-1], ((), None))]
-        ],
-    }
+    runs = [last.get(segment.names[-1], ((), None)) for segment in traj.segments]
+    return BrenierTests(
+        {"points": len(rows)},
+        [_row(tests.blocks.get(name)) for name in names],
+        [_row(result, blocks=list(run)) for run, result in runs],
+    )
 
 
 def alignment_test(

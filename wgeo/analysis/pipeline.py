@@ -26,8 +26,15 @@ from ..storage.records import SCHEMA
 from ..storage.schema import as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
-from ..transport import chain
-from .controls import alignment_test, brenier_test, opened_reference, over_images, reference_test
+from ..transport import Solver, chain
+from .controls import (
+    BrenierTests,
+    alignment_test,
+    brenier_test,
+    opened_reference,
+    over_images,
+    reference_test,
+)
 from .fresh import fresh_networks
 from .plan import AnalysisPlan, solver_of
 from .result import Analysis, versions
@@ -45,7 +52,7 @@ def analyze(
     tap: str = "post",
     layers: Sequence[str] | None = None,
     embed: str | None = None,
-    solver: Any = None,
+    solver: str | Solver | None = None,
     batch_size: int = 256,
     store: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
@@ -168,8 +175,8 @@ def analyze_network(
         test = partial(brenier_test, traj, net, images, points, plan.measuring.bootstrap, seed)
         tests["brenier"] = processes.on_rank_zero(test)
     if (points := plan.tests.alignment) != 0:
-        test = partial(alignment_test, traj, net, images, points, seed)
-        tests["alignment"] = processes.on_rank_zero(test)
+        aligned = partial(alignment_test, traj, net, images, points, seed)
+        tests["alignment"] = processes.on_rank_zero(aligned)
     record = _record(
         plan,
         traj,
@@ -187,7 +194,7 @@ def analyze_trajectory(
     traj: Trajectory,
     *,
     embed: str | None = None,
-    solver: Any = None,
+    solver: str | Solver | None = None,
     bootstrap: int = 200,
     mufm: bool | None = None,
     reference: str | Trajectory | None = None,
@@ -298,7 +305,7 @@ def _record(
     measured: _Measured,
     *,
     reference: Mapping[str, Any] | None = None,
-    brenier: Mapping[str, Any] | None = None,
+    brenier: BrenierTests | None = None,
     alignment: Mapping[str, Any] | None = None,
     trust: Mapping[str, Any],
     provenance: Mapping[str, Any] | None,
@@ -307,7 +314,7 @@ def _record(
 ) -> dict[str, Any]:
     """Return the record, with the verdict that its numbers support."""
     straight, depth = measured.straight.to_dict(), measured.depth.to_dict()
-    tested = brenier or {"blocks": [{}] * len(traj.blocks), "segments": [{}] * len(traj.segments)}
+    tested = brenier or BrenierTests.none(traj, {})
     whole = measured.embedded
     parts = {
         "transport_skipped": None if traj.blocks else NO_COMMON_SPACE,
@@ -315,9 +322,7 @@ def _record(
         if whole is None
         else {"space": plan.measuring.embed, **whole.to_dict(), "verdict": _verdict(whole)},
         "reference": reference,
-        "brenier": None
-        if brenier is None
-        else {key: brenier[key] for key in ("points", "skipped") if key in brenier},
+        "brenier": tested.test or None,
         "alignment": alignment,
     }
     values = {
@@ -343,7 +348,7 @@ def _record(
         "accuracy": traj.accuracy,
         "layers": depth["layers"],
         "blocks": [
-            {**row, **test} for row, test in zip(straight["blocks"], tested["blocks"], strict=True)
+            {**row, **test} for row, test in zip(straight["blocks"], tested.blocks, strict=True)
         ],
         "segments": [
             {
@@ -353,7 +358,7 @@ def _record(
                 **test,
             }
             for row, curve, segment, test in zip(
-                straight["segments"], measured.sizes, traj.segments, tested["segments"], strict=True
+                straight["segments"], measured.sizes, traj.segments, tested.segments, strict=True
             )
         ],
         "progress": depth["progress"],

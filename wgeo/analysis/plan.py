@@ -8,7 +8,6 @@ plan is built, so that the command line can show the defaults at once.
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -359,11 +358,11 @@ def _sha256(target: str) -> str:
     The manifest holds the features' checksums, which `Trajectory.load` verifies.
     """
     from ..checkpoints.reading import fingerprint
+    from ..storage.files import sha256_of
     from ..storage.store import MANIFEST, manifest_of
 
     if not is_stored(target):
         return fingerprint(target)
     folder = Path(target)
     manifest_of(folder)
-    with (folder / MANIFEST).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(folder / MANIFEST)

@@ -61,6 +61,9 @@ def as_points(
     return x if dtype is None else x.to(dtype)
 
 
+OF_NETWORK = " Check the checkpoint's weights and the images' normalization."
+"""Advice for features that a network computed."""
+
 _PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
           *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
           *(torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
@@ -93,7 +96,7 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
     return int(value)
 
 
-def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
+def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:
     """Raise `FeatureError` if a row is not finite; the message names the first, from `start`."""
     if bool(torch.isfinite(x.detach().sum())):  # one pass: a finite sum has finite entries
         return
@@ -102,7 +105,7 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
         first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
             f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
-            f"{first}. Check the checkpoint's weights and the images' normalization."
+            f"{first}.{advice}"
         )
 
 

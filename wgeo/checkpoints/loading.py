@@ -14,7 +14,7 @@ from ..models.huggingface import arch_of_config, normalization_of_config
 from ..models.matching import Fit
 from ..models.registry import ARCHS, find
 from ..storage.files import as_path
-from ..text import printable
+from ..text import first_names, printable
 from .choosing import Choice, choose
 from .contents import SavedState, find_states
 from .metadata import claimed_accuracy, epoch
@@ -251,15 +251,13 @@ def _assumptions(fit: Fit) -> list[str]:
 
 def _check_finite(module: nn.Module, name: str) -> None:
     nonfinite = [
-        printable(key)
+        key
         for key, tensor in module.state_dict().items()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
     ]
     if nonfinite:
-        more = ", ..." if len(nonfinite) > 5 else ""
         raise CheckpointError(
-            f"{name} has NaN or infinity in {len(nonfinite)} tensors: "
-            f"{', '.join(nonfinite[:5])}{more}. "
+            f"{name} has NaN or infinity in {len(nonfinite)} tensors: {first_names(nonfinite, 5)}. "
             "The training diverged or the file is damaged; use an earlier checkpoint."
         )
 

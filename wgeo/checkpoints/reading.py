@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..storage.files import sha256_of
 from .locating import SUFFIXES, checked_path, display_path, files_of, read_config
 from .pickles import File, damaged, inspect_pickles
 from .standins import load_inert
@@ -107,11 +108,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     CheckpointError
         The file does not exist, or the folder contains no checkpoint.
     """
-    hashes = []
-    for file in files_of(path, display_path(path)):
-        with open(file, "rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return _combined(hashes)
+    return _combined([sha256_of(file) for file in files_of(path, display_path(path))])
 
 
 def _combined(hashes: list[str]) -> str:

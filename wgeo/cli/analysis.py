@@ -69,7 +69,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
 @click.option("--data", "source", help="A name or path; see `wgeo list datasets`.")
 @click.option("--out", required=True, help="Folder of the run.")
 @network_options
-@data_options
+@data_options()
 @reading_options
 @measuring_options
 @click.option(

@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,7 +137,7 @@ class Commands(click.Group):
                 _stoppable(),
                 _warnings_in_one_line(),
                 _printable_errors(),
-                _progress(),
+                show_progress() if is_rank_zero() else nullcontext(),
             ):
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit) as error:
@@ -154,10 +154,6 @@ class Commands(click.Group):
             if reports_error(stop):
                 say("", STOPPED, err=True)
             ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
-
-
-def _progress() -> AbstractContextManager[None]:
-    return show_progress() if is_rank_zero() else nullcontext()
 
 
 @contextmanager
@@ -286,6 +282,17 @@ def command(
         )(debug_option(function))
         (within or main).add_command(decorated)
         return decorated
+
+    return wrap
+
+
+def combined(*options: Any) -> Any:
+    """Return one decorator for several, of which the first is listed first in the help."""
+
+    def wrap(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
 
     return wrap
 

@@ -43,7 +43,8 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
         Column(name, [show(*row) for row in rows], drop_order, names=name == "layer")
         for name, show, drop_order in _columns(record)
     ]
-    console.print(fit_to_width(columns, console.width, caption=_caption(record)))
+    caption = _CAPTION + few_samples_note(record.trust)
+    console.print(fit_to_width(columns, console.width, caption=caption))
     for sentence in record.verdict:
         mark = _MARKS.get(sentence.strength or "", "-")
         console.print(f"{mark} {rephrase(sentence.words)}", soft_wrap=not console.is_terminal)
@@ -128,10 +129,6 @@ def _columns(record: Record) -> list[tuple[str, Show, int]]:
     if any(layer.collapse.measure("nc1_corrected") is not None for layer in record.layers):
         columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
     return columns
-
-
-def _caption(record: Record) -> str:
-    return _CAPTION + few_samples_note(record.trust)
 
 
 def print_series(series: Series) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from functools import partial
 from typing import Any
 
 import click
@@ -38,7 +37,7 @@ from .root import command, say
     help="Project layers of more than K features at random to K features (Johnson-Lindenstrauss).",
 )
 @network_options
-@partial(data_options, limit=0)
+@data_options(limit=0)
 @reading_options
 @click.pass_context
 def trace(

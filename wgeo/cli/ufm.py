@@ -11,7 +11,7 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
-from .root import CONTEXT, SEED, Choice, F, as_typed, command, lock_folder, main, number, say
+from .root import CONTEXT, SEED, Choice, as_typed, combined, command, lock_folder, main, number, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -26,44 +26,43 @@ def ufm() -> None:
     """
 
 
-def label_options(function: F) -> F:
-    """Add options for the number of samples per class."""
-    return _decorated(
-        function,
-        click.option("--classes", default=4, show_default=True, help="Number K of classes."),
-        click.option("--per-class", default=10, show_default=True, help="Samples per class."),
-        click.option(
-            "--counts",
-            help="Samples of imbalanced classes, such as 6,3,2; replaces the two options above.",
-        ),
-        click.option("--dim", type=int, help="Dimension d of the features; K by default."),
-    )
+label_options = combined(
+    click.option("--classes", default=4, show_default=True, help="Number K of classes."),
+    click.option("--per-class", default=10, show_default=True, help="Samples per class."),
+    click.option(
+        "--counts",
+        help="Samples of imbalanced classes, such as 6,3,2; replaces the two options above.",
+    ),
+    click.option("--dim", type=int, help="Dimension d of the features; K by default."),
+)
+"""Options for the number of samples per class."""
+
+output_options = combined(
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
+    click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
+)
+"""Options for the seed and the output."""
 
 
 def decay_options(layers: bool) -> Any:
-    """Add options for the penalties; with `layers`, every layer may have its own."""
+    """Return options for the penalties; with `layers`, every layer may have its own."""
     several = " One number, or one per layer, such as 1e-3,2e-3." if layers else ""
     kind: Any = str if layers else float
-
-    def wrap(function: F) -> F:
-        return _decorated(
-            function,
-            click.option(
-                "--weight-decay",
-                type=kind,
-                default=kind(DECAY["weight_decay"]),
-                show_default=True,
-                help="lambda_W: F has (lambda_W/2) ||W||^2." + several,
-            ),
-            click.option(
-                "--feature-decay",
-                default=DECAY["feature_decay"],
-                show_default=True,
-                help="lambda_H: F has (lambda_H/2) ||H||^2.",
-            ),
-        )
-
-    return wrap
+    return combined(
+        click.option(
+            "--weight-decay",
+            type=kind,
+            default=kind(DECAY["weight_decay"]),
+            show_default=True,
+            help="lambda_W: F has (lambda_W/2) ||W||^2." + several,
+        ),
+        click.option(
+            "--feature-decay",
+            default=DECAY["feature_decay"],
+            show_default=True,
+            help="lambda_H: F has (lambda_H/2) ||H||^2.",
+        ),
+    )
 
 
 def bias_option(default: str) -> Any:
@@ -77,48 +76,39 @@ def bias_option(default: str) -> Any:
 
 
 def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
-    """Add options for solving the model."""
-
-    def wrap(function: F) -> F:
-        return _decorated(
-            function,
-            click.option(
-                "--method",
-                type=Choice(methods),
-                default="auto",
-                show_default=True,
-                help=help_,
-            ),
-            click.option(
-                "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
-            ),
-            click.option(
-                "--landscape",
-                "with_landscape",
-                is_flag=True,
-                help="Also compute gradient, curvature, and a descent direction if there is one.",
-            ),
-        )
-
-    return wrap
-
-
-def output_options(function: F) -> F:
-    """Add options for the seed and the output."""
-    return _decorated(
-        function,
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
-        click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
+    """Return options for solving the model."""
+    return combined(
+        click.option(
+            "--method", type=Choice(methods), default="auto", show_default=True, help=help_
+        ),
+        click.option(
+            "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
+        ),
+        click.option(
+            "--landscape",
+            "with_landscape",
+            is_flag=True,
+            help="Also compute gradient, curvature, and a descent direction if there is one.",
+        ),
     )
 
 
-def _decorated(function: F, *options: Any) -> F:
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 PLAIN = ("auto", "closed", "numerical")
+
+
+def plain_options(bias: str) -> Any:
+    """Return the options of a model with one layer of weights; `bias` is the default."""
+    return combined(
+        label_options,
+        decay_options(layers=False),
+        bias_option(bias),
+        search_options(
+            "1, or 20 if d is small",
+            methods=PLAIN,
+            help_="auto: the closed form if there is one, else numerical.",
+        ),
+        output_options,
+    )
 
 
 @command(
@@ -128,15 +118,7 @@ PLAIN = ("auto", "closed", "numerical")
     "wgeo ufm ce --counts 60,30,20 --method numerical --restarts 8 --landscape",
     within=ufm,
 )
-@label_options
-@decay_options(layers=False)
-@bias_option("free")
-@search_options(
-    "1, or 20 if d is small",
-    methods=PLAIN,
-    help_="auto: the closed form if there is one, else numerical.",
-)
-@output_options
+@plain_options("free")
 def ce(bias: str, **settings: Any) -> None:
     """Solve the cross-entropy model.
 
@@ -156,15 +138,7 @@ def ce(bias: str, **settings: Any) -> None:
     "wgeo ufm mse --counts 500,20 --weight-decay 0.01 --feature-decay 0.01",
     within=ufm,
 )
-@label_options
-@decay_options(layers=False)
-@bias_option("none")
-@search_options(
-    "1, or 20 if d is small",
-    methods=PLAIN,
-    help_="auto: the closed form if there is one, else numerical.",
-)
-@output_options
+@plain_options("none")
 def mse(bias: str, **settings: Any) -> None:
     """Solve the squared-loss model.
 

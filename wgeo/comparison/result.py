@@ -179,7 +179,7 @@ class Comparison(Result):
     skipped: str = ""
 
     def _record(self) -> dict[str, Any]:
-        return {**self.to_dict(), "layers": [layer.to_dict() for layer in self.network]}
+        return self.record
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record's ``geodesic_model``, ``mufm``, ``mufm_given`` and ``ufm``."""

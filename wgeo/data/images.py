@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..arrays.checks import as_labels
 from ..arrays.rows import LazyRows, copies_of
 from ..errors import ArgumentError, DataError
 from ..results import Displayed
@@ -136,7 +137,7 @@ class Images(Displayed):
     x : Tensor, (n, c, h, w)
         uint8 in [0, 255] or float32 in [0, 1], not normalized.
     y : ndarray of int64, (n,)
-        Class indices.
+        Class indices; a list or tensor of whole numbers is converted.
     class_names : tuple of str
         In the order of the indices; a class may have no images.
     name : str
@@ -152,6 +153,11 @@ class Images(Displayed):
     notes : tuple of str
         Notes on the numbering of classes, if another numbering could be expected.
 
+    Raises
+    ------
+    ArgumentError, FeatureError
+        `y` is not one whole number of at least 0 for each image.
+
     Examples
     --------
     >>> import numpy as np
@@ -164,7 +170,7 @@ class Images(Displayed):
     """
 
     x: torch.Tensor
-    y: Int[np.ndarray, " n"]
+    y: Any  # an array after construction
     class_names: tuple[str, ...]
     name: str
     split: str | None = None
@@ -172,6 +178,9 @@ class Images(Displayed):
     preset: str | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "y", as_labels(self.y, len(self.x)))
 
     def __len__(self) -> int:
         return len(self.y)

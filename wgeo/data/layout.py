@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import DataError
-from ..text import printable
+from ..text import first_names, printable
 from .names import advice_on
 from .source import checked_labels, first_label
 from .tables import Entry, LabelTable, Parts, is_table, labels_of
@@ -241,7 +241,7 @@ class _ClassFolders:
             if absent and len(absent) < len(union):
                 return (
                     f"the split {name!r} lacks {len(absent)} of the {len(union)} classes "
-                    f"({_first_names(absent)}), which are numbered over all splits: a network "
+                    f"({first_names(absent, 3)}), which are numbered over all splits: a network "
                     f"trained on {name!r} alone may number its classes differently",
                 )
         return ()
@@ -266,18 +266,13 @@ class _ClassFolders:
             else f"{self.path} has images of one class only, or without folders for the classes."
         )
         if tables:
-            names = _first_names(parts[-1] for parts, _ in tables)
+            names = first_names([parts[-1] for parts, _ in tables], 3)
             problem += f" No row of {names} names one of its images."
         return (
             f"{problem} Put its images into one folder per class, or add a table of their names "
             "and labels to the folder: a CSV (file, label), ImageNet's LOC_val_solution.csv or "
             "Tiny ImageNet's val_annotations.txt."
         )
-
-
-def _first_names(names: Iterable[str]) -> str:
-    texts = [printable(name, 40) for name in names]
-    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
 
 
 def _from_folders(

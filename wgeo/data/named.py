@@ -14,7 +14,7 @@ import torch
 
 from ..errors import DataError
 from .names import TORCHVISION
-from .source import Source, balanced, from_array, scaled
+from .source import Source, balanced, chosen_splits, from_array, scaled
 
 _TIMEOUT = 10.0  # seconds without an answer after which a download is aborted
 
@@ -33,9 +33,7 @@ def open_svhn(path: Path, split: str | None) -> Source:
         The split does not exist, or its file differs from the published one.
     """
     available = [each for each in TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
-    if split not in (None, "all", *available):
-        raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, available))}.")
-    selected = available if split in (None, "all") else [str(split)]
+    selected = chosen_splits(path, split, available)
     return _joined("svhn", split, [_torchvision("svhn", part, path, False) for part in selected])
 
 

@@ -17,7 +17,7 @@ from ..storage.files import require_regular
 from ..text import printable
 from .layout import number_texts
 from .members import check_member, check_members
-from .source import Source, checked_labels, first_label, from_array, scaled
+from .source import Source, checked_labels, chosen_splits, first_label, from_array, scaled
 
 # Usual names of images and labels, in any letter case; the first pair that exists is used.
 _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
@@ -50,10 +50,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     name = path.name
     with _open(path) as arrays:
         pairs = _pairs(arrays.files, path)
-        if None not in pairs and split not in (None, "all", *pairs):
-            available = ", ".join(map(str, pairs))
-            raise DataError(f"{path} has no split {split!r}; it has {available}.")
-        selected = [key for key in pairs if key is None or split in (None, "all", key)]
+        selected = [None] if None in pairs else chosen_splits(path, split, list(map(str, pairs)))
         x = _joined([_get(arrays, pairs[key][0], path) for key in selected], path)
         labels = {key: _get(arrays, y, path) for key, (_, y) in pairs.items()}
         names = [key for key in arrays.files if key.lower() in _CLASS_KEYS]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +35,16 @@ class Source:
     preset: str | None = None
     broken: Callable[[np.ndarray], dict[int, str]] | None = None
     notes: tuple[str, ...] = ()
+
+
+def chosen_splits(path: Path, split: str | None, available: Sequence[str]) -> list[str]:
+    """Return the splits to read: all for None or ``all``; DataError if one does not exist."""
+    if split in (None, "all"):
+        return list(available)
+    if split not in available:
+        names = ", ".join(map(repr, available))
+        raise DataError(f"{path} has no split {split!r}; it has {names}.")
+    return [split]
 
 
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:

@@ -16,7 +16,7 @@ from ..storage.files import require_regular
 from ..text import printable
 from .members import max_unpacked
 from .pickles import pixels_of, plain_values
-from .source import Source, checked_labels, first_label, from_array, scaled
+from .source import Source, checked_labels, chosen_splits, first_label, from_array, scaled
 
 _CIFAR = ("cifar-10-batches-py", "cifar-100-python")
 _IDX = re.compile(r"(train|test|t10k)-(images)-idx3-ubyte(\.gz)?")
@@ -59,11 +59,7 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
         raise DataError(f"{path} contains neither CIFAR batches nor IDX files nor STL10.")
     batches = _batches(folder)
     available: list[str] = list(batches) or [part.split for part in _pairs(folder)]
-    if split not in (None, "all", *available):
-        raise DataError(
-            f"{folder} has no split {split!r}; it has {', '.join(map(repr, available))}."
-        )
-    selected = available if split in (None, "all") else [str(split)]
+    selected = chosen_splits(folder, split, available)
     if batches:
         contents = {key: [_batch(file) for file in files] for key, files in batches.items()}
         all_labels = {key: np.concatenate([y for _, y in contents[key]]) for key in available}

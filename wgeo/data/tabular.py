@@ -15,7 +15,7 @@ from ..storage.files import require_regular
 from ..text import printable
 from .layout import SPLITS
 from .members import max_unpacked
-from .source import Source
+from .source import Source, chosen_splits
 
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
@@ -67,8 +67,7 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     path = Path(path)
     parts = _parts(path)
     names = [name for name in parts if name]
-    if names and split not in (None, "all", *names):
-        raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, names))}.")
+    selected = chosen_splits(path, split, names) if names else list(parts)
     try:
         tables = {
             name: pyarrow.concat_tables([_table(file) for file in files])
@@ -81,7 +80,6 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
         raise DataError(
             f"{path} is not a readable Parquet or Arrow file ({reason}). Is it complete?"
         ) from error
-    selected = [name for name in tables if not names or split in (None, "all", name)]
     table = next(iter(tables.values()))
     image, label = (_column(table, names, path) for names in (_IMAGES, _LABELS))
     labels = {name: _labels(table.column(label), path) for name, table in tables.items()}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from ..arrays.checks import as_labels, as_numpy, check_finite, pick_device
+from ..arrays.checks import OF_NETWORK, as_labels, as_numpy, check_finite, pick_device
 from ..checkpoints import Network
 from ..data import Images
 from ..data.images import Normalization
@@ -365,7 +365,8 @@ def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) ->
     for key, rows in batch.items():
         if key in (HEAD_INPUT, LOGITS):
             continue
-        check_finite(torch.from_numpy(rows), f"layer {key.partition(':')[2]!r}", start)
+        layer = f"layer {key.partition(':')[2]!r}"
+        check_finite(torch.from_numpy(rows), layer, start, OF_NETWORK)
         stored[key] = rows if projection is None else projection(rows)
     if LOGITS in batch:
         stored[PREDICTIONS] = decisions(batch[LOGITS])

@@ -25,7 +25,9 @@ from torch import nn
 from ..arrays.checks import as_array, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
+from ..features.residual_blocks.activations import is_clamped
 from ..results import Result
+from ..runtime.memory import DEVICE_ERRORS
 from ..runtime.progress import track
 from .jacobian import (
     Jacobian,
@@ -57,7 +59,6 @@ _BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
 _NEGATIVE = 1e-9  # rounding of an eigenvalue, relative to the largest
 _ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
 _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
-_CLAMPED = 0.01  # fraction of exact zeros, without negative outputs, that indicates a final ReLU
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -381,6 +382,8 @@ def _check(map_: Map, points: torch.Tensor) -> None:
         )
     try:
         Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
+    except DEVICE_ERRORS:
+        raise
     except RuntimeError as error:
         raise ArgumentError(
             f"The map cannot be differentiated in forward and reverse mode: {error}"
@@ -390,13 +393,12 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Return whether the map ends in a ReLU, as a module or a function.
 
-    A ReLU is recognized by its outputs: for inputs of both signs, none of them is negative, and
-    at least the fraction ``_CLAMPED`` is exactly zero.
+    A ReLU is recognized by its outputs for inputs of both signs.
     """
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
-    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
+    return is_clamped(out)
 
 
 def _active(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.checks import as_numpy
+from ..arrays.checks import as_count, as_numpy
 from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
+from ..results import defined
 from ..runtime.progress import track
 from ..runtime.threads import map_over_cores
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
@@ -99,7 +100,7 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, or `nulls` is not a whole number >= 0.
+        `groups` is not one whole number per sample, or `nulls` is not a whole number of at least 0.
 
     Examples
     --------
@@ -119,11 +120,7 @@ def straightness(
             "No two consecutive layers share a feature space, so there is no block to measure. "
             "Trace at least two layers of one width, or record the shortcut at a change of width."
         )
-    if not isinstance(nulls, int) or nulls < 0:
-        raise ArgumentError(
-            f"nulls, the number of null maps of each kind, must be a whole number >= 0, not "
-            f"{nulls!r}."
-        )
+    nulls = as_count(nulls, "nulls")
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
     groups = None if groups is None else _as_groups(groups, len(traj))
@@ -213,7 +210,7 @@ class _MeasuredSegment:
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
-            "ot_score_centred": _defined(self.resampled_centered.values[f"ot_score{suffix}"]),
+            "ot_score_centred": defined(self.resampled_centered.values[f"ot_score{suffix}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": has_power(null.get((i, j), ())),
@@ -302,7 +299,7 @@ def _block(
         lower=result.lower,
         upper=result.upper,
         paired=values[names["paired"]],
-        ot_score=_defined(values[names["ot_score"]]),
+        ot_score=defined(values[names["ot_score"]]),
         resolution=resolution(block.x, block.y, neighbours=spacing),
         status=str(result.status),
         solver=result.solver,
@@ -348,7 +345,7 @@ def _segment(
 
 def _path(resampled: Resampled) -> dict[str, Any]:
     """Return every measure of a path by name."""
-    return {name: _defined(resampled.values[name]) for name in _PATH}
+    return {name: defined(resampled.values[name]) for name in _PATH}
 
 
 def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
@@ -444,7 +441,3 @@ def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, l
             if not np.isnan(values[members]).all()
         }
     return quantiles
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

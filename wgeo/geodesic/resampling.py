@@ -47,9 +47,9 @@ class Resampled:
     draws: dict[str, np.ndarray]
     left_out: dict[str, np.ndarray]
 
-    def interval(self, name: str, level: float = LEVEL) -> tuple[float, float] | None:
+    def interval(self, name: str) -> tuple[float, float] | None:
         """Return the BCa interval of a measure; None if it is undefined or there are no draws."""
-        return bca_interval(self.values[name], self.draws[name], self.left_out[name], level=level)
+        return bca_interval(self.values[name], self.draws[name], self.left_out[name])
 
     def pseudo_values(self, name: str) -> Float[np.ndarray, " n"]:
         """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is about the measure.
@@ -119,7 +119,7 @@ def _by_group(
 
 
 def mean_interval(
-    values: Float[np.ndarray, " n"], *, positive: bool = False, level: float = LEVEL
+    values: Float[np.ndarray, " n"], *, positive: bool = False
 ) -> tuple[float, float] | None:
     """Return Student's t interval for the mean of a few values (NaN ignored; None below two).
 
@@ -132,7 +132,7 @@ def mean_interval(
     if n < 2:
         return None
     mean = float(defined.mean())
-    quantile = float(scipy.stats.t.ppf((1 + level) / 2, n - 1))
+    quantile = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1))
     half = quantile * float(defined.std(ddof=1)) / math.sqrt(n)
     if not positive:
         return mean - half, mean + half
@@ -141,11 +141,7 @@ def mean_interval(
 
 
 def bca_interval(
-    value: float,
-    draws: Float[np.ndarray, " b"],
-    left_out: Float[np.ndarray, " n"],
-    *,
-    level: float = LEVEL,
+    value: float, draws: Float[np.ndarray, " b"], left_out: Float[np.ndarray, " n"]
 ) -> tuple[float, float] | None:
     """Return the bias-corrected accelerated bootstrap interval (Efron 1987).
 
@@ -165,7 +161,7 @@ def bca_interval(
     u = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
     spread = (u**2).sum() ** 1.5
     a = (u**3).sum() / (6 * spread) if spread > 0 else 0.0
-    z = z0 + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    z = z0 + ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.quantile(draws, ndtr(z0 + z / (1 - a * z)))
     return float(low), float(high)
 

@@ -23,6 +23,7 @@ from .parts import USUAL_HEADS, State, axis_length
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
 _NO_KEY = r"(?!)"
+_TORCHVISION = "torchvision.models"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Arch:
     user_code : bool
         Whether its code is the user's. If so, the network is built completely before shapes are
         compared.
+    imports : str
+        A module that `build` imports, to be imported before: its first import must not run on the
+        meta device, nor may its errors count as those of the settings.
     translate : callable or None
         ``translate(state, settings)`` converts names of tensors in older files to those of the
         network that the library builds today.
@@ -66,6 +70,7 @@ class Arch:
     required_key: str = _NO_KEY
     determined_by_shapes: bool = False
     user_code: bool = False
+    imports: str = ""
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
@@ -124,6 +129,7 @@ def torchvision_arch(name: str) -> Arch:
             infer_torchvision,
             normalize="imagenet",
             required_key=r"^encoder\.layers\." if name in VITS else _NO_KEY,
+            imports=_TORCHVISION,
         )
     return Arch(
         f"torchvision:{name}",
@@ -132,6 +138,7 @@ def torchvision_arch(name: str) -> Arch:
         normalize="imagenet",
         required_key="^" + re.escape(_DEEPEST_MODULE[name]),
         determined_by_shapes=True,
+        imports=_TORCHVISION,
         rename=(
             *HUGGINGFACE_RESNET,
             *_NUMBERED_RESNET,

@@ -288,9 +288,8 @@ def _compare(
     maps the file's names of the head's tensors to the network's, if these differ.
     """
     if not arch.user_code:
-        if arch.name == "vit" or arch.name.startswith("torchvision:"):
-            # Its first import must not run on the meta device, nor may its errors be caught here.
-            importlib.import_module("torchvision.models")
+        if arch.imports:
+            importlib.import_module(arch.imports)
         try:
             with torch.device("meta"):
                 shapes = _with_fixed_head(_shapes(arch.name, tuple(settings.items())), state)

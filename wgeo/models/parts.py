@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
 
 State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
@@ -152,8 +153,7 @@ def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
 def require_positive(**settings: Any) -> None:
     """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        as_count(value, name, 1)
 
 
 def axis_length(state: State, key: str, axis: int, default: int) -> int:

@@ -40,42 +40,12 @@ def _cifar(depth: int) -> Arch:
 
 _OWN = (
     *(_cifar(depth) for depth in CIFAR_DEPTHS),
-    Arch(
-        "isoresnet",
-        partial(isotropic, True),
-        infer_iso,
-        required_key=r"^blocks\.\d+\.conv1\.",
-    ),
-    Arch(
-        "isoplain",
-        partial(isotropic, False),
-        infer_iso,
-        required_key=r"^blocks\.\d+\.conv1\.",
-    ),
-    Arch(
-        "mlp",
-        mlp,
-        infer_mlp,
-        required_key=r"^blocks\.\d+\.fc\.",
-    ),
-    Arch(
-        "resmlp",
-        resmlp,
-        infer_resmlp,
-        required_key=r"^blocks\.\d+\.fc1\.",
-    ),
-    Arch(
-        "vgg",
-        vgg,
-        infer_vgg,
-        required_key=r"^blocks\.\d+\.conv\.",
-    ),
-    Arch(
-        "vit",
-        vit,
-        infer_vit,
-        required_key=r"^encoder\.layers\.",
-    ),
+    Arch("isoresnet", partial(isotropic, True), infer_iso, required_key=r"^blocks\.\d+\.conv1\."),
+    Arch("isoplain", partial(isotropic, False), infer_iso, required_key=r"^blocks\.\d+\.conv1\."),
+    Arch("mlp", mlp, infer_mlp, required_key=r"^blocks\.\d+\.fc\."),
+    Arch("resmlp", resmlp, infer_resmlp, required_key=r"^blocks\.\d+\.fc1\."),
+    Arch("vgg", vgg, infer_vgg, required_key=r"^blocks\.\d+\.conv\."),
+    Arch("vit", vit, infer_vit, required_key=r"^encoder\.layers\.", imports="torchvision.models"),
 )
 
 ARCHS: Mapping[str, Arch] = {

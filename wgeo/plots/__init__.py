@@ -24,12 +24,12 @@ blindness, and vector graphics.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .block_distances import block_distances
 from .block_transport import correlation_scores, distances, ot_scores
 from .depth import collapse
 from .depth_laws import alignment, separation_law
 from .evidence import gradient_maps, sample_sizes
 from .files import figures, save
+from .length_shares import block_distances
 from .models import model
 from .pairs import correlation_pairs, distance_pairs
 from .paths import class_means, interpolation_gap, straightness

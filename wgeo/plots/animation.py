@@ -19,7 +19,7 @@ from ..errors import ArgumentError, DependencyError, FeatureError
 from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
-from ..transport import Exact, wasserstein
+from ..transport import Exact, Solver, wasserstein
 from .paths import segment_at
 from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
 
@@ -77,7 +77,12 @@ class Scene:
 
 
 def scene(
-    traj: Trajectory, *, segment: int = -1, samples: int = 400, solver: Any = None, seed: int = 0
+    traj: Trajectory,
+    *,
+    segment: int = -1,
+    samples: int = 400,
+    solver: Solver | None = None,
+    seed: int = 0,
 ) -> Scene:
     """Prepare a segment of a trajectory for the animation; see `flow`."""
     traj = as_trajectory(traj)
@@ -123,7 +128,7 @@ def flow(
     samples: int = 400,
     seconds: float = 6.0,
     fps: int = 20,
-    solver: Any = None,
+    solver: Solver | None = None,
     seed: int = 0,
 ) -> Path:
     """Write an animation of a segment's features, next to the geodesic between its first and last.

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..results import defined
 from ..storage.record import Measured, Record, Segment, SeriesRecord
 from ..storage.schema import Part
 from ..text import counted
 from . import block_transport, depth, depth_laws, evidence, pairs, paths, prediction_errors
-from .block_distances import block_distances_plot
+from .length_shares import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
 from .single_classes import class_variability_plot
@@ -129,7 +130,7 @@ def _collapse(record: Record) -> Plot:
             for model in models:
                 for metric in _COLLAPSE_METRICS:
                     value = depth.predicted_metric(record, model, metric)[i]
-                    row[f"{model}.{metric}"] = value if np.isfinite(value) else None
+                    row[f"{model}.{metric}"] = defined(value)
             table.append(row)
         return table
 
@@ -226,8 +227,8 @@ def _segment_rows(segment: Segment, index: int) -> list[Row]:
         rows.append({"segment": name, "measure": key, "at": None, "value": value})
     t, gap = paths.gap_positions(segment)
     for at, value in zip(t.tolist(), gap.tolist(), strict=True):
-        value = value if np.isfinite(value) else None
-        rows.append({"segment": name, "measure": "interpolation_gap", "at": at, "value": value})
+        row = {"segment": name, "measure": "interpolation_gap", "at": at, "value": defined(value)}
+        rows.append(row)
     return rows
 
 

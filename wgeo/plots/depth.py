@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from ..errors import ArgumentError
 from ..storage.record import Collapse, Predicted, Record
 from ..text import stage_number
 from .sources import as_record
@@ -18,7 +17,8 @@ from .style import (
     COLORS,
     MEASURED,
     MUTED,
-    REFERENCE,
+    REFERENCE_LINE,
+    interval_ends,
     layer_axis,
     legend_below,
     log_if_positive,
@@ -26,6 +26,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     stage_bands,
     styled,
 )
@@ -87,8 +88,7 @@ def collapse(
     'nc1.pdf'
     """
     record = as_record(record, "Collapse", "Comparison")
-    if metric not in METRICS:
-        raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
+    require_choice(metric, METRICS, "collapse metric")
     ax = new_axes(ax)
     layers = record.layers
     if not layers:
@@ -133,8 +133,7 @@ def collapse(
 def _draw_intervals(ax: Axes, record: Record, metric: str, unstaged: np.ndarray) -> None:
     """Shade the metric's intervals over samples; layers without a stage have error bars."""
     key = "ncc_accuracy" if metric == "ncc_error" else metric
-    found = [layer.collapse.interval(key) or (None, None) for layer in record.layers]
-    low, high = (numbers(ends) for ends in zip(*found, strict=True))
+    low, high = interval_ends(layer.collapse.interval(key) for layer in record.layers)
     if metric == "ncc_error":
         low, high = 1 - high, 1 - low
     x = np.arange(len(low))
@@ -154,7 +153,7 @@ def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray])
     has_line = metric == "ncc_error" and bool(np.isfinite(error))
     if has_line:
         top = max(top, error)
-        ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(error, **REFERENCE_LINE)
     ax.set_ylim(-0.04 * top, 1.08 * top)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
     return f"gray line: the network's own error, {100 * error:.3g} %" if has_line else ""

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..errors import ArgumentError
 from ..storage.record import Alignment, Record, SegmentLaw
 from ..text import counted, stage_number
 from .matrices import color_bar, frame_cells, write_in_cells
@@ -26,6 +25,7 @@ from .style import (
     number,
     numbers,
     panel_grid,
+    require_choice,
     short_names,
     styled,
 )
@@ -77,8 +77,7 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     'Separation, tr Σw Σb⁺'
     """
     record = as_record(record, "SeparationLaw", "Collapse")
-    if measure not in LAWS:
-        raise ArgumentError(f"no measure {measure!r}; choose from {', '.join(LAWS)}.")
+    require_choice(measure, LAWS)
     ax = new_axes(ax)
     segments = _stage_fits(record)
     if not segments:
@@ -174,8 +173,7 @@ def alignment(
     ['blocks.0', 'blocks.1']
     """
     record = as_record(record, "Alignment")
-    if measure not in OVERLAPS:
-        raise ArgumentError(f"no measure {measure!r}; choose from {', '.join(OVERLAPS)}.")
+    require_choice(measure, OVERLAPS)
     ax = new_axes(ax, 3.6, 3.2)
     runs = record.alignment.segments
     if not runs:
@@ -266,10 +264,7 @@ def _alignment_plot(record: Record) -> Plot:
 
     @styled
     def draw() -> Figure:
-        figure, panels = panel_grid(len(runs))
-        for i, ax in zip(range(len(runs)), panels, strict=False):
-            alignment(record, i, ax=ax)
-        return figure
+        return panel_grid(range(len(runs)), lambda i, ax: alignment(record, i, ax=ax))
 
     return Plot(
         "alignment",

@@ -13,13 +13,14 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from .._deprecated import renamed_parameter
 from ..storage.record import Record, Segment, SizePoint
 from ..text import counted
-from .paths import segment_handles, segment_style
+from .paths import draw_curve, segment_handles, segment_style
 from .plot import Plot, Row
 from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
-    REFERENCE,
+    REFERENCE_LINE,
+    interval_ends,
     layer_axis,
     legend_above,
     legend_below,
@@ -30,6 +31,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     segment_name,
     styled,
 )
@@ -72,6 +74,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     'samples'
     """
     record = as_record(record, "BiasCurve")
+    require_choice(measure, CURVES)
     ax = new_axes(ax)
     segments = record.segments
     if not any(_points(segment) for segment in segments):
@@ -84,12 +87,8 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
         values = numbers([point.measure(measure) for point in points])
         spread = np.nan_to_num(numbers([point.measure(f"{measure}_deviation") for point in points]))
         is_resolved = numbers([point.measure("resolution") for point in points]) >= 0.5
-        style = segment_style(i)
-        ax.vlines(at, values - spread, values + spread, color=style["color"], lw=1.2, alpha=0.7)
-        ax.plot(at, values, color=style["color"], lw=1.1, zorder=2)
-        hollow = ~is_resolved if measure == "ot_score" else np.zeros(len(at), bool)
-        for mask, face in ((~hollow, style["color"]), (hollow, "white")):
-            ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
+        solid = is_resolved if measure == "ot_score" else np.ones(len(at), bool)
+        draw_curve(ax, at, values, (values - spread, values + spread), solid, segment_style(i))
         sizes |= set(at)
         curves.append(values)
     ax.set_xscale("log", base=2)
@@ -98,7 +97,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     ax.set_xlabel("samples")
     if measure == "resolution":
-        ax.axhline(0.5, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(0.5, **REFERENCE_LINE)
         log_if_positive(ax, *curves, np.array([0.5]))
     ax.set_title(CURVES[measure])
     legend_below(ax, *segment_handles(record))
@@ -129,6 +128,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     (['blocks.0', 'blocks.1'], 'Asymmetry of the Jacobian')
     """
     record = as_record(record)
+    require_choice(test, TESTS, "test")
     ax = new_axes(ax, 7.2, 2.6)
     blocks = [block for block in record.blocks if block.brenier]
     if not blocks:
@@ -140,15 +140,14 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     handles, curves = [], []
     for key, _, color, marker in series:
         values = numbers([block.brenier.measure(key) for block in blocks])
-        ends = [numbers(block.brenier.interval(key)) for block in blocks]
-        low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
+        low, high = interval_ends(block.brenier.interval(key) for block in blocks)
         ax.vlines(at, low, high, color=color, lw=1.3, alpha=0.7)
         handles += ax.plot(at, values, ls="none", ms=4.5, color=color, marker=marker, zorder=3)
         curves.append(values)
     if test == "min_eigenvalue":
         lowest = numbers([block.brenier.lowest_eigenvalue for block in blocks])
         handles += ax.plot(at, lowest, ls="none", ms=9, mew=1.4, color=MEASURED, marker="_")
-        ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(0.0, **REFERENCE_LINE)
         names = ["mean over points", "lowest of all points"]
     else:
         names = [name for _, name, _, _ in series]

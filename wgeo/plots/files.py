@@ -130,17 +130,22 @@ def figures(
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     """Return the contents of a figure's files by name."""
     files: dict[str, bytes] = {}
-    with warnings.catch_warnings():
-        # Class names with characters that the font lacks are drawn as boxes, without a warning.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = plot.draw()
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the same layout for all files
-        for ending in [ending for ending in _RENDER if ending in endings]:
-            files[f"{plot.stem}.{ending}"] = _RENDER[ending](figure)
+    pictures = [ending for ending in _RENDER if ending in endings]
+    if pictures:
+        with warnings.catch_warnings():
+            # Characters that the font lacks are drawn as boxes, without a warning.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            files |= rendered(plot.draw(), plot.stem, pictures)
     if "csv" in endings:
         files[f"{plot.stem}.csv"] = as_csv(plot.rows())
     return files
+
+
+def rendered(figure: Figure, stem: str, endings: Sequence[str]) -> dict[str, bytes]:
+    """Return the contents of a figure's files by name, with one layout for all."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return {f"{stem}.{ending}": _RENDER[ending](figure) for ending in endings}
 
 
 # The canvases are used directly: savefig would draw every figure a second time for its layout.

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..results import Result
 from ..storage.files import folder_name
 from ..storage.ownership import owned
-from .files import _png, _svg
+from .files import rendered
 from .sources import as_mapping
 from .style import (
     COLORS,
@@ -230,7 +230,4 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
         raise ArgumentError(f"stem must be a plain file name, not {stem!r}.")
     with owned(folder) as owner:
         owner.require_writable(f"{stem}.png", f"{stem}.svg")
-        figure = model(record)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the same layout for both files
-        return owner.write({f"{stem}.png": _png(figure), f"{stem}.svg": _svg(figure)})
+        return owner.write(rendered(model(record), stem, ("png", "svg")))

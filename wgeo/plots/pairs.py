@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -158,22 +159,14 @@ def pairs_plots(record: Record) -> list[Plot]:
 
     @styled
     def draw_scores() -> Figure:
-        figure, panels = panel_grid(len(scored))
-        for i, ax in zip(scored, panels, strict=False):
-            correlation_pairs(record, i, ax)
-        if len(panels) > 1:  # a single panel has its own color bar
-            color_bar(panels[0].images[0], panels, **_BAR)
+        figure = panel_grid(scored, lambda i, ax: correlation_pairs(record, i, ax))
+        if len(scored) > 1:  # a single panel has its own color bar
+            color_bar(figure.axes[0].images[0], figure.axes, **_BAR)
         return figure
 
     @styled
     def draw_distances() -> Figure:
-        figure, panels = panel_grid(len(measured))
-        for i, ax in zip(measured, panels, strict=False):
-            distance_pairs(record, i, ax)
-        return figure
-
-    def table(chosen: list[int], *keys: str) -> list[Row]:
-        return [row for i in chosen for row in _rows(segments[i], i, *keys)]
+        return panel_grid(measured, lambda i, ax: distance_pairs(record, i, ax))
 
     plots = []
     if scored:
@@ -190,9 +183,7 @@ def pairs_plots(record: Record) -> list[Plot]:
                 "an optimal map. Null maps are computed for single blocks and for the last column.",
                 f"Correlation scores of all pairs of layers of {counted(len(scored), 'segment')}.",
                 draw_scores,
-                lambda: [
-                    row for i in scored for row in _rows(segments[i], i, *_SCORES, *_DISTANCES)
-                ],
+                lambda: _rows(segments, scored, *_SCORES, *_DISTANCES),
             )
         )
     if measured:
@@ -206,7 +197,7 @@ def pairs_plots(record: Record) -> list[Plot]:
                 "if the path bends, it is less.",
                 f"W2 of all pairs of layers of {counted(len(measured), 'segment')}.",
                 draw_distances,
-                lambda: table(measured, *_DISTANCES),
+                lambda: _rows(segments, measured, *_DISTANCES),
             )
         )
     return plots
@@ -216,13 +207,15 @@ _SCORES = ("corr_score", "corr_low", "corr_high", "null")
 _DISTANCES = ("distance", "lower", "upper")
 
 
-def _rows(segment: Segment, index: int, *keys: str) -> Iterator[Row]:
-    pairs = segment.pairs
-    for i, source in enumerate(pairs.layers):
-        for j, target in enumerate(pairs.layers[i + 1 :], i + 1):
-            yield {
-                "segment": segment_name(segment.layers, index),
-                "from": source,
-                "to": target,
-                **{key: rows[i][j] if (rows := getattr(pairs, key)) else None for key in keys},
-            }
+def _rows(segments: Sequence[Segment], chosen: Sequence[int], *keys: str) -> list[Row]:
+    return [
+        {
+            "segment": segment_name(segments[k].layers, k),
+            "from": source,
+            "to": target,
+            **{key: rows[i][j] if (rows := getattr(pairs, key)) else None for key in keys},
+        }
+        for k in chosen
+        for pairs in [segments[k].pairs]
+        for (i, source), (j, target) in combinations(enumerate(pairs.layers), 2)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from .style import (
     GRID,
     MARKERS,
     MUTED,
-    REFERENCE,
+    REFERENCE_LINE,
     has_resolution,
     inches_wide,
+    interval_ends,
     legend,
     legend_below,
     log_if_positive,
@@ -110,7 +111,7 @@ def draw_class_means(ax: Axes, view: View, *, chords: bool, centered: bool) -> N
     if centered:
         paths -= paths.mean(1, keepdims=True)
     if paths.shape[1] <= _MAX_NAMED:
-        for k, path in _by_class(paths):
+        for k, path in enumerate(paths.transpose(1, 0, 2)):
             _draw_path(ax, path, class_style(k), chord=chords)
     else:
         _draw_many(ax, paths)
@@ -142,10 +143,6 @@ _NARROW = 3.5  # inches, the width of a paper's column
 _MAX_NAMED = 40  # maximum number of classes with names, chords and separate markers
 
 
-def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    yield from enumerate(paths.transpose(1, 0, 2))
-
-
 def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> None:
     """Draw a path with its chord and markers at its ends."""
     x, y = path.T
@@ -158,8 +155,7 @@ def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool
 
 def _draw_many(ax: Axes, paths: np.ndarray) -> None:
     colors = [class_style(k)["color"] for k in range(paths.shape[1])]
-    lines = [path for _, path in _by_class(paths)]
-    ax.add_collection(LineCollection(lines, colors=colors, linewidths=0.7))
+    ax.add_collection(LineCollection([*paths.transpose(1, 0, 2)], colors=colors, linewidths=0.7))
     (x0, y0), (x1, y1) = paths[0].T, paths[-1].T
     ax.scatter(x0, y0, s=9, c="white", edgecolors=colors, linewidths=0.6, zorder=4)
     ax.scatter(x1, y1, s=11, c=colors, edgecolors="white", linewidths=0.3, zorder=5)
@@ -173,6 +169,23 @@ def class_style(k: int) -> dict[str, Any]:
 def segment_style(i: int) -> dict[str, Any]:
     """Return color and marker of a segment."""
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def draw_curve(
+    ax: Axes,
+    at: np.ndarray,
+    values: np.ndarray,
+    bars: tuple[np.ndarray, np.ndarray],
+    solid: np.ndarray,
+    style: Mapping[str, Any],
+    line: bool = True,
+) -> None:
+    """Draw the curve of a segment with bars from low to high, and solid or hollow markers."""
+    color = style["color"]
+    ax.vlines(at, bars[0], bars[1], color=color, lw=1.2, alpha=0.7)
+    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=color, zorder=2)
+    for mask, face in ((solid, color), (~solid, "white")):
+        ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
 
 
 def class_names(record: Record, view: View, width: int = 18) -> list[str]:
@@ -252,19 +265,21 @@ def straightness(
     for i, (segment, offset) in enumerate(zip(segments, offsets, strict=True)):
         at, style = rows + offset, segment_style(i)
         if scores:
-            drawn += _row_of_marks(
-                ax, segment, measures, at, style, _are_evidence(segment, measures)
-            )
-            drawn.append(_mark_null(ax, segment, measures, at, style))
-            continue
-        gap = 0.3 / (2 * max(len(segments), 2))
-        centered = segment.centred
-        hollow = np.zeros(len(rows), bool)
-        drawn += _row_of_marks(ax, segment, measures, at + gap, style, hollow)
-        if centered:
-            drawn += _row_of_marks(ax, centered, measures, at - gap, style, ~hollow)
-        drawn.append(_mark_orthogonal(ax, segment, measures, at, style))
-    ax.axvline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+            solid = np.array([is_evidence(segment, key) for key in measures], bool)
+            drawn += _row_of_marks(ax, segment, measures, at, style, solid)
+            marks = {"corr_score": segment.highest_null}
+            mark: dict[str, Any] = {"marker": "x", "ms": 4.5, "mew": 1.1}
+        else:
+            gap = 0.3 / (2 * max(len(segments), 2))
+            hollow = np.zeros(len(rows), bool)
+            drawn += _row_of_marks(ax, segment, measures, at + gap, style, hollow)
+            if segment.centred:
+                drawn += _row_of_marks(ax, segment.centred, measures, at - gap, style, ~hollow)
+            marks = {"length_ratio": orthogonal_ratio(segment)}
+            mark = {"marker": "|", "ms": 11, "mew": 1.4}
+        drawn.append(numbers([marks.get(key) for key in measures]))
+        ax.plot(drawn[-1], at, ls="none", color=style["color"], **mark)
+    ax.axvline(1.0, **REFERENCE_LINE)
     ax.set_yticks(rows, list(measures.values()))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
@@ -287,8 +302,7 @@ def _row_of_marks(
 ) -> list[np.ndarray]:
     """Draw one marker per measure with its interval, solid or hollow; return the values."""
     values = numbers([source.measure(key) for key in measures])
-    ends = [numbers(source.interval(key)) for key in measures]
-    low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
+    low, high = interval_ends(source.interval(key) for key in measures)
     ax.hlines(at, low, high, color=style["color"], lw=1.6, alpha=0.75)
     marks: dict[str, Any] = {"ls": "none", "ms": 5, **style}
     ax.plot(values[solid], at[solid], mec="white", mew=0.5, **marks)
@@ -302,37 +316,6 @@ def _row_of_marks(
 def is_evidence(segment: Segment, key: str) -> bool:
     """Return whether the samples are sufficient for a score to be evidence."""
     return bool(segment.power) if key == "corr_score" else has_resolution(segment)
-
-
-def _are_evidence(segment: Segment, measures: Iterable[str]) -> np.ndarray:
-    return np.array([is_evidence(segment, key) for key in measures], bool)
-
-
-def _mark_null(
-    ax: Axes,
-    segment: Segment,
-    measures: Iterable[str],
-    at: np.ndarray,
-    style: Mapping[str, Any],
-) -> np.ndarray:
-    """Draw a cross at the highest score of null maps, in the row of the correlation score."""
-    marks = numbers([segment.highest_null if key == "corr_score" else None for key in measures])
-    ax.plot(marks, at, ls="none", marker="x", ms=4.5, mew=1.1, color=style["color"])
-    return marks
-
-
-def _mark_orthogonal(
-    ax: Axes,
-    segment: Segment,
-    measures: Iterable[str],
-    at: np.ndarray,
-    style: Mapping[str, Any],
-) -> np.ndarray:
-    """Draw a tick for orthogonal steps of the same sizes, in the row of the length ratio."""
-    bound = orthogonal_ratio(segment)
-    marks = numbers([bound if key == "length_ratio" else None for key in measures])
-    ax.plot(marks, at, ls="none", marker="|", ms=11, mew=1.4, color=style["color"])
-    return marks
 
 
 def orthogonal_ratio(segment: Segment) -> float | None:
@@ -375,7 +358,7 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     for i, segment in enumerate(segments):
         t, gap = gap_positions(segment)
         ax.plot(t, gap, ms=4, **segment_style(i))
-    ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    ax.axhline(0.0, **REFERENCE_LINE)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     ax.set_xlabel("fraction of the length (0: first layer, 1: last)")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..errors import ArgumentError
+from ..results import defined
 from ..storage.record import Record
 from .depth import (
     MODELS,
@@ -31,6 +31,7 @@ from .style import (
     new_figure,
     nothing_to_show,
     numbers,
+    require_choice,
     stage_bands,
     styled,
 )
@@ -65,8 +66,7 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     (['layer0', 'layer1', 'layer2'], 'Unexplained variance of the layer')
     """
     record = as_record(record, "Comparison")
-    if measure not in ERRORS:
-        raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
+    require_choice(measure, ERRORS, "error")
     ax = new_axes(ax)
     layers = record.layers
     errors = {key: model_error(record, key, measure) for key in models_in(record)}
@@ -108,7 +108,7 @@ def models_plot(record: Record) -> Plot | None:
         return [
             {
                 "name": layer.name,
-                **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
+                **{f"{k}.{m}": defined(errors[k, m][i]) for k in keys for m in ERRORS},
                 **{f"{k}.time": model_rows(record, k)[i].time for k in keys},
             }
             for i, layer in enumerate(record.layers)
@@ -130,7 +130,3 @@ def models_plot(record: Record) -> Plot | None:
 
 def _handles(keys: Iterable[str]) -> tuple[list[Line2D], list[str]]:
     return [Line2D([], [], **model_style(key)) for key in keys], [MODELS[key][0] for key in keys]
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None

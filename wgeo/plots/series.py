@@ -13,15 +13,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
-from ..errors import ArgumentError
 from ..storage.record import AnalysisRow, Measured, Segment, SeriesRecord
 from .depth import METRICS, measured_metric
-from .paths import RATIOS, is_evidence, orthogonal_ratio, segment_style
+from .paths import RATIOS, draw_curve, is_evidence, orthogonal_ratio, segment_style
 from .plot import Plot, Row
 from .sources import as_series
 from .style import (
     MEASURED,
-    REFERENCE,
+    REFERENCE_LINE,
+    interval_ends,
     legend_below,
     legend_of_figure,
     log_if_positive,
@@ -30,6 +30,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    require_choice,
     segment_name,
     short,
     styled,
@@ -94,8 +95,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     (['first', 'second'], 'W2 length ratio')
     """
     series = as_series(series)
-    if measure not in OVER and measure not in ENDS:
-        raise ArgumentError(f"no measure {measure!r}; choose from {', '.join((*OVER, *ENDS))}.")
+    require_choice(measure, {**OVER, **ENDS})
     ax = new_axes(ax)
     rows, at = series.analyses, positions(series)
     line = series.axis == "epoch"
@@ -104,7 +104,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         drawn = [values]
         ax.plot(at, values, color=MEASURED, marker="o", ls="-" if line else "none", ms=4)
     else:
-        count = max((len(row.segments) for row in rows), default=0)
+        count = segment_count(series)
         if not count:
             return nothing_to_show(ax, "These analyses have no segments.")
         drawn = []
@@ -113,7 +113,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
             return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
         for i, triples in enumerate(by_segment):
             drawn += _draw_segment(ax, triples, at, i, count, line)
-        ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(1.0, **REFERENCE_LINE)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
     if measure not in ("accuracy", "tau", *_SCORES):
@@ -132,9 +132,13 @@ def common_runs(rows: Sequence[AnalysisRow], index: int) -> int | None:
 
 def runs_in(series: SeriesRecord) -> list[int]:
     """Return the distinct numbers of runs at which the segments of a series are compared."""
-    rows = series.analyses
-    count = max((len(row.segments) for row in rows), default=0)
-    return sorted({k for i in range(count) if (k := common_runs(rows, i)) is not None})
+    runs = [common_runs(series.analyses, i) for i in range(segment_count(series))]
+    return sorted({k for k in runs if k is not None})
+
+
+def segment_count(series: SeriesRecord) -> int:
+    """Return the largest number of segments of an analysis."""
+    return max((len(row.segments) for row in series.analyses), default=0)
 
 
 def _segment(row: AnalysisRow, index: int) -> Segment:
@@ -168,17 +172,12 @@ def _draw_segment(
     line: bool,
 ) -> list[np.ndarray]:
     values = numbers([value for value, _, _ in triples])
-    ends = [numbers(interval) for _, interval, _ in triples]
-    low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
-    style: dict[str, Any] = segment_style(index)
-    if not line:  # next to each other if no line connects them
-        at = at + np.linspace(-0.16, 0.16, count)[index] if count > 1 else at
-    ax.vlines(at, low, high, color=style["color"], lw=1.2, alpha=0.7)
-    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=style["color"], zorder=2)
+    bars = interval_ends(interval for _, interval, _ in triples)
+    if not line and count > 1:  # next to each other, as no line connects them
+        at = at + np.linspace(-0.16, 0.16, count)[index]
     solid = np.array([evidence for _, _, evidence in triples], bool)
-    for mask, face in ((solid, style["color"]), (~solid, "white")):
-        ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
-    return [values, low, high]
+    draw_curve(ax, at, values, bars, solid, segment_style(index), line)
+    return [values, *bars]
 
 
 def _network_value(row: AnalysisRow, measure: str) -> Any:
@@ -245,8 +244,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     ('NC1: within-class variability', 'depth (0: before the first block, 1: last layer)')
     """
     series = as_series(series)
-    if metric not in METRICS:
-        raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
+    require_choice(metric, METRICS, "collapse metric")
     ax = new_axes(ax)
     rows = series.analyses
     drawn = []
@@ -291,7 +289,7 @@ def segments_in(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
     A segment is named by its layers if they have the same names in every analysis that has the
     segment, and otherwise, as for networks of different architectures, by its number.
     """
-    count = max((len(row.segments) for row in series.analyses), default=0)
+    count = segment_count(series)
     handles = [Line2D([], [], ms=4, lw=1.1, **segment_style(i)) for i in range(count)]
     return handles, [_common_name(series.analyses, i) for i in range(count)]
 
@@ -316,11 +314,8 @@ def series_rows(series: Any) -> list[Row]:
             }
             for key in OVER:
                 value, interval, _ = _measured(analysis, i, key, series.analyses)
-                ends = numbers(interval)
                 row[key] = value
-                row[f"{key}_low"], row[f"{key}_high"] = (
-                    [float(end) for end in ends] if len(ends) == 2 else (None, None)
-                )
+                row[f"{key}_low"], row[f"{key}_high"] = interval or (None, None)
             row["runs"] = common_runs(series.analyses, i)
             row["resolution"] = segment.resolution
             row["sqrt_moving_blocks"] = orthogonal_ratio(segment)

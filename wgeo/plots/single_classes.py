@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..results import defined
 from ..storage.record import Record
 from ..text import counted
 from .paths import class_style
@@ -132,7 +133,7 @@ def class_variability_plot(record: Record) -> Plot | None:
             {
                 "layer": layer.name,
                 "class": _name(record, k, values.shape[1]),
-                "variability": float(value) if np.isfinite(value) else None,
+                "variability": defined(value),
             }
             for layer, row in zip(record.layers, values, strict=True)
             for k, value in enumerate(row)

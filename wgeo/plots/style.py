@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import takewhile
 from typing import Any, ParamSpec, TypeVar
@@ -45,6 +45,7 @@ CLASS_COLORS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, RULE, GRID, BAND = "#222222", "#666666", "#BBBBBB", "#DDDDDD", "#F1F1F1"
 MEASURED, REFERENCE = COLORS[0], "#555555"
+REFERENCE_LINE: dict[str, Any] = {"color": REFERENCE, "lw": 0.9, "ls": (0, (4, 3)), "zorder": 1}
 
 SIZES: dict[str, tuple[float, float]] = {
     "column": (3.35, 2.5),
@@ -112,15 +113,18 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` square panels, at most two per row, and their axes."""
+def panel_grid(indices: Sequence[int], draw: Callable[[int, Axes], Any]) -> Figure:
+    """Return a figure of square panels, at most two per row: ``draw(index, ax)`` for each index."""
+    count = len(indices)
     columns = min(2, count)
     lines = -(-count // columns)
     figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in panels[count:]:
         ax.set_axis_off()
-    return figure, list(panels)
+    for i, ax in zip(indices, panels, strict=False):
+        draw(i, ax)
+    return figure
 
 
 @styled
@@ -143,10 +147,15 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
     ArgumentError
         `size` is not a key of `SIZES`.
     """
-    if size not in SIZES:
-        raise ArgumentError(f"no size {size!r}; choose from {', '.join(SIZES)}.")
+    require_choice(size, SIZES, "size")
     width, default = SIZES[size]
     return new_figure(width, default if height is None else height).add_subplot()
+
+
+def require_choice(value: str, choices: Mapping[str, Any], what: str = "measure") -> None:
+    """Raise `ArgumentError` unless a value is one of the choices."""
+    if value not in choices:
+        raise ArgumentError(f"no {what} {value!r}; choose from {', '.join(choices)}.")
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
@@ -237,6 +246,14 @@ def number(value: Any) -> float:
 def numbers(values: Sequence[Any] | None) -> np.ndarray:
     """Return floats, with NaN for undefined values; matplotlib leaves a gap there."""
     return np.array([number(v) for v in values or ()], dtype=np.float64)
+
+
+def interval_ends(
+    intervals: Iterable[Sequence[float] | None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper ends of intervals; NaN where there is none."""
+    low, high = np.array([numbers(each or (None, None)) for each in intervals]).reshape(-1, 2).T
+    return low, high
 
 
 def has_resolution(item: Block | Segment) -> bool:

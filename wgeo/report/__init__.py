@@ -31,7 +31,7 @@ from ..storage.records import ANALYSIS, kind_of, typed_record
 from . import building, pages
 from .assets import asset
 from .building import engine
-from .paper import paper
+from .paper import for_print
 
 __all__ = ["build"]
 
@@ -190,7 +190,7 @@ def _figures(record: Record | SeriesRecord, source: Path) -> list[Path]:
 def _write_paper(record: Record | SeriesRecord, project: Path, source: Path) -> Path:
     """Write the Sphinx project for the PDF, with figures in a format that TeX can read."""
     figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
-    _write_project(record, paper(pages.pages(record)), project, figures, source)
+    _write_project(record, for_print(pages.pages(record)), project, figures, source)
     return project
 
 

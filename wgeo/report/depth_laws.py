@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..storage.record import Record
 from ..text import stage_number
-from .parts import Plots, figure_block, join, names_of
+from .parts import Plots, figure_block, join, measured, names_of
 from .text import DASH, general, plain, table, with_interval
 
 
@@ -18,12 +18,9 @@ def alignment(record: Record, plots: Plots) -> str:
     runs = [
         [
             f"{plain(s.blocks[0], 40)} to {plain(s.blocks[-1], 40)}",
-            *(
-                with_interval(s.measure(key), s.interval(key), 3)
-                for key in ("overlap_uv", "overlap_uu", "overlap_vv")
-            ),
+            *(measured(s, key, 3) for key in ("overlap_uv", "overlap_uu", "overlap_vv")),
             general(s.chance, 2),
-            with_interval(s.coupling, s.interval("coupling"), 3),
+            measured(s, "coupling", 3),
             general(s.chance_coupling, 3),
             with_interval(s.slope, s.interval("slope")),
         ]
@@ -73,19 +70,12 @@ _COUPLING = ("coupling", "by chance")
 def separation_law(record: Record, plots: Plots) -> str:
     """Tabulate the fits of separation, compression and discrimination over depth."""
     segments = record.separation_law.segments
+    keys = ("rate", "correlation", "curvature", "compression_rate", "discrimination_slope")
     rows = [
         [
             "all stages" if s.stage is None else f"stage {stage_number(s.stage)}",
             f"{plain(s.layers[0], 40)} to {plain(s.layers[-1], 40)}",
-            *(
-                with_interval(s.measure(key), s.interval(key), 3)
-                for key in ("rate", "correlation", "curvature", "compression_rate")
-            ),
-            with_interval(
-                s.discrimination_slope,
-                s.interval("discrimination_slope"),
-                3,
-            ),
+            *(measured(s, key, 3) for key in keys),
         ]
         for s in segments
     ]

@@ -14,12 +14,12 @@ from ..thresholds import LOW_RESOLUTION
 from .depth_laws import alignment, separation_law
 from .parts import (
     Plots,
-    centered,
     correlation,
     figure_block,
     highest_null,
     join,
     last_means,
+    measured,
     names_of,
     score,
 )
@@ -92,13 +92,11 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
         )
         if row.brenier
     ]
+    keys = ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
     rows = [
         [
             name,
-            *(
-                with_interval(test.measure(key), test.interval(key), 3)
-                for key in ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
-            ),
+            *(measured(test, key, 3) for key in keys),
             percent(test.negative_share),
         ]
         for name, test in tests
@@ -122,22 +120,20 @@ def straightness(record: Record, plots: Plots) -> str:
     segments = record.segments
     if not segments:
         return ""
+    runs = sorted({k for segment in segments for k in segment.length_over_runs})
     rows = [
         [name, *(show(s) for s in segments)]
         for name, show in (
             ("W2 end to end", lambda s: general(s.distance, 4)),
             ("sum of the blocks' W2", lambda s: general(s.length, 4)),
-            *((label, _with_interval(key)) for key, label in RATIOS.items()),
+            *((label, _value(key)) for key, label in RATIOS.items()),
             *((f"{label}, centered", _centered(key)) for key, label in RATIOS.items()),
             ("moving blocks B", lambda s: fixed(s.moving_blocks, 2)),
-            (
-                "length ratio of orthogonal steps √B",
-                lambda s: fixed(s.sqrt_moving_blocks, 2),
-            ),
-            *((f"length ratio over {k} runs of blocks", _over_runs(k)) for k in _runs(segments)),
+            ("length ratio of orthogonal steps √B", lambda s: fixed(s.sqrt_moving_blocks, 2)),
+            *((f"length ratio over {k} runs of blocks", _over_runs(k)) for k in runs),
             ("correlation score", correlation),
             ("highest null", highest_null),
-            ("spread of the last layer / spread of the first", _spread),
+            ("spread of the last layer / spread of the first", lambda s: general(s.spread_ratio)),
             ("common shift", lambda s: percent(s.shift_share)),
             ("OT score", score),
             ("OT score, centered", lambda s: fixed(s.ot_score_centred, 4)),
@@ -172,15 +168,6 @@ def straightness(record: Record, plots: Plots) -> str:
         "Those of the last stage are on the first page." if last in plots else "",
         *(figure_block(plots, stem) for stem in means),
     )
-
-
-def _spread(segment: Segment) -> str:
-    return general(segment.spread_ratio)
-
-
-def _runs(segments: Sequence[Segment]) -> list[int]:
-    """Return every number of runs of blocks for which a segment has a length ratio."""
-    return sorted({k for segment in segments for k in segment.length_over_runs})
 
 
 def _over_runs(k: int) -> Callable[[Segment], str]:
@@ -289,7 +276,7 @@ def _embedded(record: Record) -> str:
     if not segments:
         return ""
     names = [plain(segment_name(s.layers, i)) for i, s in enumerate(segments)]
-    rows = [[label, *(_with_interval(key)(s) for s in segments)] for key, label in RATIOS.items()]
+    rows = [[label, *(measured(s, key) for s in segments)] for key, label in RATIOS.items()]
     rows.append(["OT score", *(score(s) for s in segments)])
     return join(
         "## The whole network in one space",
@@ -300,12 +287,12 @@ def _embedded(record: Record) -> str:
     )
 
 
+def _value(key: str) -> Callable[[Segment], str]:
+    return lambda segment: measured(segment, key)
+
+
 def _centered(key: str) -> Callable[[Segment], str]:
-    return lambda segment: centered(segment, key)
-
-
-def _with_interval(key: str) -> Callable[[Segment], str]:
-    return lambda segment: with_interval(segment.measure(key), segment.interval(key))
+    return lambda segment: measured(segment.centred, key)
 
 
 def _largest_gap(segment: Segment) -> float | None:

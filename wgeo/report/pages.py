@@ -197,10 +197,6 @@ def _model(record: Record, key: str) -> str:
     )
 
 
-def _methods(record: Record, plots: Plots) -> str:
-    return join(asset("methods.md"), _thresholds(record.thresholds))
-
-
 def _thresholds(thresholds: Mapping[str, float | None]) -> str:
     """Tabulate the thresholds of the verdict, as recorded."""
     rows = [[plain(name.replace("_", " ")), general(value)] for name, value in thresholds.items()]
@@ -240,6 +236,6 @@ _PAGES: dict[str, Callable[[Record, Plots], str]] = {
     "straightness": straightness,
     "collapse": collapse,
     "models": _models,
-    "methods": _methods,
+    "methods": lambda record, _: join(asset("methods.md"), _thresholds(record.thresholds)),
     "provenance": _provenance,
 }

@@ -13,7 +13,7 @@ _WORD = re.compile(r"(?:\\?[^\s|`$]){30,}")  # escaped: a backslash belongs to t
 _BREAK = "\N{ZERO WIDTH SPACE}"  # conf.py.in lets TeX break lines at it
 
 
-def paper(screen: Mapping[str, str]) -> dict[str, str]:
+def for_print(screen: Mapping[str, str]) -> dict[str, str]:
     """Convert pages, by name, from screen to print; the page ``index`` becomes ``summary``.
 
     Tables of settings get columns of fixed width, in which hashes and paths are broken over lines.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..plots.plot import Plot
 from ..plots.style import has_resolution, short_names
-from ..storage.record import Block, Layer, Record, Segment
+from ..storage.record import Block, Layer, Measured, Record, Segment
 from ..text import stage_number
 from .text import DASH, fixed, plain, with_interval
 
@@ -116,10 +116,9 @@ def highest_null(item: Block | Segment) -> str:
     return fixed(item.highest_null, 3)
 
 
-def centered(segment: Segment, key: str, decimals: int = 2) -> str:
-    """Return a measure of the centered path with its interval."""
-    measures = segment.centred
-    return with_interval(measures.measure(key), measures.interval(key), decimals)
+def measured(source: Measured, key: str, decimals: int = 2) -> str:
+    """Return a value of a part of the record with its interval."""
+    return with_interval(source.measure(key), source.interval(key), decimals)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

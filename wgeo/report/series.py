@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from ..plots.series import common_runs, runs_in
+from ..plots.series import common_runs, runs_in, segment_count
 from ..plots.style import number, segment_name, short
 from ..storage.record import AnalysisRow, Segment, SeriesRecord
 from ..text import stage_number
@@ -16,11 +16,11 @@ from .first_screen import headline_box
 from .parts import (
     Plots,
     base_name,
-    centered,
     correlation,
     figure_block,
     highest_null,
     join,
+    measured,
     path_descriptions,
     score,
 )
@@ -89,7 +89,7 @@ def _linked(series: SeriesRecord, row: AnalysisRow) -> str:
 def _compared(series: SeriesRecord) -> str:
     """Tabulate accuracy, shapes of the paths and collapse, with differences from the first row."""
     rows = series.analyses
-    count = max((len(row.segments) for row in rows), default=0)
+    count = segment_count(series)
     header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
     for i in range(count):
         stage = f"stage {_stage_numbers(rows, i)}"
@@ -125,7 +125,7 @@ def _values(row: AnalysisRow, count: int) -> list[str]:
         percent(last.measure("ncc_accuracy")),
     ]
     for segment, shape in zip(row.segments, path_descriptions(row), strict=True):
-        cells += [shape, centered(segment, "length_ratio")]
+        cells += [shape, measured(segment.centred, "length_ratio")]
     return cells + [DASH] * (2 * (count - len(row.segments)))
 
 
@@ -184,11 +184,11 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
         [
             _name(series, row),
             plain(segment_name(segment.layers, i)),
-            with_interval(segment.length_ratio, segment.interval("length_ratio")),
-            centered(segment, "length_ratio"),
+            measured(segment, "length_ratio"),
+            measured(segment.centred, "length_ratio"),
             _over_runs(series, segment, i),
-            with_interval(segment.line_shape_ratio, segment.interval("line_shape_ratio")),
-            with_interval(segment.action_ratio, segment.interval("action_ratio")),
+            measured(segment, "line_shape_ratio"),
+            measured(segment, "action_ratio"),
             correlation(segment),
             highest_null(segment),
             score(segment),

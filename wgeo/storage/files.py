@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -43,6 +44,12 @@ def folder_name(text: str) -> str:
     plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
     short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
     return short.strip(". ")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import TEMPORARY, locked, require_own_lock, write_atomic
+from .files import TEMPORARY, locked, require_own_lock, sha256_of, write_atomic
 
 MANIFEST = ".wgeo.json"
 _MAX_BYTES = 2**26  # larger manifests are not read; a report on a hundred layers needs 20,000
@@ -77,7 +77,7 @@ def require_unchanged(folder: str | os.PathLike[str]) -> None:
 
 def record_all(folder: Path) -> None:
     """Record every file of a newly created folder in its manifest."""
-    sums = {path.relative_to(folder).as_posix(): [_sha256(path)] for path in _files_in(folder)}
+    sums = {path.relative_to(folder).as_posix(): [sha256_of(path)] for path in _files_in(folder)}
     write_atomic(folder / MANIFEST, _text(sums, []))
 
 
@@ -338,11 +338,6 @@ def _state(path: Path) -> tuple[int, ...]:
 def _checksum(path: Path) -> str | None:
     """Return the SHA-256 of a regular file; None if it is missing, unreadable or not regular."""
     try:
-        return _sha256(path) if stat.S_ISREG(os.lstat(path).st_mode) else None
+        return sha256_of(path) if stat.S_ISREG(os.lstat(path).st_mode) else None
     except OSError:
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

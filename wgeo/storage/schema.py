@@ -150,10 +150,10 @@ class Part:
         }
 
 
-def read(annotation: Any, value: Any, location: str = "") -> tuple[Any, list[Fault]]:
+def read(annotation: Any, value: Any) -> tuple[Any, list[Fault]]:
     """Return a JSON value as its annotation describes it, and the places that do not match."""
     found: list[Fault] = []
-    return _reader(annotation)(value, location, found), found
+    return _reader(annotation)(value, "", found), found
 
 
 def raise_on(faults: Sequence[Fault], name: str, advice: str = "") -> None:

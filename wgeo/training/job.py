@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arrays.checks import as_count
 from ..data import Images
 from ..data.images import normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
@@ -46,10 +47,9 @@ class Plan:
     terminal_epochs: int | None
 
     def __post_init__(self) -> None:
-        if self.evaluate_every < 1:
-            raise ArgumentError(f"evaluate_every must be at least 1, not {self.evaluate_every}.")
-        if self.terminal_epochs is not None and self.terminal_epochs < 0:
-            raise ArgumentError(f"terminal_epochs must be at least 0, not {self.terminal_epochs}.")
+        as_count(self.evaluate_every, "evaluate_every", 1)
+        if self.terminal_epochs is not None:
+            as_count(self.terminal_epochs, "terminal_epochs")
 
     @classmethod
     def of(

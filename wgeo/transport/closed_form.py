@@ -15,8 +15,7 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays.checks import pick_device
-from ..errors import ArgumentError
+from ..arrays.checks import as_count, pick_device
 from ..runtime import processes
 from .plans import MAX_ENTRIES, couple_along, northwest_corner, product_plan
 from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
@@ -170,8 +169,7 @@ class Sliced:
     name: ClassVar[str] = "sliced"
 
     def __post_init__(self) -> None:
-        if self.projections < 1:
-            raise ArgumentError(f"projections must be at least 1, not {self.projections}.")
+        as_count(self.projections, "projections", 1)
 
     def solve(
         self,

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch.autograd.function import once_differentiable
 
-from ..arrays.checks import as_points
 from ..errors import ArgumentError
 from .annealing import (
     SCALING,
@@ -20,7 +19,7 @@ from .annealing import (
     require_epsilon,
     solve_itself,
 )
-from .entry import as_weights, on_one_device, require_comparable
+from .entry import as_weights, comparable_points
 from .kernel import Kernel
 from .point_clouds import PointClouds
 from .tiles import full_precision
@@ -80,8 +79,7 @@ def sinkhorn_divergence(
     >>> round(divergence.item(), 3), round(x.grad.sum().item(), 3)
     (9.0, 6.0)
     """
-    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_comparable(x, y)
+    x, y = comparable_points(x, y)
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
     weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")

@@ -115,8 +115,7 @@ def wasserstein(
     >>> round(wgeo.wasserstein([0.0, 4.0], [0.0], a=[3, 1]).distance, 6)
     2.0
     """
-    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_comparable(x, y)
+    x, y = comparable_points(x, y)
     n, m = len(x), len(y)
     weights_a = as_weights(a, n, "a")
     weights_b = as_weights(b, m, "b")
@@ -149,8 +148,14 @@ def checked_solver(solver: Any) -> Solver:
     return solver  # type: ignore[no-any-return]
 
 
-def require_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Raise an error if the widths differ, or if the coordinates are too large or too small."""
+def comparable_points(
+    x: Any, y: Any
+) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
+    """Return two clouds on one device; raise an error if W2 between them cannot be computed.
+
+    Their widths must be equal, and coordinates neither too large nor too small.
+    """
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(
@@ -168,6 +173,7 @@ def require_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
             "products neither overflow nor underflow in float64. Multiply both clouds by the "
             "same factor; W2 is multiplied by it, too."
         )
+    return x, y
 
 
 def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:

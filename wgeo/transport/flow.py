@@ -76,7 +76,8 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
     def solve(potentials: Potentials) -> tuple[coo_array, Potentials, float]:
         nonlocal tolerance, size
         grown, size = len(arcs) - size, len(arcs)
-        if next(rounds) == _PATIENCE and grown > m and _fits(geometry):
+        fits = _DENSE_BYTES * n * m <= geometry.memory
+        if fits and next(rounds) == _PATIENCE and grown > m:
             plan, potentials, noise = dense_simplex(geometry.double_precision, *masses)
         else:
             limit = np.inf  # in the first round
@@ -90,11 +91,6 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
         return plan, potentials, tolerance
 
     return generate_columns(geometry, arcs, potentials, solve)
-
-
-def _fits(geometry: Geometry) -> bool:
-    """Return whether a dense problem fits in the memory allowed."""
-    return _DENSE_BYTES * geometry.x.n * geometry.y.n <= geometry.memory
 
 
 def pairs_well(geometry: Geometry) -> bool:

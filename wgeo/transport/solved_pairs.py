@@ -58,6 +58,7 @@ class SolvedPairs:
         self._pairs: dict[str, PairSummary] = on_rank_zero(self._opened)
         self._lock = threading.Lock()
         self._written = time.monotonic()
+        self._unwritten = False
 
     def get(self, x: np.ndarray, y: np.ndarray) -> PairSummary | None:
         """Return a pair's values, or None if it has not been solved."""
@@ -68,12 +69,12 @@ class SolvedPairs:
         if self._path is None:
             return
         with self._lock:
-            self._pairs[self._key(x, y)] = summary
+            self._pairs[self._key(x, y)], self._unwritten = summary, True
             if time.monotonic() > self._written + _SECONDS:
                 self._write()
 
     def write(self) -> None:
-        """Write all pairs to the file."""
+        """Write all pairs to the file, unless it has them already."""
         with self._lock:
             self._write()
 
@@ -98,13 +99,13 @@ class SolvedPairs:
             return _read(self._path)
 
     def _write(self) -> None:
-        if self._path is None or not is_rank_zero():
+        if self._path is None or not self._unwritten or not is_rank_zero():
             return
         with owned(self._path.parent) as folder:
             # Another process may have added pairs since this one read the file.
             self._pairs = {**_read(self._path), **self._pairs}
             folder.write({self._path.name: json.dumps({"pairs": self._pairs}, indent=0)})
-        self._written = time.monotonic()
+        self._written, self._unwritten = time.monotonic(), False
 
 
 def _read(path: os.PathLike[str]) -> dict[str, PairSummary]:

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays.checks import as_points
 from ..errors import ArgumentError
 from ..results import Result
 from ..runtime.memory import limited_size
 from .all_pairs import find_violations
 from .arcs import Potentials
-from .entry import on_one_device, require_comparable
+from .entry import comparable_points
 from .exact import lower_bound
 from .geometry import Geometry
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
@@ -77,8 +76,7 @@ class Verification(Result):
 
 def verify(result: TransportResult, x: Any, y: Any) -> Verification:
     """Return what a result's plan and potentials prove; see `TransportResult.verify`."""
-    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_comparable(x, y)
+    x, y = comparable_points(x, y)
     for name, shape in _shapes(result):
         if shape != (len(x), len(y)):
             raise ArgumentError(

@@ -8,10 +8,10 @@ layers of weights (`fit_deep`), or features tied to the data by optimal transpor
 from typing import TYPE_CHECKING
 
 from .._deprecated import moved_names
+from .configurations import lower_rank
 from .cross_entropy import closed_form_ce, fit_ce
+from .curvature import Landscape, landscape
 from .deep import DeepCollapse, deep_collapse, fit_deep
-from .landscape import Landscape, landscape
-from .lower_rank import lower_rank
 from .mse import fit_mse
 from .mufm.fit import fit_mufm
 from .mufm.solution import MUFMSolution

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
 from .bias import accepts_former_bias
 from .certify import evaluate
 from .descent import multistart, random_points
-from .problem import Problem, check_decays, check_method, check_whole
+from .problem import Problem, check_decays, check_method
 from .solution import UFMSolution
 from .theorems import factorize
 
@@ -67,8 +68,8 @@ def closed_form_ce(
     >>> round(optimum.value, 6), round(solution.objective, 6)
     (0.023719, 0.023719)
     """
-    check_whole(2, num_classes=num_classes)
-    check_whole(1, per_class=per_class)
+    as_count(num_classes, "num_classes", 2)
+    as_count(per_class, "per_class", 1)
     check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
     q = math.sqrt(per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)  # no underflow
@@ -150,16 +151,8 @@ def fit_ce(
     if has_closed_form and method != "numerical":
         return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     restarts = (1 if dim >= K - 1 else 20) if restarts is None else restarts
-    inner = problem.collapsed() if collapsed else problem
-    solution = multistart(
-        problem,
-        random_points(inner, restarts, seed),
-        collapsed=collapsed,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        seed=seed,
-        settings={"method": "numerical", "collapsed": collapsed},
-    )
+    x = random_points(problem.collapsed() if collapsed else problem, restarts, seed)
+    solution = multistart(problem, x, collapsed, tolerance, max_steps, seed)
     return replace(solution, seconds=time.perf_counter() - start_time)
 
 

@@ -116,15 +116,7 @@ def fit_deep(
     else:
         collapsed = False
         x = points_around(start, restarts, spread, seed)
-    solution = multistart(
-        problem,
-        x.to(device),
-        collapsed=collapsed,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        seed=seed,
-        settings={"method": "numerical", "collapsed": collapsed},
-    )
+    solution = multistart(problem, x.to(device), collapsed, tolerance, max_steps, seed)
     zero = _zero(solution)
     best = zero if zero.objective < solution.objective else solution
     return replace(best, seconds=time.perf_counter() - start_time)

@@ -8,15 +8,14 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
 from ..runtime.threads import one_thread
 from .certify import evaluate
@@ -64,9 +63,8 @@ def points_around(
 
 
 def _normal(restarts: int, size: int, seed: int) -> Float[Tensor, "S P"]:
-    if int(restarts) != restarts or restarts < 1:
-        raise ArgumentError(f"restarts must be a whole number >= 1, not {restarts!r}.")
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((int(restarts), size)))
+    shape = as_count(restarts, "restarts", 1), size
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
 def descend(
@@ -85,8 +83,7 @@ def descend(
     """
     if not tolerance > 0:
         raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
-    if max_steps < 1:
-        raise ArgumentError(f"max_steps must be >= 1, not {max_steps!r}.")
+    as_count(max_steps, "max_steps", 1)
     scale = scales(problem).to(x.device)
 
     def objective(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,12 +119,10 @@ def descend(
 def multistart(
     problem: Problem,
     x: Float[Tensor, "S P"],
-    *,
-    collapsed: bool = False,
+    collapsed: bool,
     tolerance: float,
     max_steps: int,
     seed: int,
-    settings: Mapping[str, Any],
 ) -> UFMSolution:
     """Descend from every row of x and return the lowest end point as a solution.
 
@@ -139,12 +134,13 @@ def multistart(
         minima = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
     order = minima.value.argsort()
     (H, *weights), b = inner.split(minima.x[order[0]].cpu())
+    settings = {"method": "numerical", "collapsed": collapsed, "restarts": len(x)}
     solution = evaluate(
         problem,
         H=H[:, problem.labels] if collapsed else H,
         weights=weights,
         b=b,
-        settings={**settings, "restarts": len(x), "seed": seed, "tolerance": tolerance},
+        settings={**settings, "seed": seed, "tolerance": tolerance},
     )
     return replace(
         solution,

@@ -105,16 +105,8 @@ def fit_mse(
                 "no closed form is known for fewer; use `method='numerical'`."
             )
     restarts = (1 if dim >= problem.num_classes else 20) if restarts is None else restarts
-    inner = problem.collapsed() if collapsed else problem
-    solution = multistart(
-        problem,
-        random_points(inner, restarts, seed),
-        collapsed=collapsed,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        seed=seed,
-        settings={"method": "numerical", "collapsed": collapsed},
-    )
+    x = random_points(problem.collapsed() if collapsed else problem, restarts, seed)
+    solution = multistart(problem, x, collapsed, tolerance, max_steps, seed)
     return replace(solution, seconds=time.perf_counter() - start_time)
 
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..arrays.checks import as_labels
+from ..arrays.checks import as_count, as_labels
 from ..errors import ArgumentError
 from .bias import accepts_former_bias, bias_decay_of
 from .losses import LOSSES, Loss
@@ -88,7 +88,7 @@ class Problem:
                 f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
                 "number the classes 0, ..., K - 1 without gaps."
             )
-        check_whole(1, dim=dim)
+        dim = as_count(dim, "dim", 1)
         if len(decays) < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
         check_decays(dict(zip(_decay_names(len(decays)), decays, strict=True)))
@@ -97,7 +97,7 @@ class Problem:
             raise ArgumentError(f"activation must be 'linear' or 'relu', not {activation!r}.")
         if loss not in LOSSES:
             raise ArgumentError(f"loss must be one of {sorted(LOSSES)}, not {loss!r}.")
-        return cls(y, int(dim), tuple(map(float, decays)), decay, loss, activation)
+        return cls(y, dim, tuple(map(float, decays)), decay, loss, activation)
 
     def collapsed(self) -> Problem:
         """Return the same problem with one column of H per class.
@@ -294,14 +294,6 @@ class Problem:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.gradient(x), x, v)[0]
-
-
-def check_whole(minimum: int, **numbers: Any) -> None:
-    """Raise ArgumentError for numbers that are not whole, or below `minimum`."""
-    for name, value in numbers.items():
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (number and float(value).is_integer() and value >= minimum):
-            raise ArgumentError(f"{name} must be a whole number >= {minimum}, not {value!r}.")
 
 
 def check_decays(decays: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..results import defined
+from .curvature import Landscape
 from .deep import deep_collapse
-from .landscape import Landscape
 from .mufm.solution import MUFMSolution
 from .solution import UFMSolution
 
@@ -47,7 +48,7 @@ def record_of(
         "bias": solution.b.tolist(),
         "values": list(solution.values),
         "curve": curve,
-        "view": {"means": _as_lists(cosines(means))},
+        "view": {"means": [[defined(value) for value in row] for row in cosines(means)]},
         "landscape": None if landscape is None else landscape.to_dict(),
     }
 
@@ -70,7 +71,3 @@ def arrays_of(solution: UFMSolution | MUFMSolution) -> dict[str, Any]:
         return {**common, "X": solution.X.T, "H": solution.H.T, "W": solution.W}
     weights = {f"W{i}": W for i, W in enumerate(solution.weights, 1)}
     return {**common, "H": solution.H, **weights}
-
-
-def _as_lists(matrix: Float[np.ndarray, "K K"]) -> list[list[float | None]]:
-    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]

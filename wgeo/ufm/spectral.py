@@ -27,8 +27,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
-from .problem import Problem, check_whole
+from .problem import Problem
 from .theorems import factorize
 
 
@@ -38,7 +39,7 @@ def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
     The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
     minimum, and has a lower value than z = 0 if kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
     """
-    check_whole(2, factors=factors)
+    as_count(factors, "factors", 2)
     m = factors
     if not kappa**m < _threshold(y, m):
         return 0.0, y * y / 2

@@ -14,7 +14,7 @@ from ...storage.record import Record
 from .depth import alignment, separation_law
 from .maps import blocks, optimality
 from .one_sentence import compose
-from .opening import few_samples_note, opening, silenced
+from .opening import few_samples_note, reasons_to_doubt, silenced
 from .outcome import against_network, collapse, next_steps, reference
 from .paths import NO_COMMON_SPACE, straightness
 from .sentence import THRESHOLDS, Sentence
@@ -56,7 +56,7 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     next undecided
     """
     record = Record.of(record)
-    first = opening(record)
+    first = reasons_to_doubt(record)
     if silenced(record.trust):
         return tuple(first)
     body = [

@@ -12,7 +12,7 @@ from .sentence import THRESHOLDS, Sentence
 from .wording import percent
 
 
-def opening(record: Record) -> list[Sentence]:
+def reasons_to_doubt(record: Record) -> list[Sentence]:
     """Return the sentences about accuracy, normalization, classes and samples."""
     trust = record.trust
     return [

@@ -130,9 +130,10 @@ def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> 
         "effective_samples": segment.effective_samples,
         "shift_share": segment.shift_share,
     }
+    times = ranged(ratio, interval, note=OVER_IMAGES)
     length = (
         f"{subject} the path of the centered features{terms.centered} is "
-        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
+        f"{'' if times in ('1', '1.00') else f'{times} times '}as long as the geodesic"
         f"{terms.geodesic} between its ends"
     )
     orthogonal = (

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ...arrays.checks import check_finite
+from ...arrays.checks import OF_NETWORK, check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
+from ...text import first_names
 from .activations import Activations
 from .forward import forward_sums
 from .probing import (
@@ -154,13 +155,13 @@ def _select(
             continue
         if name not in modules or not name:
             others = (other for other in modules if other and other not in by_name)
-            listing = _first_names([*by_name, *others])
+            listing = first_names([*by_name, *others], _MAX_NAMES)
             raise FeatureError(f"No module {name!r} in this network; it has {listing}.")
         call = probe.get(name)
         if call is None or call.x is None or call.y is None:
             raise FeatureError(
                 f"Module {name!r} did not run, or does not map a tensor to a tensor. "
-                f"Choose others, such as {_first_names(_followable(modules, probe))}."
+                f"Choose others, such as {first_names(_followable(modules, probe), _MAX_NAMES)}."
             )
         selected += _blocks_of(name, modules[name], call, probe)
     return selected
@@ -191,17 +192,17 @@ def _require_finite(probe: Probe) -> None:
     """Raise an error if an output is not finite, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
-            check_finite(call.y, f"the output of {name!r}")
+            check_finite(call.y, f"the output of {name!r}", advice=OF_NETWORK)
 
 
 def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
     """Return the message that there is no block, with layers to choose instead."""
     modules = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children()) or "none"
+    texts = first_names([_module_text(name) for name in others], _MAX_NAMES)
     added = (
-        " Tensors of equal shapes are added in the forward of "
-        f"{_first_names(map(_module_text, others))}, but no summand is computed from the other by "
-        "separate modules."
+        f" Tensors of equal shapes are added in the forward of {texts}, but no summand is computed "
+        "from the other by separate modules."
         if others
         else ""
     )
@@ -215,21 +216,17 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
 
 def _two_streams(crossed: Sequence[str]) -> str:
     """Return the message that no layer is a map of the one before it, with a way to follow both."""
+    texts = first_names([_module_text(name) for name in crossed], _MAX_NAMES)
     return (
-        f"The forward of {_first_names(list(map(_module_text, crossed)))} updates two streams "
-        "of features alternately, each from the other, as in RevNet. Neither stream "
-        "is a map from layer to layer. Let each block take and return both streams as one tensor, "
-        "concatenated along the channels, or choose the modules to analyze: `layers=['name', ...]`."
+        f"The forward of {texts} updates two streams of features alternately, each from the other, "
+        "as in RevNet. Neither stream is a map from layer to layer. Let each block take and return "
+        "both streams as one tensor, concatenated along the channels, or choose the modules to "
+        "analyze: `layers=['name', ...]`."
     )
 
 
 def _module_text(name: str) -> str:
     return name or "the network itself"
-
-
-def _first_names(names: Sequence[str] | map[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
 
 
 def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from .sums import ACTIVATIONS, ADDITIONS
 
-_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
+_CLAMPED = 0.01  # share of exact zeros
 
 
 class Activations(TorchFunctionMode):
@@ -76,11 +76,14 @@ class Activations(TorchFunctionMode):
     def hides_relu(self, out: torch.Tensor) -> bool:
         """Return whether a tensor was clamped at 0 by something that cannot be traced.
 
-        Nothing in it is negative, much is exactly 0, and it is neither the result of an activation
-        function nor a sum.
+        It is neither the result of an activation function nor a sum.
         """
-        clamped = bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
-        return clamped and not self.end(out) and not _equal(self._sum, out)
+        return is_clamped(out) and not self.end(out) and not _equal(self._sum, out)
+
+
+def is_clamped(out: torch.Tensor) -> bool:
+    """Return whether nothing in a tensor is negative and much is exactly 0, as after a ReLU."""
+    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
 
 
 def _equal(a: torch.Tensor | None, b: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import FeatureError, WgeoError
+from ...runtime.memory import DEVICE_ERRORS
 from .sums import Sum, SumWatch
 
 
@@ -154,11 +155,9 @@ def run(module: nn.Module, images: torch.Tensor) -> Any:
     """Call a network on images; its errors become a `FeatureError`."""
     try:
         return module(images)
-    except WgeoError:  # raised by one of wgeo's hooks
+    except (WgeoError, *DEVICE_ERRORS):  # the first are raised by wgeo's hooks
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         last = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
         advice = (

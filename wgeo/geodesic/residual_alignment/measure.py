@@ -123,8 +123,8 @@ def alignment(
     """
     start_time = time.perf_counter()
     for name, value in (("points", points), ("probes", probes), ("vectors", vectors)):
-        if value is not None and as_count(value, name) < 1:
-            raise ArgumentError(f"{name} must be at least 1.")
+        if value is not None:
+            as_count(value, name, 1)
     kind, index = _parse(jacobian)
     module, images = module_of(net), as_images(images)
     count = vectors or min(_VECTORS, len(np.unique(images.y)))

@@ -182,8 +182,8 @@ class Run:
         """Return the means over pairs, with their intervals over points."""
         d, count = self.dimension, min(self.settings.vectors, self.dimension)
         pairs = [each for key, each in self.values.items() if isinstance(key, tuple)]
-        columns = {
-            name: _row_means([each[name] for each in pairs if name in each])
+        columns = {  # of each point, the mean over pairs; NaN if it is undefined for one
+            name: np.stack([each[name] for each in pairs if name in each]).mean(0)
             for name in (*_OVERLAPS, *_COUPLINGS)
         }
         slopes = self._slopes() if len(self.run) > 2 else None
@@ -248,11 +248,6 @@ def _coupling(jacobian: ResidualJacobian, i: Triplets, j: Triplets) -> dict[str,
         "coupling": (m.abs() - s).flatten(1).norm(dim=1) / size,
         "coupling_signed": (m - s).flatten(1).norm(dim=1) / size,
     }
-
-
-def _row_means(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Return each point's mean over pairs, NaN if it is undefined for one."""
-    return np.stack(columns).mean(0)
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float | None:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from ...arrays.checks import as_labels
+from ...arrays.checks import as_count, as_labels
 from ...arrays.rows import (
     LazyRows,
     Sliceable,
@@ -280,8 +280,7 @@ def _check(
     coupling: str,
     restarts: int,
 ) -> None:
-    if layers < 1:
-        raise ArgumentError(f"layers must be at least 1, not {layers}.")
+    as_count(layers, "layers", 1)
     for name, value in (("weight_decay", weight_decay), ("transport", transport)):
         if not (value > 0 and np.isfinite(value)):
             raise ArgumentError(f"{name} must be positive, not {value}.")
@@ -291,5 +290,4 @@ def _check(
         raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
     if coupling not in ("trajectory", "class", "free"):
         raise ArgumentError(f"Unknown coupling {coupling!r}; choose trajectory, class or free.")
-    if restarts < 0:
-        raise ArgumentError(f"restarts must be at least 0, not {restarts}.")
+    as_count(restarts, "restarts")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..results import defined
 from ..storage.record import Block, SeriesRecord
 from .matrices import color_bar, frame_cells, write_in_cells
 from .plot import Plot, Row
@@ -131,5 +132,5 @@ def _rows(series: SeriesRecord) -> Iterator[Row]:
                 "block": block.target,
                 "stage": block.stage,
                 "distance": block.distance,
-                "share_of_length": None if np.isnan(share) else float(share),
+                "share_of_length": defined(share),
             }
