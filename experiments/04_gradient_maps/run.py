@@ -57,7 +57,7 @@ def main() -> None:
     for name, chosen in (("blocks", lambda row: row), ("whole", lambda row: row["whole"])):
         rows = []
         for (data, arch, decay), group in groups.items():
-            for k in (0, len(group[0]["epochs"]) - 1):
+            for k in (0, *range(len(group[0]["epochs"]))[-2:]):
                 at = [chosen(result["epochs"][k]) for result in group]
                 rows.append(
                     [

@@ -57,11 +57,8 @@ def binary(cell: Cell, bench: Bench) -> Result:
         (H, *weights), _ = problem.split(row)
         point = evaluate(problem, H=H, weights=weights)
         for X, W in zip(point.layers[1:], point.weights[1:], strict=True):
-            lengths = np.linalg.norm(W, axis=1)
-            for floor in FLOORS:
-                long = W[lengths > floor * lengths.max()]
-                found = deep_collapse_of(X, problem.labels, long, layer=2).dnc3
-                worst[floor] = max(worst[floor], found or 0.0)
+            for floor, value in dnc3_of_long_rows(X, problem.labels, W).items():
+                worst[floor] = max(worst[floor], value)
         for layer in deep_collapse(point):
             for name in metrics if layer.layer > 1 else ("dnc1",):
                 value = getattr(layer, name)
@@ -74,6 +71,15 @@ def binary(cell: Cell, bench: Bench) -> Result:
         "zero": float(((values - zero).abs() < 1e-3).double().mean()),
         **{name: quantiles(found) for name, found in metrics.items()},
         "dnc3_of_rows": worst if reached.any() else None,
+    }
+
+
+def dnc3_of_long_rows(X: np.ndarray, y: np.ndarray, W: np.ndarray) -> dict[float, float]:
+    """DNC3 over the rows of W longer than a fraction of the longest, for every fraction."""
+    lengths = np.linalg.norm(W, axis=1)
+    return {
+        floor: deep_collapse_of(X, y, W[lengths > floor * lengths.max()], layer=2).dnc3 or 0.0
+        for floor in FLOORS
     }
 
 
@@ -144,11 +150,12 @@ def network(cell: Cell, bench: Bench) -> Result:
     fresh = heads.Headed(images.num_classes, images.shape, **shape)
     found: Result = {"accuracy": run.accuracy, "loss": run.history[-1]["loss"]}
     for name, net in (("start", fresh), ("end", run.module)):
-        pairs = zip(heads.entering(net, images), heads.weights_of(net), strict=True)
+        pairs = list(zip(heads.entering(net, images), heads.weights_of(net), strict=True))
         found[name] = [
             deep_collapse_of(X, images.y, W, layer=layer).to_dict()
             for layer, (X, W) in enumerate(pairs, 1)
         ]
+    found["dnc3_of_rows"] = [dnc3_of_long_rows(X, images.y, W) for X, W in pairs[1:]]
     found["norms"] = [float((W**2).sum()) for W in heads.weights_of(run.module)]
     return found
 
@@ -264,6 +271,18 @@ def main() -> None:
             )
     head = ["K", "L", "features into", "DNC1: start → end", "DNC2", "DNC3", "squared norm of W"]
     lab.write("networks", table([*head, "accuracy"], rows))
+    rows = []
+    for (K, L), group in by(results, "K", "layers").items():
+        for layer in range(L):
+            falls = [r["start"][layer]["dnc1"] / r["end"][layer]["dnc1"] for r in group]
+            row: list[Any] = [K, f"W{layer + 1}", f"{min(falls):.0f} to {max(falls):.0f}"]
+            for floor in FLOORS:
+                values = [r["dnc3_of_rows"][layer - 1][str(floor)] for r in group]
+                row.append(spread(values, ".2g") if layer else "left open")
+            rows.append(row)
+    head = ["K", "features into", "DNC1: start / end"]
+    head += [f"DNC3, rows longer than {floor:g}" for floor in FLOORS]
+    lab.write("rows of networks", table(head, rows))
     draw(results, lab)
 
 

@@ -282,6 +282,11 @@ def test_parquet_files_of_the_hub_are_read(tmp_path, parquet):
     assert train.class_names == test.class_names == tuple(names)
     with pytest.raises(DataError, match="no split 'val'"):
         load_images(tmp_path / "set", "val")
+    pq.write_table(table([0], [0], names), home / "extra.parquet")  # of no split
+    assert (
+        len(load_images(tmp_path / "set", "all")) == len(load_images(tmp_path / "set", None)) == 9
+    )
+    assert len(load_images(tmp_path / "set", "train")) == 5
 
 
 def test_parquet_file_with_text_labels_is_read(tmp_path, parquet):

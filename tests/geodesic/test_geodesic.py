@@ -839,24 +839,32 @@ def test_bias_curve_shows_too_few_samples(rng):
 
 def test_the_whole_sample_of_a_bias_curve_is_not_solved_again(rng, monkeypatch):
     x, y = rng.normal(size=(2, 40, 3))
-    curve, sizes = bias_curve(x, y), []
+    curve, whole = bias_curve(x, y), wasserstein(x, y)
+    sizes, solve = [], Exact.solve
 
-    def recording(x, y, **options):
+    def recording(self, x, *words, **options):
         sizes.append(len(x))
-        return wasserstein(x, y, **options)
+        return solve(self, x, *words, **options)
 
-    monkeypatch.setattr("wgeo.geodesic.bias.wasserstein", recording)
-    shared = bias_curve(x, y, whole=wasserstein(x, y))
+    monkeypatch.setattr(Exact, "solve", recording)
+    shared = bias_curve(x, y, whole=whole)
+    assert sorted(set(sizes)) == [2, 5, 10, 20]
     for point, known in zip(shared.points, curve.points, strict=True):
         values = {key: value for key, value in known.to_dict().items() if value is not None}
         assert {key: point.to_dict()[key] for key in values} == pytest.approx(values, rel=1e-12)
-    assert sorted(set(sizes)) == [2, 5, 10, 20]
 
-    sizes.clear()
+    class Mine(Exact):  # written before solvers could start from potentials
+        def solve(self, x, y, a=None, b=None, coupling=None):
+            return super().solve(x, y, a, b, coupling)
+
+    known = bias_curve(x, y, solver=Mine(), whole=whole).points
+    assert [p.distance for p in known] == pytest.approx([p.distance for p in shared.points])
+    for other in (wasserstein(x[:30], y[:30]), wasserstein(x, y, solver=wgeo.Sliced())):
+        with pytest.raises(ArgumentError, match="whole must be the result of exact for these 40"):
+            bias_curve(x, y, whole=other)
     traj = trajectory([x, y], np.arange(40) % 2)
     (segment,) = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).segments
     assert segment["sample_sizes"]["points"][-1]["distance"] == segment["distance"]
-    assert sorted(set(sizes)) == [2, 5, 10, 20]
 
 
 def test_sizes_suggested_by_a_curve_that_bends_agree_with_the_measured_ones(rng):

@@ -495,6 +495,19 @@ def test_the_brenier_test_runs_by_itself_if_it_is_cheap(net, images, monkeypatch
     assert "brenier" not in wgeo.analyze(net, images, brenier=0, **words).record
 
 
+def test_a_default_test_that_runs_out_of_memory_is_skipped(net, images, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for test, name in (("brenier", "brenier_blocks"), ("alignment", "alignment")):
+        monkeypatch.setattr(f"wgeo.analysis.controls.{name}", full)
+        words = {key: value for key, value in PLAIN.items() if key != test}
+        record = wgeo.analyze(net, images, **words).record
+        assert record[test] == {"points": 0, "skipped": "CUDA out of memory"}
+        with pytest.raises(torch.OutOfMemoryError):
+            wgeo.analyze(net, images, **words, **{test: 3})
+
+
 def test_residual_jacobians_are_compared_by_default_if_that_is_cheap(net, images, monkeypatch):
     words = {key: value for key, value in PLAIN.items() if key != "alignment"}
     record = wgeo.analyze(net, images, **words).record

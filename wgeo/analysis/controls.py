@@ -16,6 +16,7 @@ from ..features.residual_blocks import evaluating
 from ..geodesic import alignment, straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
 from ..geodesic.significance import shuffled
+from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory import Trajectory
 from .plan import REFERENCES, AnalysisPlan
 
@@ -149,7 +150,7 @@ def brenier_test(
         tests = brenier_blocks(
             module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
         )
-    except WgeoError as reason:
+    except (WgeoError, OUT_OF_MEMORY) as reason:
         if points:  # the caller requested the test
             raise
         return BrenierTests.none(traj, {"points": 0, "skipped": str(reason)})
@@ -194,7 +195,7 @@ def alignment_test(
             probes=_PROBES,
             seed=seed,
         )
-    except WgeoError as reason:
+    except (WgeoError, OUT_OF_MEMORY) as reason:
         if points:  # the caller requested the test
             raise
         return {"points": 0, "skipped": str(reason)}

@@ -67,7 +67,8 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     path = Path(path)
     parts = _parts(path)
     names = [name for name in parts if name]
-    selected = chosen_splits(path, split, names) if names else list(parts)
+    everything = split in (None, "all") or not names  # files without a split's name as well
+    selected = list(parts) if everything else chosen_splits(path, split, names)
     try:
         tables = {
             name: pyarrow.concat_tables([_table(file) for file in files])

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..errors import FeatureError
 from ..results import Result
-from ..runtime.memory import DEVICE_ERRORS
+from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory.trajectory import entry_key, features_key
 from .residual_blocks import BlockSpec, evaluating, hooked, run
 from .taps import tensor_hooks
@@ -299,7 +299,7 @@ def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
             ]
             axes |= {axis for axis, k in slices[0].items() if slices[1].get(axis, k) != k}
         return axes.pop() if len(axes) == 1 else None
-    except DEVICE_ERRORS:
+    except OUT_OF_MEMORY:
         raise
     except RuntimeError:  # a function without a second derivative; the next parameter may work
         return None

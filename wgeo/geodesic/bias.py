@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_numpy, as_points
@@ -139,8 +140,8 @@ def bias_curve(
     seed : int
         Random seed of the subsets.
     whole : TransportResult, optional
-        The solver's result for all samples, if it is already known (``wasserstein(x, y)``). Its
-        potentials are the start for the subsets.
+        The solver's result for all samples, if it is already known (``wasserstein(x, y)``). It is
+        not computed again, and `Exact` starts from its potentials on the subsets.
 
     Examples
     --------
@@ -163,13 +164,18 @@ def bias_curve(
     if repeats < 1 or not sizes or sizes[0] < 2 or sizes[-1] > n:
         raise ArgumentError(f"sizes must lie between 2 and {n}, and repeats must be at least 1.")
     solver = Exact() if solver is None else solver
+    known = None if whole is None else whole.potentials
+    others = known is not None and len(known[0]) != n
+    if whole is not None and (others or whole.solver != solver.name):
+        raise ArgumentError(f"whole must be the result of {solver.name} for these {n} samples.")
     rng = np.random.default_rng(seed)
 
     def point(size: int) -> BiasPoint:
         subsets = list(_subsets(n, size, repeats, rng))
         works = [partial(_distance, x, y, rows, solver, whole) for rows in subsets]
         nbytes = 12 * 2 * size * x.shape[1] + limited_size(2**30, 1 / 8)  # see `chain`
-        distances = map_over_cores(works, f"subsets of {size} samples", nbytes)
+        held = x.nbytes + y.nbytes
+        distances = map_over_cores(works, f"subsets of {size} samples", nbytes, held)
         return _point([(x[rows], y[rows]) for rows in subsets], distances)
 
     return BiasCurve(tuple(point(size) for size in track(sizes, "measuring over sample sizes")))
@@ -197,9 +203,11 @@ def _distance(
     """Return W2 of a subset; the potentials of the whole sample are nearly optimal for it."""
     if whole is not None and len(rows) == len(x):
         return whole.distance
-    known = None if whole is None else whole.potentials
-    start = None if known is None else tuple(each[rows] for each in known)
-    return wasserstein(x[rows], y[rows], solver=solver, potentials=start).distance
+    if whole is None or whole.potentials is None or type(solver) is not Exact:
+        return wasserstein(x[rows], y[rows], solver=solver).distance
+    f, g = whole.potentials
+    a, b = (torch.from_numpy(np.ascontiguousarray(each[rows])) for each in (x, y))
+    return solver.solve(a, b, potentials=(f[rows], g[rows])).distance
 
 
 def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], distances: list[float]) -> BiasPoint:

@@ -27,7 +27,7 @@ from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
 from ..features.residual_blocks.activations import is_clamped
 from ..results import Result
-from ..runtime.memory import DEVICE_ERRORS
+from ..runtime.memory import OUT_OF_MEMORY
 from ..runtime.progress import track
 from .jacobian import (
     Jacobian,
@@ -364,6 +364,8 @@ def _check(map_: Map, points: torch.Tensor) -> None:
     try:
         with torch.no_grad():
             joint, single = map_(few), map_(few[:1])
+    except OUT_OF_MEMORY:
+        raise
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"The map cannot take points of shape {tuple(points.shape[1:])} in float64: {error}"
@@ -382,7 +384,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
         )
     try:
         Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
-    except DEVICE_ERRORS:
+    except OUT_OF_MEMORY:
         raise
     except RuntimeError as error:
         raise ArgumentError(

@@ -28,7 +28,7 @@ from ..transport import chain as solve_chain
 from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
-from .nulls import NULL_BYTES, distinct_rows, has_power, null_scores
+from .nulls import distinct_rows, has_power, null_bytes, null_scores
 from .pairs import as_matrices, length_over_runs, missing_pairs, solutions_by_pair
 from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
@@ -281,7 +281,9 @@ def _null(sample: _MeasuredSegment, draws: int, seed: tuple[int, int]) -> Null:
         )
         for i, j in ends
     ]
-    return dict(zip(ends, map_over_cores(tasks, "null maps", NULL_BYTES), strict=True))
+    held = sum(each.nbytes for each in arrays)
+    scores = map_over_cores(tasks, "null maps", null_bytes(*arrays[0].shape), held)
+    return dict(zip(ends, scores, strict=True))
 
 
 def _block(

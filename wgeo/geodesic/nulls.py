@@ -29,7 +29,6 @@ from .result import NullScore, Score
 
 MAX_SAMPLES = 2000  # if there are more, a random subset is scored
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
-NULL_BYTES = 2**29  # memory of `null_scores`: copies of the clouds, and one dense problem
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
 
@@ -100,13 +99,23 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
     return half - half.T
 
 
+def null_bytes(n: int, d: int) -> int:
+    """Return the memory of `null_scores`: copies of the clouds, and one dense problem."""
+    return 10 * 8 * min(n, _limit(d)) * d + 2**28
+
+
 def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
     """Return rows of distinct samples, a random subset if they are too many for their width d."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
-    limit = min(MAX_SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
+    limit = _limit(d)
     return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
+
+
+def _limit(d: int) -> int:
+    """Return the number of samples that are scored, for their width d."""
+    return min(MAX_SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
 
 
 def _turned(

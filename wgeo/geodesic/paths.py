@@ -158,7 +158,7 @@ def _least_distinct(
     factor: Float[np.ndarray, "d1 n"],
     norms: Float[np.ndarray, " n"],
 ) -> Float[np.ndarray, " q"]:
-    """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i, which is y_own if that is.
+    """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i.
 
     All entries are compared with the threshold only in the rows in which the least is below it.
     """

@@ -24,7 +24,7 @@ import scipy
 import torch
 from jaxtyping import Float, Int
 
-from ..runtime.threads import map_over_cores, one_thread
+from ..runtime.threads import map_over_cores, one_thread, raise_if_interrupted
 from ..trajectory import Layer
 from .depth import progress_of_layers, with_interval
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
@@ -38,7 +38,8 @@ from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 LEVEL = 0.95
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
-"""Maximum number of float64 entries of the replicates computed together (64 MiB)."""
+"""Maximum number of float64 entries of the replicates computed together (64 MiB), except that one
+replicate is computed at least."""
 _REPLICATE_ARRAYS = 5
 """Maximum number of arrays of that size."""
 
@@ -59,6 +60,8 @@ def with_intervals(
     between which blocks map.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
+    widest = max((layer.width for layer in layers), default=1)
+    entries = max(_REPLICATE_ENTRIES, (int(class_index.max()) + 1) * widest)
     by_layer = map_over_cores(
         [
             partial(
@@ -75,7 +78,8 @@ def with_intervals(
             for layer in layers
         ],
         "bootstrapping collapse",
-        _REPLICATE_ARRAYS * 8 * _REPLICATE_ENTRIES,
+        _REPLICATE_ARRAYS * 8 * entries,
+        sum(layer.features.nbytes for layer in layers),
     )
     networks = list(zip(*by_layer, strict=True))
     replicates = [progress_of_layers(network) for network in networks]
@@ -204,6 +208,7 @@ class _Layer:
         """Yield chunks of x_i = h_i - m_{y_i}: their rows, the x_i and their classes."""
         means, shift = self.moments.means.cpu(), self.moments.shift.cpu()
         for rows, chunk in tensor_chunks(self.features, self.moments.name, 0):
+            raise_if_interrupted()
             classes = torch.from_numpy(self.class_index[rows])
             yield rows, (chunk.cpu() - shift).sub_(means[classes]), classes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..storage.record import Record
 from ..text import stage_number
-from .parts import Plots, figure_block, join, measured, names_of
+from .parts import Plots, figure_block, join, names_of, value_with_interval
 from .text import DASH, general, plain, table, with_interval
 
 
@@ -18,9 +18,9 @@ def alignment(record: Record, plots: Plots) -> str:
     runs = [
         [
             f"{plain(s.blocks[0], 40)} to {plain(s.blocks[-1], 40)}",
-            *(measured(s, key, 3) for key in ("overlap_uv", "overlap_uu", "overlap_vv")),
+            *(value_with_interval(s, key, 3) for key in ("overlap_uv", "overlap_uu", "overlap_vv")),
             general(s.chance, 2),
-            measured(s, "coupling", 3),
+            value_with_interval(s, "coupling", 3),
             general(s.chance_coupling, 3),
             with_interval(s.slope, s.interval("slope")),
         ]
@@ -75,7 +75,7 @@ def separation_law(record: Record, plots: Plots) -> str:
         [
             "all stages" if s.stage is None else f"stage {stage_number(s.stage)}",
             f"{plain(s.layers[0], 40)} to {plain(s.layers[-1], 40)}",
-            *(measured(s, key, 3) for key in keys),
+            *(value_with_interval(s, key, 3) for key in keys),
         ]
         for s in segments
     ]

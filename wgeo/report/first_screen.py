@@ -21,7 +21,14 @@ from ..storage.record import (
 )
 from ..text import counted
 from ..thresholds import LOW_RESOLUTION
-from .parts import correlation, join, measured, path_descriptions, stage_ends, stage_title
+from .parts import (
+    correlation,
+    join,
+    path_descriptions,
+    stage_ends,
+    stage_title,
+    value_with_interval,
+)
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
@@ -166,7 +173,7 @@ def _glance(record: Record) -> str:
             [
                 plain(stage_title(segment, i, layers)),
                 shape,
-                measured(segment.centred, "length_ratio"),
+                value_with_interval(segment.centred, "length_ratio"),
                 fixed(segment.centred.sqrt_moving_blocks, 2),
                 correlation(segment),
                 _change(segment, layers, "nc1", general),

@@ -19,9 +19,9 @@ from .parts import (
     highest_null,
     join,
     last_means,
-    measured,
     names_of,
     score,
+    value_with_interval,
 )
 from .scrubber import scrubber
 from .text import (
@@ -96,7 +96,7 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
     rows = [
         [
             name,
-            *(measured(test, key, 3) for key in keys),
+            *(value_with_interval(test, key, 3) for key in keys),
             percent(test.negative_share),
         ]
         for name, test in tests
@@ -276,7 +276,9 @@ def _embedded(record: Record) -> str:
     if not segments:
         return ""
     names = [plain(segment_name(s.layers, i)) for i, s in enumerate(segments)]
-    rows = [[label, *(measured(s, key) for s in segments)] for key, label in RATIOS.items()]
+    rows = [
+        [label, *(value_with_interval(s, key) for s in segments)] for key, label in RATIOS.items()
+    ]
     rows.append(["OT score", *(score(s) for s in segments)])
     return join(
         "## The whole network in one space",
@@ -288,11 +290,11 @@ def _embedded(record: Record) -> str:
 
 
 def _value(key: str) -> Callable[[Segment], str]:
-    return lambda segment: measured(segment, key)
+    return lambda segment: value_with_interval(segment, key)
 
 
 def _centered(key: str) -> Callable[[Segment], str]:
-    return lambda segment: measured(segment.centred, key)
+    return lambda segment: value_with_interval(segment.centred, key)
 
 
 def _largest_gap(segment: Segment) -> float | None:

@@ -116,7 +116,7 @@ def highest_null(item: Block | Segment) -> str:
     return fixed(item.highest_null, 3)
 
 
-def measured(source: Measured, key: str, decimals: int = 2) -> str:
+def value_with_interval(source: Measured, key: str, decimals: int = 2) -> str:
     """Return a value of a part of the record with its interval."""
     return with_interval(source.measure(key), source.interval(key), decimals)
 

@@ -20,9 +20,9 @@ from .parts import (
     figure_block,
     highest_null,
     join,
-    measured,
     path_descriptions,
     score,
+    value_with_interval,
 )
 from .scrubber import scrubber
 from .text import (
@@ -125,7 +125,7 @@ def _values(row: AnalysisRow, count: int) -> list[str]:
         percent(last.measure("ncc_accuracy")),
     ]
     for segment, shape in zip(row.segments, path_descriptions(row), strict=True):
-        cells += [shape, measured(segment.centred, "length_ratio")]
+        cells += [shape, value_with_interval(segment.centred, "length_ratio")]
     return cells + [DASH] * (2 * (count - len(row.segments)))
 
 
@@ -184,11 +184,11 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
         [
             _name(series, row),
             plain(segment_name(segment.layers, i)),
-            measured(segment, "length_ratio"),
-            measured(segment.centred, "length_ratio"),
+            value_with_interval(segment, "length_ratio"),
+            value_with_interval(segment.centred, "length_ratio"),
             _over_runs(series, segment, i),
-            measured(segment, "line_shape_ratio"),
-            measured(segment, "action_ratio"),
+            value_with_interval(segment, "line_shape_ratio"),
+            value_with_interval(segment, "action_ratio"),
             correlation(segment),
             highest_null(segment),
             score(segment),

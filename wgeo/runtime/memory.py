@@ -20,9 +20,8 @@ from .processes import local_world_size
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LIBRARY_BYTES = 2**29  # memory that Python and its libraries occupy
 _MAX_HALVINGS = 14
-_OUT_OF_MEMORY = torch.OutOfMemoryError
-DEVICE_ERRORS = (_OUT_OF_MEMORY, getattr(torch, "AcceleratorError", _OUT_OF_MEMORY))  # torch 2.8
-"""Errors of a device, which say nothing about the network or the data."""
+OUT_OF_MEMORY = torch.OutOfMemoryError
+"""Raised by a device; it says nothing about the network or the data."""
 
 _state: dict[str, int | None] = {"limit": None, "halvings": 0}
 

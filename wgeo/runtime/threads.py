@@ -61,6 +61,7 @@ def thread_map(
 
     def run_tasks() -> None:
         _local.interrupt = interrupt
+        torch.set_num_threads(max(1, cores // threads))  # a thread that starts later as well
         while not interrupt.is_set():
             try:
                 i, item = tasks.get_nowait()
@@ -92,16 +93,19 @@ def thread_map(
     return [results[i] for i in range(len(items))]
 
 
-def map_over_cores(works: Sequence[Callable[[], R]], what: str, nbytes: int) -> list[R]:
+def map_over_cores(
+    works: Sequence[Callable[[], R]], what: str, nbytes: int, feature_bytes: int
+) -> list[R]:
     """Call all functions in `works`, in several processes or else threads; return their results.
 
-    Each needs `nbytes` of memory, so that under a memory limit fewer run at once. The functions
-    must not call collective operations; see `map_over_ranks` and `thread_map`.
+    Each needs `nbytes` of memory beside the features, `feature_bytes`, so that under a memory limit
+    fewer run at once. The functions must not call collective operations. On a machine with a GPU
+    they run one after another; see `map_over_ranks` and `thread_map`.
     """
     if processes.world_size() > 1:
         return processes.map_over_ranks(works, what)
     available = available_bytes()
-    most = None if available is None else max(1, available // nbytes)
+    most = None if available is None else max(1, (available - feature_bytes) // nbytes)
     return thread_map(lambda work: work(), works, what, most)
 
 

@@ -62,7 +62,6 @@ def wasserstein(
     a: Any = None,
     b: Any = None,
     coupling: Any = None,
-    potentials: Any = None,
 ) -> TransportResult:
     r"""Compute W2 between two point clouds, with an interval that contains it.
 
@@ -84,10 +83,6 @@ def wasserstein(
         x with row ``coupling[i]`` of y. By default row i is paired with row i, which is the
         network's own pairing if rows are the same samples at two layers. A good start makes solvers
         faster or bounds tighter; it does not change W2.
-    potentials : (array_like, array_like), (n,) and (m,), optional
-        Potentials f, g to start from, such as ``TransportResult.potentials`` of a similar problem,
-        at these samples. They make `Exact` faster and do not change W2. Other solvers do not use
-        them.
 
     Returns
     -------
@@ -99,8 +94,7 @@ def wasserstein(
     FeatureError
         NaN, infinity, an empty cloud, or clouds of different widths.
     ArgumentError
-        Weights that are negative, not finite or all zero; a coupling that is not a permutation;
-        potentials that are not one finite number per sample.
+        Weights that are negative, not finite or all zero; a coupling that is not a permutation.
     ConvergenceError
         The solver stopped before reaching its tolerance (see `Sinkhorn`'s ``on_failure``).
 
@@ -122,15 +116,7 @@ def wasserstein(
     uniform = weights_a is None and weights_b is None
     start = None if coupling is None else _as_permutation(coupling, n, m, uniform)
     solver = checked_solver(Exact() if solver is None else solver)
-    options = {} if potentials is None else {"potentials": _as_potentials(potentials, n, m)}
-    result = solver.solve(
-        x.detach(),
-        y.detach(),
-        weights_a,
-        weights_b,
-        start,
-        **(options if isinstance(solver, Exact) else {}),
-    )
+    result = solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
     if uniform or result.weights is not None:
         return result
     uniform_a, uniform_b = np.full(n, 1 / n), np.full(m, 1 / m)
@@ -201,18 +187,6 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
         return None
     values /= largest  # so that the sum neither overflows nor underflows
     return values / values.sum()
-
-
-def _as_potentials(potentials: Any, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(potentials) != 2:
-        raise ArgumentError(f"potentials must be a pair, f and g; they are {len(potentials)}.")
-    f, g = (np.asarray(as_numpy(each), dtype=np.float64) for each in potentials)
-    if f.shape != (n,) or g.shape != (m,) or not (np.isfinite(f).all() and np.isfinite(g).all()):
-        raise ArgumentError(
-            f"potentials must be {n} and {m} finite numbers, one per sample; "
-            f"they have shapes {f.shape} and {g.shape}."
-        )
-    return f, g
 
 
 def on_one_device(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

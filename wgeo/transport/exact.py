@@ -93,6 +93,10 @@ class Exact:
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
+        Potentials f, g of a similar problem, at these points, save time. They do not change W2, and
+        are not used if the problem is small or one-dimensional, if points are merged or have no
+        weight, or if the given coupling is nearly optimal.
+
         Raises
         ------
         FeatureError

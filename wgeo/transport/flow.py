@@ -46,8 +46,8 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
     problem and every point's pairs of least slack. Small problems are solved on all pairs, unless a
     known pairing is nearly optimal.
 
-    If potentials f are known that are nearly optimal, `start`, they replace those of a translation
-    and of the coarse problem, and nearest neighbors are not tried.
+    Potentials f that are nearly optimal, `start`, replace those of a translation and of the coarse
+    problem in `_start`, and nearest neighbors are not tried.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses

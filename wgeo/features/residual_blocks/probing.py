@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import FeatureError, WgeoError
-from ...runtime.memory import DEVICE_ERRORS
+from ...runtime.memory import OUT_OF_MEMORY
 from .sums import Sum, SumWatch
 
 
@@ -155,7 +155,7 @@ def run(module: nn.Module, images: torch.Tensor) -> Any:
     """Call a network on images; its errors become a `FeatureError`."""
     try:
         return module(images)
-    except (WgeoError, *DEVICE_ERRORS):  # the first are raised by wgeo's hooks
+    except (WgeoError, OUT_OF_MEMORY):  # WgeoError is raised by wgeo's hooks
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

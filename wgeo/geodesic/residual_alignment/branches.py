@@ -26,6 +26,7 @@ from ...features.residual_blocks import (
     returned,
     run,
 )
+from ...runtime.memory import OUT_OF_MEMORY
 from ..jacobian import Map, jvp
 
 _ROUNDING = 1e-9  # relative difference attributed to rounding in float64
@@ -142,6 +143,8 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
             with Activations() as activations:
                 out = block(x)
             alone = block(x[:1]) if len(x) > 1 else out
+    except OUT_OF_MEMORY:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise ArgumentError(f"Block {name!r} cannot be run alone in float64: {error}") from error
     if bool((out[:1] - alone[:1]).abs().max() > _ROUNDING * out.abs().max()):
