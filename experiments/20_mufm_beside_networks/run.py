@@ -25,7 +25,7 @@ LOOKS = {
     "network": ("#222222", "-", "network"),
     "geodesic model": ("#0072B2", "--", "line"),
     "MUFM": ("#D55E00", "--", "MUFM"),
-    "given": ("#009E73", ":", "MUFM with the network's own classifier"),
+    "given": ("#009E73", ":", "MUFM, own classifier"),
 }
 MARKERS = {"digits": "o", "mnist": "s", "cifar10": "^"}
 
@@ -270,7 +270,7 @@ def draw_straightness(results: list[dict[str, Any]], lab: Lab) -> None:
         ax.set_xlabel(
             {"line_shape_ratio": "line-shape ratio", "length_ratio": "W2 length ratio"}[name]
         )
-    axes[0].set_ylabel("unexplained by the line (% of variance)")
+    axes[0].set_ylabel("unexplained variance (%)")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(lab.figure("straightness.png"))
 
