@@ -407,7 +407,7 @@ class TestThreads:
     def test_functions_are_called_on_all_cores_that_memory_allows(self):
         together = threading.Barrier(3)
         works = [lambda i=i: (together.wait(60), i)[1] for i in range(6)]
-        assert map_over_cores(works, "", 1) == list(range(6))  # three at a time
+        assert map_over_cores(works, "", 1, 0) == list(range(6))  # three at a time
         running, most = [], []
 
         def work():
@@ -417,7 +417,7 @@ class TestThreads:
             running.pop()
 
         with memory_limit("2GiB"):
-            map_over_cores([work] * 6, "", 2**31)
+            map_over_cores([work] * 6, "", 2**20, 2**31)
         assert set(most) == {1}
 
     def test_the_first_error_stops_the_rest(self):
