@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "wgeo").rglob("*.py"))
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 GALLERY = sorted((ROOT / "docs" / "gallery").glob("*.py"))
 
-# What to write instead stands at the right; see CONTRIBUTING.md.
+# What to write instead stands at the right.
 BANNED = {
     r"\b[Rr]ooms?\b": "package; space, memory",
     r"\b[Hh]ouses?\b": "architecture",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..transport import Solver
 
 REFERENCES = ("init", "shuffled", "none")
-SOLVERS = {  # a summary of each; its class in `wgeo.transport` has the same name, capitalized
+SOLVERS = {  # a summary of each; its class in `wgeo.transport` has this `name`
     "exact": "W2 itself, with a certificate",
     "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
     "sliced": "mean over random directions; fast, an interval that contains W2",
@@ -300,7 +300,8 @@ def solver_of(solver: str | Solver) -> Solver:
     name, _, options = solver.partition(":")
     if name not in SOLVERS:
         raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
-    kind = getattr(transport, name.capitalize())
+    classes = (getattr(transport, each) for each in transport.__all__)
+    kind = next(each for each in classes if getattr(each, "name", None) == name)
     settings = settings_of(options.split(",") if options else ())
     names = [option.name for option in fields(kind)]
     if unknown := sorted(settings.keys() - set(names)):
