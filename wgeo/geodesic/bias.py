@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
 from ..results import Result
-from ..runtime.memory import limited_size
 from ..runtime.progress import track
 from ..runtime.threads import map_over_cores
 from ..thresholds import LOW_RESOLUTION
 from ..transport import Exact, Solver, TransportResult, wasserstein
+from ..transport.chains import solver_bytes
 from .paths import resolution
 
 
@@ -173,9 +173,8 @@ def bias_curve(
     def point(size: int) -> BiasPoint:
         subsets = list(_subsets(n, size, repeats, rng))
         works = [partial(_distance, x, y, rows, solver, whole) for rows in subsets]
-        nbytes = 12 * 2 * size * x.shape[1] + limited_size(2**30, 1 / 8)  # see `chain`
-        held = x.nbytes + y.nbytes
-        distances = map_over_cores(works, f"subsets of {size} samples", nbytes, held)
+        needed, held = solver_bytes(2 * size * x.shape[1]), x.nbytes + y.nbytes
+        distances = map_over_cores(works, f"subsets of {size} samples", needed, held)
         return _point([(x[rows], y[rows]) for rows in subsets], distances)
 
     return BiasCurve(tuple(point(size) for size in track(sizes, "measuring over sample sizes")))

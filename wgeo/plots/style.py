@@ -251,7 +251,7 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
 def interval_ends(
     intervals: Iterable[Sequence[float] | None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and the upper ends of intervals; NaN where there is none."""
+    """Return the lower and the upper ends of intervals; NaN for a missing one."""
     low, high = np.array([numbers(each or (None, None)) for each in intervals]).reshape(-1, 2).T
     return low, high
 

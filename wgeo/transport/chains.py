@@ -90,13 +90,21 @@ class _Problem:
 
     @property
     def memory_bytes(self) -> int:
-        """Approximate memory of a solver: copies of both clouds, and a part of the costs."""
-        return 12 * (self.x.size + self.y.size) + limited_size(_COST_BLOCKS, 1 / 8)
+        """Approximate memory of a solver."""
+        return solver_bytes(self.x.size + self.y.size)
 
     @property
     def key(self) -> tuple[int, int]:
         """Return a key of the two arrays, so that equal problems are solved only once."""
         return id(self.x), id(self.y)
+
+
+def solver_bytes(entries: int) -> int:
+    """Return the approximate memory of a solver, for the number of entries of both clouds.
+
+    It holds copies of both clouds, and a part of the costs.
+    """
+    return 12 * entries + limited_size(_COST_BLOCKS, 1 / 8)
 
 
 def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
