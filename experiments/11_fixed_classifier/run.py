@@ -76,7 +76,8 @@ def accuracy(cell: Cell, bench: Bench) -> Result:
         lr=cell["lr"],
         seed=cell["seed"],
         checkpoints=[],
-        evaluate_every=cell["epochs"],
+        evaluate_every=cell["evaluate_every"],
+        precision=cell["precision"],
     )
     unseen = bench.images(cell["data"], cell["test"] or None, "test", size=subset["size"])
     images = bench.images(cell["data"], **subset)
@@ -84,6 +85,7 @@ def accuracy(cell: Cell, bench: Bench) -> Result:
     tested = wgeo.trace(run.module, unseen)
     return {
         "train": run.accuracy,
+        "terminal_epoch": run.terminal_epoch,
         "test": float((tested.predictions == tested.labels).mean()),
         "unseen": len(unseen),
         "seconds": sum(row["seconds"] for row in run.history),
@@ -128,15 +130,16 @@ def accuracy_table(results: list[Result], lab: Lab) -> None:
                 data,
                 classifier,
                 len(group),
-                spread([r["train"] for r in group], ".4f"),
+                f"{min(r['train'] for r in group):.4f}",
+                ", ".join(str(r["terminal_epoch"] or "never") for r in group),
                 spread([r["test"] for r in group], ".4f"),
                 _difference(results, group),
                 *(spread([r[key] for r in group]) for key in ("nc1", "nc2_etf", "nc3")),
                 f"{np.mean([r['seconds'] for r in group]):.0f}",
             ]
         )
-    head = ["network", "data", "classifier", "seeds", "training accuracy", "test accuracy"]
-    head += ["test accuracy − learned", "NC1", "NC2, to ETF", "NC3", "seconds"]
+    head = ["network", "data", "classifier", "seeds", "training accuracy", "1 from epoch"]
+    head += ["test accuracy", "test accuracy − learned", "NC1", "NC2, to ETF", "NC3", "seconds"]
     lab.write("accuracy", table(head, rows))
 
 
