@@ -30,6 +30,7 @@ from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds
 from wgeo.transport.rounding import compute_bounds, couple_in_order, with_plan
 from wgeo.transport.tiles import full_precision
+from wgeo.transport.weighted_points import WeightedPoints
 
 TIGHT = {"marginal_tolerance": 1e-10, "iterations": 5000}
 
@@ -250,7 +251,7 @@ class TestFused:
         def on(device, n, d):
             with FakeTensorMode():  # no memory, and no device
                 x, a = torch.empty(n, d, device=device), torch.empty(n, device=device).double()
-            return PointClouds(x, x, a, a, None)
+            return PointClouds(WeightedPoints(x, a), WeightedPoints(x, a))
 
         monkeypatch.setattr(fused, "disagreement", lambda _: reason)
         for reason in ("", "no compiler"):
@@ -496,7 +497,7 @@ class Largest(TorchDispatchMode):
 class TestKernel:
     @staticmethod
     def dense(pair, g, eps):
-        cost = torch.cdist(pair.centered_x(torch.float64), pair.centered_y(torch.float64)) ** 2
+        cost = torch.cdist(*pair.centered(torch.float64)) ** 2
         f = -eps * ((g - cost) / eps + pair.b.log()).logsumexp(1)
         column = ((f[:, None] - cost) / eps + pair.a.log()[:, None]).logsumexp(0)
         return f, column + g / eps

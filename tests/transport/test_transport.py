@@ -8,6 +8,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
+from functools import cached_property
 
 import numpy as np
 import ot
@@ -27,6 +29,7 @@ from wgeo.runtime.memory import memory_limit
 from wgeo.runtime.threads import map_over_cores, raise_if_interrupted, thread_map
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
 from wgeo.transport.entry import on_one_device
+from wgeo.transport.weighted_points import WeightedPoints, shared_statistics
 
 SOLVERS = {
     "exact": wgeo.Exact(),
@@ -487,3 +490,56 @@ def test_ctrl_c_ends_a_chain():
     child.send_signal(signal.SIGINT)
     _, errors = patience.finished(child, work=120)
     assert "KeyboardInterrupt" in errors
+
+
+class TestSharedStatistics:
+    """What is computed of one cloud alone is computed once for all pairs."""
+
+    def test_once_per_cloud_with_the_same_values(self, rng, monkeypatch):
+        counts = Counter()
+        norms = WeightedPoints.norms.func
+
+        def counted(cloud):
+            counts[cloud.points.data_ptr()] += 1
+            return norms(cloud)
+
+        attribute = cached_property(counted)
+        attribute.__set_name__(WeightedPoints, "norms")
+        monkeypatch.setattr(WeightedPoints, "norms", attribute)
+        clouds = [rng.standard_normal((30 + k, 3)) for k in range(4)]
+        for solver in SOLVERS.values():
+            counts.clear()
+            together = wgeo.distances(clouds, solver=solver)
+            assert set(counts.values()) == {1}
+            for i, x in enumerate(clouds):
+                for j, y in enumerate(clouds[:i]):
+                    alone = wasserstein(y, x, solver=solver)
+                    assert (alone.lower, alone.upper, alone.distance) == (
+                        together.lower[j, i],
+                        together.upper[j, i],
+                        together.distance[j, i],
+                    )
+
+    def test_nothing_is_kept_after_the_call(self, rng):
+        clouds = [rng.standard_normal((20, 2)) for _ in range(3)]
+        before = wgeo.distances(clouds)
+        clouds[0] += 100.0  # in place: the same memory, with other points
+        after = wgeo.distances(clouds)
+        assert after.distance[0, 1] == pytest.approx(np.hypot(100, 100), abs=5)
+        assert after.distance[1, 2] == before.distance[1, 2]
+        assert wasserstein(clouds[0], clouds[1]).distance == after.distance[0, 1]
+
+    def test_weights_read_only_arrays_and_slices_are_measured_as_given(self, rng):
+        points = rng.standard_normal((40, 4))
+        read_only = points.copy()
+        read_only.setflags(write=False)
+        clouds = [points, points[::2], points[:20], points[:, ::-1], read_only]
+        together = wgeo.distances(clouds).distance
+        expected = [[wasserstein(x.copy(), y.copy()).distance for y in clouds] for x in clouds]
+        assert together == pytest.approx(np.array(expected), abs=1e-12)
+        weights = np.arange(40.0)
+        with shared_statistics([points]):
+            weighted = wasserstein(points, points + 1, a=weights, b=weights)
+            reference = WeightedPoints.of(torch.from_numpy(points), weights / weights.sum())
+        assert reference.center.numpy() == pytest.approx(weights @ points / weights.sum())
+        assert weighted.distance == pytest.approx(2, rel=1e-6)

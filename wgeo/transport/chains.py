@@ -18,6 +18,7 @@ from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
+from .weighted_points import shared_statistics
 
 R = TypeVar("R")
 
@@ -171,14 +172,15 @@ def map_pairs(
     """Return ``keep(result, x, y)`` for each pair of `solve_pairs`: no plan stays in memory."""
     problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
-    results = thread_map(
-        lambda problem: keep(_solve(problem, solver), problem.x, problem.y),
-        list(distinct.values()),
-        "optimal transport",
-        max_threads=_max_concurrent(
-            max((problem.memory_bytes for problem in distinct.values()), default=1), feature_bytes
-        ),
-    )
+    largest = max((problem.memory_bytes for problem in distinct.values()), default=1)
+    clouds = {id(cloud): cloud for problem in problems for cloud in (problem.x, problem.y)}
+    with shared_statistics(clouds.values()):
+        results = thread_map(
+            lambda problem: keep(_solve(problem, solver), problem.x, problem.y),
+            list(distinct.values()),
+            "optimal transport",
+            max_threads=_max_concurrent(largest, feature_bytes),
+        )
     by_key = dict(zip(distinct, results, strict=True))
     return [by_key[problem.key] for problem in problems]
 

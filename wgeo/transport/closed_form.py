@@ -18,10 +18,9 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_count, pick_device
 from ..runtime import processes
 from .plans import MAX_ENTRIES, couple_along, northwest_corner, product_plan
-from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
-_FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
 _LINE_ENTRIES = 1 << 22  # projected coordinates in memory at a time: 32 MiB
 _MAX_COUPLINGS = 8  # couplings from lines tried in full dimension
 _MAX_AXES = 512  # principal axes at most
@@ -98,7 +97,7 @@ class Gaussian:
 
 def _bures(clouds: PointClouds) -> tuple[float, float]:
     """Return B^2 between the centered clouds, and a bound on its rounding error."""
-    factor_x, factor_y = _factor(clouds), _factor(clouds.transposed)
+    factor_x, factor_y = clouds.source.factor, clouds.target.factor
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
     terms = clouds.x.shape[1] + sum(product.shape)
@@ -115,17 +114,6 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     outside = factor_y - right.T @ common
     residual = (factor_x - left @ common).square().sum() + outside.square().sum()
     return float(residual), slack
-
-
-def _factor(clouds: PointClouds) -> Float[torch.Tensor, "r d"]:
-    """Return R with at most d rows such that R^T R is the covariance of x, in chunks of points."""
-    d = clouds.x.shape[1]
-    factor, least = clouds.center_x.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
-    for rows, points in centered_rows(clouds.x, clouds.center_x, least=least):
-        factor = torch.cat([factor, points * clouds.a[rows].sqrt()[:, None]])
-        if len(factor) > d:
-            factor = torch.linalg.qr(factor, mode="r").R
-    return factor
 
 
 @dataclass(frozen=True)
@@ -256,7 +244,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
     """Return orthonormal directions that explain most of the pooled variance."""
-    pooled = torch.cat([_factor(clouds), _factor(clouds.transposed)])
+    pooled = torch.cat([clouds.source.factor, clouds.target.factor])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
     start = np.random.default_rng(seed).standard_normal((len(pooled), _MAX_AXES // 8))

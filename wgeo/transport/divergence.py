@@ -136,8 +136,9 @@ def _centered_gradients(
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
     """Gradients of OT_eps between the centered clouds with respect to x and y."""
     onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
+    x, y = clouds.centered(torch.float64)
     mass = clouds.b * state.log_ratio.exp()
     return (
-        2 * (clouds.a[:, None] * clouds.centered_x(torch.float64) - onto_x),
-        2 * (mass[:, None] * clouds.centered_y(torch.float64) - onto_y),
+        2 * (clouds.a[:, None] * x - onto_x),
+        2 * (mass[:, None] * y - onto_y),
     )

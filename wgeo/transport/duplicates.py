@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from .point_clouds import PointClouds
+from .weighted_points import WeightedPoints
 
 _MAX_DISTINCT = 0.95  # merging saves time if at most this fraction of points is distinct
 _MAX_WITH_PAIRING = 0.7  # up to here it saves time even if the pairing is nearly optimal
@@ -50,12 +51,11 @@ def merge_equal_points(clouds: PointClouds) -> Merged | None:
         _sum_groups(clouds.masses[0], index_x, len(first_x)),
         _sum_groups(clouds.masses[1], index_y, len(first_y)),
     )
-    a, b = (torch.from_numpy(mass / mass.sum()).to(clouds.a) for mass in masses)
-    x, y = (
-        z[torch.from_numpy(first).to(z.device)]
-        for z, first in ((clouds.x, first_x), (clouds.y, first_y))
+    source, target = (
+        WeightedPoints.of(z[torch.from_numpy(first).to(z.device)], mass / mass.sum())
+        for z, first, mass in zip((clouds.x, clouds.y), (first_x, first_y), masses, strict=True)
     )
-    return Merged(PointClouds(x, y, a, b, None, masses), index_x, index_y)
+    return Merged(PointClouds(source, target, integer_masses=masses), index_x, index_y)
 
 
 Indices = tuple[np.ndarray, np.ndarray]  # first copies of distinct rows; each row's copy

@@ -31,9 +31,8 @@ def geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Ten
         potentials=True,
         backend="tensorized",
     )
-    _, half_g = loss(
-        clouds.a, clouds.centered_x(torch.float64), clouds.b, clouds.centered_y(torch.float64)
-    )
+    x, y = clouds.centered(torch.float64)
+    _, half_g = loss(clouds.a, x, clouds.b, y)
     return 2 * half_g.view(-1)
 
 
@@ -59,13 +58,8 @@ def flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor
         half_cost=False,
         allow_tf32=False,
     )
-    single = torch.float32
-    _, g = loss(
-        clouds.a.to(single),
-        clouds.centered_x(single),
-        clouds.b.to(single),
-        clouds.centered_y(single),
-    )
+    x, y = clouds.centered(torch.float32)
+    _, g = loss(clouds.a.float(), x, clouds.b.float(), y)
     return g.double().view(-1)
 
 

@@ -21,6 +21,7 @@ from ..runtime import processes
 from .kernel import Kernel
 from .point_clouds import PointClouds
 from .tiles import STORED_ENTRIES
+from .weighted_points import WeightedPoints
 
 _MIN_WIDTH, _MAX_WIDTH = 16, 256  # features that a fused kernel takes; more exceed its memory
 _SAMPLE = 1024  # points of x for which the two kernels are compared
@@ -35,16 +36,16 @@ class FusedKernel(Kernel):
 
     @cached_property
     def _points(self) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        return self.clouds.centered_x(torch.float64), self.clouds.centered_y(torch.float64)
+        return self.clouds.centered(torch.float64)
 
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
         """Return the same as `Kernel.softmin`; a second call, from y to x, sums the columns."""
         clouds, (x, y) = self.clouds, self._points
-        bias_y = (g - clouds.norms_y) / eps
-        f = clouds.norms_x - eps * _attend(x, y, bias_y + clouds.b.log(), eps)
-        bias_x = (f - clouds.norms_x) / eps
+        bias_y = (g - clouds.target.norms) / eps
+        f = clouds.source.norms - eps * _attend(x, y, bias_y + clouds.b.log(), eps)
+        bias_x = (f - clouds.source.norms) / eps
         log_ratio = bias_y + _attend(y, x, bias_x + clouds.a.log(), eps)
         return f, torch.where(clouds.b > 0, log_ratio, 0.0)
 
@@ -132,7 +133,7 @@ def uses_fused(engine: str, clouds: PointClouds) -> bool:
 def disagreement(clouds: PointClouds) -> str:
     """Return why the two kernels do not agree to 1e-5 on a sample of rows; empty if they do."""
     a = clouds.a[:_SAMPLE]
-    sample = PointClouds(clouds.x[:_SAMPLE], clouds.y, a / a.sum(), clouds.b, None)
+    sample = PointClouds(WeightedPoints(clouds.x[:_SAMPLE], a / a.sum()), clouds.target)
     eps = max(sample.total_variance, 1e-300)
     g = torch.zeros_like(clouds.b)
     f, log_ratio = Kernel(sample, torch.float32).softmin(g, eps)

@@ -20,9 +20,10 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries
-from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import inner_product_error, principal_directions, reduce_dimension
 from .tiles import map_tiles, products, roundings, store_products
+from .weighted_points import centered_rows
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class Geometry:
 
     @property
     def _center_y(self) -> Float[torch.Tensor, " d"]:
-        return self.clouds.center_y if self.has_offset else self.clouds.center_x
+        return self.clouds.target.center if self.has_offset else self.clouds.source.center
 
     @cached_property
     def _indices(self) -> tuple[Int[torch.Tensor, " n"], Int[torch.Tensor, " m"]]:
@@ -220,7 +221,7 @@ class Geometry:
         x, center, index = (
             (self.clouds.y, self._center_y, self._indices[1])
             if is_y
-            else (self.clouds.x, self.clouds.center_x, self._indices[0])
+            else (self.clouds.x, self.clouds.source.center, self._indices[0])
         )
         n, d = x.shape
         groups = _groups(n)

@@ -86,11 +86,11 @@ class Kernel:
 
     @cached_property
     def _columns(self) -> Float[torch.Tensor, "m d"]:
-        return self.clouds.centered_y(self.dtype)
+        return self.clouds.target.centered(self.dtype)
 
     def _bias(self, g: Float[torch.Tensor, " m"], eps: float) -> Float[torch.Tensor, " m"]:
         clouds = self.clouds
-        return clouds.b.log() + (g - clouds.norms_y) / eps
+        return clouds.b.log() + (g - clouds.target.norms) / eps
 
     def _tiles(
         self,
@@ -105,7 +105,7 @@ class Kernel:
         def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
             if stored is not None:
                 return torch.add(bias, stored[rows].to(self.dtype), alpha=scale, out=out)
-            left = clouds.centered_rows_x(rows, self.dtype)
+            left = clouds.source.centered(self.dtype, rows)
             return products(left, self._columns, bias, scale, out)
 
         # Without matrix products, tiles that fit a core's cache are faster.
@@ -128,7 +128,7 @@ class Kernel:
             top = scores.amax(1, keepdim=True)
             scores.sub_(top).exp_()
             total = scores.sum(1)
-            f = clouds.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+            f = clouds.source.norms[rows] - eps * (top[:, 0].double() + total.double().log())
             return f, (scores.T @ (clouds.a[rows].to(self.dtype) / total)).double()
 
         f, mass = reduce_tiles(self._tiles(part, 2 / eps, bias), len(clouds.x))
@@ -147,12 +147,12 @@ class Kernel:
         if len(underflown) == 0:
             return ratio
         # Columns that underflow are summed separately, in the log domain.
-        points = clouds.y[underflown].double() - clouds.center_y
-        bias, zero = clouds.a.log() + (f - clouds.norms_x) / eps, points.new_zeros(len(points))
+        points = clouds.y[underflown].double() - clouds.target.center
+        bias, zero = clouds.a.log() + (f - clouds.source.norms) / eps, points.new_zeros(len(points))
         total = torch.full_like(zero, -torch.inf)
 
         def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
-            left = clouds.centered_rows_x(rows, torch.float64)
+            left = clouds.source.centered(torch.float64, rows)
             return products(left, points, zero, 2 / eps, out[:, : len(points)])
 
         def part(rows: slice, scores: torch.Tensor) -> torch.Tensor:
@@ -161,17 +161,17 @@ class Kernel:
         shape = len(clouds.x), max(points.shape)
         for _, log_mass in map_tiles(part, fill, shape, zero):
             total = torch.logaddexp(total, log_mass)
-        ratio[underflown] = _log_sum(total) + (g - clouds.norms_y)[underflown] / eps
+        ratio[underflown] = _log_sum(total) + (g - clouds.target.norms)[underflown] / eps
         return ratio
 
     def c_transform(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
         """Return ``f_i = min_j C_ij - g_j``, the largest f that is feasible with g."""
-        norms = self.clouds.norms_x
+        norms = self.clouds.source.norms
 
         def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor]:
             return (norms[rows] - scores.amax(1).double(),)
 
-        return reduce_tiles(self._tiles(part, 2.0, g - self.clouds.norms_y), len(norms))[0]
+        return reduce_tiles(self._tiles(part, 2.0, g - self.clouds.target.norms), len(norms))[0]
 
     def _conditional_plan(
         self,
@@ -184,7 +184,7 @@ class Kernel:
 
         The scores are ``2 x_i.y_j / eps + log b_j + (g_j - ||y_j||^2) / eps``.
         """
-        shift = (f[rows] - self.clouds.norms_x[rows]) / eps
+        shift = (f[rows] - self.clouds.source.norms[rows]) / eps
         return scores.add_(shift[:, None]).exp_()
 
     def round_plan(
@@ -208,8 +208,8 @@ class Kernel:
             plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
             heaviest_mass, heaviest = plan.max(1)
             plain_mass, row_mass = plan.sum(1), plan @ column_scale
-            costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
-            norms = clouds.norms_x[rows]
+            costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.target.norms))
+            norms = clouds.source.norms[rows]
             plain_cost = plain_mass @ norms + costs_ij.sum()
             cost = row_mass @ norms + (costs_ij @ column_scale).sum()
             costs = torch.stack((plain_cost, cost))
@@ -253,7 +253,7 @@ class Kernel:
             if len(i) > limit:
                 return None
             mass = plan[i, j] * clouds.a[rows][i]
-            costs = clouds.norms_x[rows][i] + clouds.norms_y[j] - 2 * dots[i, j]
+            costs = clouds.source.norms[rows][i] + clouds.target.norms[j] - 2 * dots[i, j]
             indices = (i.cpu().numpy() + rows.start, j.cpu().numpy())
             return PlanEntries(*indices, mass.cpu().numpy(), float(mass @ costs))
 
@@ -278,7 +278,7 @@ class Kernel:
 
         def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
-            onto_y = plan.T @ clouds.centered_rows_x(rows, self.dtype)
+            onto_y = plan.T @ clouds.source.centered(self.dtype, rows)
             return (plan @ self._columns).double(), onto_y.double()
 
         onto_x, onto_y = reduce_tiles(self._tiles(part, 2 / eps, self._bias(g, eps)), len(clouds.x))

@@ -8,7 +8,6 @@ smaller, and thus their rounding errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int
 from ..runtime.memory import block_entries
 from .result import Status, TransportResult
 from .tiles import STORED_ENTRIES, chunks, per_device, store_products
+from .weighted_points import WeightedPoints
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
 
@@ -30,10 +30,9 @@ class PointClouds:
 
     Attributes
     ----------
-    x, y : Tensor, (n, d), (m, d)
-        As given; float64 copies are made of a few rows at a time.
-    a, b : Tensor of float64, (n,), (m,)
-        Weights, each summing to 1.
+    source, target : WeightedPoints
+        The clouds; `x`, `y` are their points as given, (n, d) and (m, d), and `a`, `b` their
+        weights.
     pairing : ndarray of int, (n,), or None
         A feasible permutation: the given one, or by default row i with row i; None for clouds of
         different sizes or with weights.
@@ -41,11 +40,9 @@ class PointClouds:
         Whole numbers proportional to the weights, if the clouds were given without weights.
     """
 
-    x: Float[torch.Tensor, "n d"]
-    y: Float[torch.Tensor, "m d"]
-    a: Float[torch.Tensor, " n"]
-    b: Float[torch.Tensor, " m"]
-    pairing: Int[np.ndarray, " n"] | None
+    source: WeightedPoints
+    target: WeightedPoints
+    pairing: Int[np.ndarray, " n"] | None = None
     integer_masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None
 
     @classmethod
@@ -67,13 +64,23 @@ class PointClouds:
             integer_masses = np.full(n, m / common), np.full(m, n / common)
             if n == m:
                 pairing = np.arange(n) if coupling is None else coupling
-        weights = [
-            torch.full((len(z),), 1.0 / len(z), dtype=torch.float64, device=device)
-            if w is None
-            else torch.from_numpy(w).to(device)
-            for z, w in ((x, a), (y, b))
-        ]
-        return cls(x, y, weights[0], weights[1], pairing, integer_masses)
+        return cls(WeightedPoints.of(x, a), WeightedPoints.of(y, b), pairing, integer_masses)
+
+    @property
+    def x(self) -> Float[torch.Tensor, "n d"]:
+        return self.source.points
+
+    @property
+    def y(self) -> Float[torch.Tensor, "m d"]:
+        return self.target.points
+
+    @property
+    def a(self) -> Float[torch.Tensor, " n"]:
+        return self.source.weights
+
+    @property
+    def b(self) -> Float[torch.Tensor, " m"]:
+        return self.target.weights
 
     @property
     def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
@@ -87,50 +94,31 @@ class PointClouds:
     @property
     def transposed(self) -> PointClouds:
         """The problem from y to x, without the pairing."""
-        return PointClouds(self.y, self.x, self.b, self.a, None)
+        return PointClouds(self.target, self.source)
 
     @property
     def self_problems(self) -> tuple[PointClouds, PointClouds]:
         """The problems of each cloud with itself, which debiasing needs."""
         return (
-            PointClouds(self.x, self.x, self.a, self.a, None),
-            PointClouds(self.y, self.y, self.b, self.b, None),
+            PointClouds(self.source, self.source),
+            PointClouds(self.target, self.target),
         )
-
-    @cached_property
-    def center_x(self) -> Float[torch.Tensor, " d"]:
-        return _weighted_sum(self.x, self.a)
-
-    @cached_property
-    def center_y(self) -> Float[torch.Tensor, " d"]:
-        return _weighted_sum(self.y, self.b)
-
-    @cached_property
-    def norms_x(self) -> Float[torch.Tensor, " n"]:
-        """||x_i - center||^2."""
-        return _norms(self.x, self.center_x)
-
-    @cached_property
-    def norms_y(self) -> Float[torch.Tensor, " m"]:
-        """||y_j - center||^2."""
-        return _norms(self.y, self.center_y)
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
         """Difference of the two centers."""
-        return self.center_x - self.center_y
+        return self.source.center - self.target.center
 
     @cached_property
     def translation_cost(self) -> float:
         """Part of W2^2 that centering removes; exact even if the centers are rounded means."""
-        remainder = _weighted_sum(self.x, self.a, self.center_x)
-        remainder -= _weighted_sum(self.y, self.b, self.center_y)
+        remainder = self.source.rounding_of_center - self.target.rounding_of_center
         return float(self.offset @ self.offset + 2 * self.offset @ remainder)
 
     @cached_property
     def total_variance(self) -> float:
         """tr cov x + tr cov y: the centered cost of the product coupling, an upper bound."""
-        return float(self.a @ self.norms_x + self.b @ self.norms_y)
+        return float(self.source.total_variance + self.target.total_variance)
 
     @cached_property
     def pairing_cost(self) -> float:
@@ -140,14 +128,14 @@ class PointClouds:
     @cached_property
     def radius(self) -> float:
         """Largest ||x_i|| + largest ||y_j||, centered: no centered cost exceeds its square."""
-        return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
+        return float(self.source.norms.max().sqrt() + self.target.norms.max().sqrt())
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "n m"] | None:
         """x_i.y_j of the centered points; None if they are too many to be stored."""
         if len(self.x) * len(self.y) > block_entries(per_device(STORED_ENTRIES, self.x.device)):
             return None
-        return store_products(self.centered_x(torch.float64), self.centered_y(torch.float64))
+        return store_products(*self.centered(torch.float64))
 
     @property
     def rounding(self) -> float:
@@ -197,25 +185,17 @@ class PointClouds:
         """Bound on the relative float64 error of a sum of squared differences."""
         return (self.x.shape[1] + 64) * UNIT_ROUNDOFF
 
-    def centered_rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
-        """Return some centered rows of x, rounded once, after centering."""
-        return (self.x[rows].double() - self.center_x).to(dtype)
-
-    def centered_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
-        """Return all centered rows of x."""
-        return _all_centered_rows(self.x, self.center_x, dtype)
-
-    def centered_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
-        """Return all centered rows of y."""
-        return _all_centered_rows(self.y, self.center_y, dtype)
+    def centered(
+        self, dtype: torch.dtype
+    ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
+        """Return all points of both clouds, centered."""
+        return self.source.centered(dtype), self.target.centered(dtype)
 
     def project(
         self, directions: Float[torch.Tensor, "k d"]
     ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
         """Return coordinates of both centered clouds along each row of `directions`."""
-        xs = [part @ directions.T for _, part in centered_rows(self.x, self.center_x)]
-        ys = [part @ directions.T for _, part in centered_rows(self.y, self.center_y)]
-        return torch.cat(xs).T.contiguous(), torch.cat(ys).T.contiguous()
+        return self.source.project(directions), self.target.project(directions)
 
     def original_potentials(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"]
@@ -258,36 +238,3 @@ class PointClouds:
             seconds=seconds,
             **fields,
         )
-
-
-def centered_rows(
-    x: torch.Tensor, center: torch.Tensor, index: torch.Tensor | None = None, least: int = 1
-) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
-    """Yield float64 rows of x, or of ``x[index]``, minus `center`, `least` or more at a time."""
-    for rows in chunks(len(x), x.shape[1], x.device, least):
-        yield rows, x[rows if index is None else index[rows]].double() - center
-
-
-def _norms(x: torch.Tensor, center: torch.Tensor) -> Float[torch.Tensor, " n"]:
-    return torch.cat([part.square_().sum(1) for _, part in centered_rows(x, center)])
-
-
-def _all_centered_rows(
-    x: torch.Tensor, center: torch.Tensor, dtype: torch.dtype
-) -> Float[torch.Tensor, "n d"]:
-    """Return rows minus `center`; only some rows are in float64 at a time."""
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for rows, part in centered_rows(x, center):
-        out[rows] = part
-    return out
-
-
-def _weighted_sum(
-    x: torch.Tensor, weights: torch.Tensor, center: torch.Tensor | None = None
-) -> Float[torch.Tensor, " d"]:
-    """Return sum_i w_i (x_i - center), in float64."""
-    center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
-    total = torch.zeros_like(center)
-    for rows, part in centered_rows(x, center):
-        total += weights[rows] @ part
-    return total

@@ -136,7 +136,7 @@ def couple_in_order(
     if not (total > 0 and sum_a > 0):
         return coo_array((len(a), len(b)))
     head = slice(0, _SAMPLE)
-    x, y = (each.centered_rows_x(head, torch.float64) for each in (clouds, clouds.transposed))
+    x, y = (z.centered(torch.float64, head) for z in (clouds.source, clouds.target))
     return couple_along(clouds, principal_directions(x, y, 1).T, a * (total / sum_a), b)
 
 

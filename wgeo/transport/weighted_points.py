@@ -1,0 +1,143 @@
+"""One weighted point cloud, centered, and what solvers compute of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from .tiles import chunks
+
+_FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
+
+_NOT_COPIED = (np.float32, np.float64)  # by `as_points`
+
+_Key = tuple[torch.device, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedPoints:
+    """A cloud of weighted points; its center, norms and covariance are computed at first use.
+
+    Attributes
+    ----------
+    points : Tensor, (n, d)
+        As given; float64 copies are made of a few rows at a time.
+    weights : Tensor of float64, (n,)
+        They sum to 1.
+    """
+
+    points: Float[torch.Tensor, "n d"]
+    weights: Float[torch.Tensor, " n"]
+
+    @classmethod
+    def of(cls, points: torch.Tensor, weights: np.ndarray | None = None) -> WeightedPoints:
+        """Return the cloud, uniform without weights; in `shared_statistics`, the one held there."""
+        if weights is None:
+            shared = _shared.get(_key(points))
+            if shared is not None:
+                return shared
+            n = len(points)
+            uniform = torch.full((n,), 1.0 / n, dtype=torch.float64, device=points.device)
+            return cls(points, uniform)
+        return cls(points, torch.from_numpy(weights).to(points.device))
+
+    @cached_property
+    def center(self) -> Float[torch.Tensor, " d"]:
+        """The weighted mean."""
+        return self._weighted_sum(self.weights.new_zeros(self.points.shape[1]))
+
+    @cached_property
+    def rounding_of_center(self) -> Float[torch.Tensor, " d"]:
+        """The weighted mean of the centered points, which is zero but for rounding."""
+        return self._weighted_sum(self.center)
+
+    @cached_property
+    def norms(self) -> Float[torch.Tensor, " n"]:
+        """||x_i - center||^2."""
+        rows = centered_rows(self.points, self.center)
+        return torch.cat([part.square_().sum(1) for _, part in rows])
+
+    @cached_property
+    def total_variance(self) -> Float[torch.Tensor, ""]:
+        """tr cov, the weighted mean of `norms`."""
+        return self.weights @ self.norms
+
+    @cached_property
+    def factor(self) -> Float[torch.Tensor, "r d"]:
+        """R with at most d rows such that R^T R is the covariance."""
+        d = self.points.shape[1]
+        factor, least = self.center.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
+        for rows, part in centered_rows(self.points, self.center, least=least):
+            factor = torch.cat([factor, part * self.weights[rows].sqrt()[:, None]])
+            if len(factor) > d:
+                factor = torch.linalg.qr(factor, mode="r").R
+        return factor
+
+    def centered(
+        self, dtype: torch.dtype, rows: slice | None = None
+    ) -> Float[torch.Tensor, "rows d"]:
+        """Return centered rows (by default all), rounded once, after centering."""
+        if rows is not None:
+            return (self.points[rows].double() - self.center).to(dtype)
+        out = torch.empty(self.points.shape, dtype=dtype, device=self.points.device)
+        for some, part in centered_rows(self.points, self.center):  # few in float64 at a time
+            out[some] = part
+        return out
+
+    def project(self, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, "k n"]:
+        """Return the centered points' coordinates along each row of `directions`."""
+        parts = [part @ directions.T for _, part in centered_rows(self.points, self.center)]
+        return torch.cat(parts).T.contiguous()
+
+    def _weighted_sum(self, center: Float[torch.Tensor, " d"]) -> Float[torch.Tensor, " d"]:
+        """Return sum_i w_i (x_i - center), in float64."""
+        total = torch.zeros_like(center)
+        for rows, part in centered_rows(self.points, center):
+            total += self.weights[rows] @ part
+        return total
+
+
+_shared: WeakValueDictionary[_Key, WeightedPoints] = WeakValueDictionary()
+
+
+@contextmanager
+def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[None]:
+    """While the block runs, compute center, norms and covariance of each cloud only once.
+
+    Every problem of these clouds with uniform weights then uses the same `WeightedPoints`, in all
+    threads. The clouds must not change meanwhile. Clouds that `as_points` copies, such as memory
+    maps, are not shared, since a copy in memory would be kept of each.
+    """
+    held = [
+        WeightedPoints.of(torch.from_numpy(cloud))
+        for cloud in clouds
+        if cloud.flags.writeable and cloud.flags.c_contiguous and cloud.dtype in _NOT_COPIED
+    ]
+    _shared.update((_key(cloud.points), cloud) for cloud in held)
+    yield
+
+
+def _key(points: torch.Tensor) -> _Key:
+    """Return what identifies a tensor's contents as long as its memory is in use and unchanged."""
+    return (
+        points.device,
+        points.dtype,
+        points.data_ptr(),
+        tuple(points.shape),
+        tuple(points.stride()),
+    )
+
+
+def centered_rows(
+    x: torch.Tensor, center: torch.Tensor, index: torch.Tensor | None = None, least: int = 1
+) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
+    """Yield float64 rows of x, or of ``x[index]``, minus `center`, `least` or more at a time."""
+    for rows in chunks(len(x), x.shape[1], x.device, least):
+        yield rows, x[rows if index is None else index[rows]].double() - center
