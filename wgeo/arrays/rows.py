@@ -234,7 +234,7 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
         return anonymous_array(compute, rows.shape, dtype, target)
     except OSError as error:
         raise RecordError(
-            "Features computed from stored ones need a temporary file, for which "
+            "Computed features need a temporary file, for which "
             f"{target or 'the disk'} has no space ({error.strerror}). Free some space."
         ) from error
 

@@ -80,8 +80,8 @@ def launched() -> Iterator[None]:
     They communicate through gloo, and for tensors on a GPU through NCCL if every process has a GPU
     of its own. Each process uses the GPU of its local rank. A script opens this context around its
     calls of wgeo, and every process must make the same calls: if one takes another path, for
-    example after catching an error, the others wait for it. Calls in which processes must not wait
-    for each other, such as reading images, belong inside `local_only`.
+    example after catching an error, the others wait for it. What each process does by itself, such
+    as reading images, belongs inside `local_only`.
 
     Raises
     ------
