@@ -28,22 +28,22 @@ class ModelLayer(Result):
         The layer of the network.
     time : float
         Time of the layer on the model's path from first to last layer, in [0, 1].
-    gain : float >= 0
+    gain : float in [0, inf)
         The scale by which the model's features are multiplied to fit the layer.
-    relative_error : float >= 0 or None
+    relative_error : float in [0, inf), or None
         sqrt(error of the model / error of the baseline): 0 for a perfect prediction, and 1 for one
         as good as the baseline. None if the baseline has no error.
-    r2 : float <= 1 or None
+    r2 : float in (-inf, 1], or None
         1 - relative_error^2.
-    r2_means : float <= 1 or None
+    r2_means : float in (-inf, 1], or None
         The same as `r2`, for the class means only, weighted by samples.
-    r2_line : float <= 1 or None
+    r2_line : float in (-inf, 1], or None
         Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
         the geodesic model itself, and if its error is zero, as for the first and last layer, which
         are given to it.
-    missed : float >= 0 or None
+    missed : float in [0, inf), or None
         Unexplained variance: error of the model / variance of the layer. None if the variance is 0.
-    w2 : float >= 0 or None
+    w2 : float in [0, inf), or None
         W2 between the model's and the network's features (of about 300 samples), divided by the
         square root of the layer's variance. It is 0 if the distributions agree, whatever the
         pairing of samples, and about 1 if the prediction is a single point. None if the variance
