@@ -346,7 +346,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def is_stored(target: str) -> bool:
-    """Return whether a path is a folder that is not a saved model, so that it stores features."""
+    """Return whether a path is a folder of stored features, that is, not a saved model."""
     from ..checkpoints.locating import is_saved_model
 
     return Path(target).is_dir() and not is_saved_model(target)

@@ -24,10 +24,11 @@ _PER_SAMPLE = ("view", "quantiles", "sample_sizes", "brenier")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Series(Result):
-    """Several analyses: of checkpoints of one run, ordered by epoch, or of networks, as given.
+    """Analyses of the checkpoints of one run, by epoch, or of several networks, in given order.
 
-    They count as checkpoints of one run if all have different epochs, but the same architecture,
-    images and folder. ``to_pandas()`` has one row per analysis and segment.
+    They count as checkpoints of one run if their epochs are known and different, and they have the
+    same architecture, images, pooling and folder. ``to_pandas()`` has one row per analysis and
+    segment.
 
     Attributes
     ----------

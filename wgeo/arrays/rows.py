@@ -23,7 +23,7 @@ from .mapped import anonymous_array
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
 _SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
-_NEIGHBORS = 64  # samples this far apart in order on the random line are not compared
+_NEIGHBORS = 64  # samples this many places apart on the random line are not compared
 
 
 @runtime_checkable

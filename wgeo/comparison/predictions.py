@@ -48,11 +48,11 @@ class Prediction:
 
 
 def layer_times(segment: Segment, kind: str) -> list[float] | None:
-    """Return the time of every layer on a path from first to last; None if each model is fitted.
+    """Return the time of every layer on a path from first to last; None if times are fitted.
 
-    `kind` is the parameter `time` of `compare`. ``nearest`` gives None: the time is fitted, so that
-    the model's path is nearest to the layer. ``length`` gives the sum of the root mean squared
-    steps up to the layer, divided by the sum of all steps, and ``uniform`` gives l / L.
+    `kind` is the parameter `time` of `compare`. ``nearest`` gives None: each time is fitted, as the
+    one at which a model's path is nearest to the layer. ``length`` gives the sum of the root mean
+    squared steps up to the layer, divided by the sum of all steps, and ``uniform`` gives l / L.
 
     Raises
     ------

@@ -166,6 +166,6 @@ def _slope(segment: AlignedSegment) -> str:
     if segment.slope is None or bounds is None:
         return ""
     return (
-        "; the length of a block's step divided by its largest singular value changes with depth "
-        f"with slope {ranged(segment.slope, bounds)}; a geodesic that expands has the slope 1"
+        "; over depth, the length of a block's step divided by its largest singular value has the "
+        f"slope {ranged(segment.slope, bounds)}; a geodesic that expands has the slope 1"
     )

@@ -24,7 +24,7 @@ def reasons_to_doubt(record: Record) -> list[Sentence]:
 
 
 def silenced(trust: Trust) -> bool:
-    """Return whether the verdict ends after these reasons: a guessing network, or few samples."""
+    """Return whether the verdict ends here: the network only guesses, or there are few samples."""
     few = trust.samples is not None and trust.samples < THRESHOLDS["fewest_samples"]
     return trust.at_chance or few
 
