@@ -84,7 +84,7 @@ def choose(
     fitting: list[tuple[_Candidate, Fit | None]] = []
     for saved in states:
         if fitting and (saved.usual or fitting[0][0].saved.usual):
-            break  # the first one with a usual name that fits is used
+            break  # the first one that fits under a usual name is used
         try:
             fitting += _fitting(saved, arch, prefix, attempt)
         except CheckpointError as reason:

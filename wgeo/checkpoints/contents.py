@@ -38,7 +38,7 @@ _DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's fil
 _SLACK = 2**20  # bytes by which weights may exceed four times the file's size
 _MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
 _MAX_CONTAINERS = 10_000  # dicts and lists that are searched
-_MAX_LIST = 100  # length of a list that is searched for networks
+_MAX_LIST = 100  # items; a longer list is not searched for networks
 _MIN_FRACTION = 0.1  # of all tensors; a prefix that fewer tensors have is not tried
 _MAX_PREFIXES = 12
 _MAX_PREFIX_PARTS = 6  # names between dots
@@ -196,7 +196,7 @@ def _search(
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     own = id(value)
-    if isinstance(value, list | tuple):  # perhaps of networks, whose containers are 0, 1, ...
+    if isinstance(value, list | tuple):  # networks in a list have the names 0, 1, ...
         value = value if len(value) <= _MAX_LIST else ()  # too long: a history, for example
         value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
     if not isinstance(value, dict | StandIn) or not value or depth == 0 or own in seen:

@@ -25,13 +25,13 @@ def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
     Weight normalization is w = g v / |v| (Salimans and Kingma 2016). Spectral normalization is
     w = W / (u^T W v) with the saved vectors u and v, as in eval mode (Miyato et al. 2018). A
-    pruning mask is multiplied by its weight.
+    weight is multiplied by its pruning mask.
 
     Returns
     -------
     state : dict of str to Tensor
     notes : tuple of str
-        For each kind of parts that was folded, the number of weights.
+        The number of weights folded, for each kind of parts.
 
     Raises
     ------

@@ -19,7 +19,7 @@ _FEW_NAMES = 2  # in one line
 _READING = {
     "renamed": "renamed tensors: {}",
     "aside": "tensors of other networks, ignored: {}",
-    "stand_ins": "objects that are not tensors, not run: {}",
+    "stand_ins": "classes read as inert stand-ins: {}",
 }
 
 

@@ -1,4 +1,4 @@
-"""Labeled images in memory, and the normalization of their pixels."""
+"""Labeled images, and the normalization of their pixels."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> Labe
     ------
     DataError
         There are no images, the split does not exist (the message lists those that do), or the
-        images have no classes, or no valid ones.
+        images have no classes.
     """
     deep = [entry for entry in listing.images if len(entry[0]) > 1]
     if not deep and not (listing.images and listing.tables):

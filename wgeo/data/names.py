@@ -55,7 +55,7 @@ def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     Raises
     ------
     DataError
-        The name is unknown, or the path is missing.
+        There is no data set of this name, and no file or folder at this path.
     """
     name = os.fspath(as_path(source, "source"))
     if name in NAMES:

@@ -24,8 +24,8 @@ _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
 _LABELS = ("y", "labels", "label", "targets", "target", "arr_1")
 K = TypeVar("K")
 _CLASS_KEYS = ("class_names", "classes")
-# Smaller arrays (in bytes) are exempt from the zip-bomb check, since sorted labels compress
-# extremely well.
+# Arrays of at most this size in bytes are exempt from the zip-bomb check, since sorted labels
+# compress extremely well.
 _RATIO_CHECK_ABOVE = 2**26
 
 

@@ -27,8 +27,8 @@ def pixel_tensor(
     """Return all pixels, (n, c, h, w); `decode` yields the images of some rows.
 
     They are in memory or, if they need more than half of the available memory, in an anonymous
-    temporary file. Several processes on one host share such a file in any case, if the disk has
-    enough space, and each decodes a part of it.
+    temporary file. Several processes on one host always share such a file if the disk has enough
+    space; each process decodes a part of it.
 
     Raises
     ------

@@ -68,7 +68,7 @@ def _reset(module: nn.Module) -> None:
     if callable(reset):
         try:
             reset()
-        except (TypeError, RuntimeError):  # it needs arguments, or fails: nothing was reset
+        except (TypeError, RuntimeError):  # it needs arguments, or fails
             return
 
 

@@ -33,7 +33,7 @@ _HEAD_WORDS = re.compile(
 _MAX_HEAD_NAME = 40  # characters, since a file may contain names of any length
 _STATISTICS = re.compile(r".*\.running_(mean|var)")
 _SEQUENTIAL_HEAD = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
-_MIN_MATCHED = 0.2  # fraction of common tensors for an architecture to be suggested
+_MIN_MATCHED = 0.2  # smallest fraction of common tensors for which an architecture is suggested
 
 
 @dataclass(frozen=True, repr=False)
@@ -321,7 +321,8 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # If tensors have the head's name but are not a linear layer, they are a projector for training.
+    # Tensors that have the head's name but are not a linear layer belong to a projector, which is
+    # used in training only.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
