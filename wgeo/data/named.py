@@ -43,7 +43,7 @@ def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None
     Raises
     ------
     DataError
-        The split does not exist, or the data set is neither in `root` nor can be downloaded.
+        The split does not exist, or the data set is not in `root` and cannot be downloaded.
     """
     splits = ("train", "test") if name == "digits" else TORCHVISION[name][1]
     if split not in (None, "all", *splits):
