@@ -53,7 +53,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
         There are no blocks, a module does not exist or did not run, or the images do not fit the
         network.
     ArgumentError
-        `net` is not a network, or `images` is none of the above.
+        `net` is not a network, or `images` is of another type.
 
     Examples
     --------

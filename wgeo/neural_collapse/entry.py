@@ -72,8 +72,8 @@ def collapse(
         There is only one class, there is NaN or infinity (the message names the layer and the
         sample), or the two passes over a stream differ.
     ArgumentError
-        A label without a row in the classifier, unknown `weights`, or an option that does not
-        apply to the source.
+        A label has no row in the classifier, `weights` is unknown, an option does not apply to the
+        source, or the source is neither a `Trajectory` nor batches.
 
     Examples
     --------

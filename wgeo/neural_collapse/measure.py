@@ -5,7 +5,7 @@
 3. Metrics of every layer (`layer_collapse`), their progress with depth (`Collapse.of_layers`), and
    intervals from resamples (`with_intervals`).
 
-`LayerPasses` makes both passes over a layer: at once (`over`) if its features are in memory, or
+`LayerPasses` makes both passes over a layer: at once (`over`) if its features are an array, or
 batch by batch (`first`, `second`) in a `CollapseStream`.
 """
 

@@ -125,7 +125,7 @@ class LayerCollapse(Result):
         tr Sigma_W / tr Sigma_B, in [0, inf).
     class_variability : tuple of float, (K,), or None
         var_k / tr Sigma_B, in [0, inf), one per class in ascending order of the labels; their mean,
-        weighted by the classes' samples, is nc1_quotient.
+        weighted by the classes' numbers of samples, is nc1_quotient.
     nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
         See `Frame`, for the vectors m_k - g.
     nc3 : float or None

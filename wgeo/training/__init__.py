@@ -211,7 +211,7 @@ def train(
         `out` cannot be written, is in use by another run, or contains a run that is damaged or has
         other settings; or a file that no run wrote, or that was changed since, would be replaced.
     ConvergenceError
-        The loss became NaN or infinite; the last good epoch is kept.
+        The loss or the weights became NaN or infinite; the last good epoch is kept.
 
     Warns
     -----

@@ -98,8 +98,7 @@ class Trajectory(Displayed):
             There are no layers, there is NaN or infinity, layers have different numbers of samples,
             or `names` has another length or duplicates.
         ArgumentError
-            `arrays` is not a sequence, or `labels` or `predictions` are not one class index for
-            every sample.
+            `arrays` is not a sequence, or there is not one label or prediction per sample.
         """
         if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
             raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
@@ -141,8 +140,7 @@ class Trajectory(Displayed):
         ----------
         folder : path
         verify : bool
-            Whether to read all files once, to compare them with their checksums; False opens a
-            large store immediately.
+            Whether to read all files and compare checksums; False opens a large store immediately.
 
         Raises
         ------
@@ -302,7 +300,7 @@ class Trajectory(Displayed):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """At least two consecutive layers in one space; a shortcut's output begins a segment."""
+        """Runs of two or more consecutive layers in one space; a shortcut's output begins a run."""
         runs: list[tuple[int, list[str], list[np.ndarray]]] = []
         for layer in self.staged:
             stage = layer.stage or 0

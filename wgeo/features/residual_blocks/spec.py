@@ -15,7 +15,7 @@ class BlockSpec:
     ----------
     name : str
         The module's name; ``block[1]`` for the second call of a module that runs several times;
-        ``res1+x`` for the sum of x and the output of the module ``res1`` on it.
+        ``res1+x`` for the sum of x and the output of the module ``res1`` for x.
     residual : bool
         Whether it adds a shortcut to its branch.
     shortcut : str or None
