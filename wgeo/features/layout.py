@@ -255,7 +255,7 @@ class _Graph:
                 for kind, parameter in _test_parameters(part):
                     axis = _channel_axis(maps, parameter)
                     if axis is not None:
-                        evidence = f"one entry of {name}.{kind} acts on one slice of it"
+                        evidence = f"one entry of {name}.{kind} acts on one slice of this axis"
                         evidence = evidence.replace(" .", " ")
                         return replace(layout, channels=axis, evidence=evidence)
         for name, part in last[:_MAX_LENGTHS]:
