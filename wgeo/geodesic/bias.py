@@ -40,7 +40,7 @@ class BiasPoint(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BiasCurve(Result):
-    """Measures of a pair of layers over the number of samples, which increases.
+    """Measures of a pair of layers at increasing numbers of samples.
 
     ``to_pandas()`` has a row per number of samples.
 

@@ -18,7 +18,8 @@ from ..transport import Solver, Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
-_CANCELLED = 1e-6  # least width of a centered W2^2's interval, / (sd_x^2 + sd_y^2), of cancellation
+# Width of the interval of W2^2(u, v), relative to sd_x^2 + sd_y^2, above which digits cancelled.
+_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
     n, d = moments.arrays[0].shape
     vector = moments.shift(i, j)
     length = float(np.linalg.norm(vector))
-    # The mean of x - center has n rounding errors of the spread's size; a difference has one.
+    # Rounding errors: n, relative to the spreads, for the means of x - center; one for m.
     error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
     return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 

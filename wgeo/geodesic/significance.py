@@ -150,7 +150,7 @@ def straighter_than(
         Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If at
         most `draws` exist, as for few networks, all of them are enumerated.
     seed : int
-        Random seed of these.
+        Random seed of these draws.
 
     Notes
     -----

@@ -115,7 +115,7 @@ class Owned:
         self._checksums: dict[str, tuple[tuple[int, ...], str]] = {}  # file state, checksum
 
     def require_writable(self, *names: str) -> None:
-        """Raise RecordError if one of these files exists and wgeo did not write it as it is."""
+        """Raise RecordError if one of these files exists but is not as wgeo wrote it."""
         checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:

@@ -20,15 +20,15 @@ class BlockJacobian(Result):
     ----------
     name : str
     end : str or None
-        The activation after the sum, whose derivative is a factor of J (not for ``branch``); None
-        without one.
+        The activation after the sum; None without one. Its derivative is a factor of J, except for
+        ``jacobian="branch"``.
     dimension : int
         d, the dimension of the space in which J acts.
     singular_values : tuple of float
         The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
     overlap : float or None
         ``||U^T V||_F^2 / K`` of its own left and right singular vectors, in [0, 1]; on average K/d
-        for random ones. If J has a lower rank, that replaces K. 1 for a symmetric J, and also for
+        for random ones. The rank of J replaces K if it is lower. 1 for a symmetric J, and also for
         an antisymmetric one: see `sign`.
     sign : float or None
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it

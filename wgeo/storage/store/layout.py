@@ -113,16 +113,16 @@ def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
 
 
 def header(shape: tuple[int, ...], dtype: str) -> bytes:
-    text = io.BytesIO()
+    buffer = io.BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(text, fields)
-    return text.getvalue()
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
 
 
 def as_npy(array: np.ndarray) -> bytes:
-    text = io.BytesIO()
-    np.save(text, array, allow_pickle=False)
-    return text.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def file_name(index: int, key: str) -> str:

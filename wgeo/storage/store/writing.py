@@ -301,14 +301,14 @@ class Writer:
                 f"{path} is missing or of another size, although rows of it were written. "
                 f"Delete {self.folder} and begin again."
             )
-        start = os.pread(handle, len(head), 0)
-        if begun and start != head:
+        old_head = os.pread(handle, len(head), 0)
+        if begun and old_head != head:
             raise RecordError(
                 f"{path} is damaged: its header does not match the rows written before. Delete "
                 f"{self.folder} and begin again."
             )
         # After a power loss, the header may contain zeros.
-        if os.fstat(handle).st_size > size or not head.startswith(start.rstrip(b"\0")):
+        if os.fstat(handle).st_size > size or not head.startswith(old_head.rstrip(b"\0")):
             raise _in_the_way(path)
         try:
             _write_all(handle, head, 0)
