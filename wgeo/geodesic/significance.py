@@ -152,6 +152,11 @@ def straighter_than(
     seed : int
         Random seed of these draws.
 
+    Returns
+    -------
+    tuple of StraighterThan
+        One test per segment, in order.
+
     Notes
     -----
     If samples are paired, the signs of the differences are flipped at random; otherwise samples are
