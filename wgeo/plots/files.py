@@ -25,7 +25,7 @@ from .composed import catalog
 from .plot import Plot, as_csv
 from .style import styled
 
-# Names, as glob patterns and without extensions, of an analysis's figures and of a series' figures
+# Names of the figures of an analysis and of a series: glob patterns, without extensions
 STEMS = (
     *("collapse", "class-variability", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs", "distance-pairs"),

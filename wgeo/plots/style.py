@@ -159,7 +159,7 @@ def require_choice(value: str, choices: Mapping[str, Any], what: str = "measure"
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """Return `ax`, if given, else pyplot's axes, if it is in use, else axes of a new figure."""
+    """Return `ax`, or else pyplot's axes if pyplot is in use, or else axes of a new figure."""
     if ax is not None:
         return ax
     return _pyplot_axes(width, height) or new_figure(width, height).add_subplot()
@@ -280,13 +280,13 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
     texts = short_names(names)
     ax.set_xticks(at)
     if labels:
-        level = len(at) <= inches / 0.62 and max(len(texts[i]) for i in at) <= 8
-        turn: dict[str, Any] = {} if level else {"rotation": 90}
-        ax.set_xticklabels([texts[i] for i in at], **turn)
+        horizontal = len(at) <= inches / 0.62 and max(len(texts[i]) for i in at) <= 8
+        options: dict[str, Any] = {} if horizontal else {"rotation": 90}
+        ax.set_xticklabels([texts[i] for i in at], **options)
 
 
 def thinned(n: int, budget: int) -> list[int]:
-    """Return at most `budget` evenly spaced indices of 0..n-1, including the first and the last."""
+    """Return at most `budget` indices of 0..n-1: equal steps from the first, and the last."""
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))

@@ -380,7 +380,7 @@ def _progress(record: Record) -> str:
         return ""
     header = (
         "Metric",
-        "decreases throughout",
+        "never increases",
         "Kendall's τ",
         "increases",
         "90 % of the decrease at",
