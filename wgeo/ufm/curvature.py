@@ -1,4 +1,4 @@
-"""The landscape around a solution: gradient, curvature, and a direction of descent if one exists."""
+"""Curvature around a solution, and a direction of descent if there is one."""
 
 from __future__ import annotations
 
