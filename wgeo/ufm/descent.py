@@ -36,7 +36,7 @@ def scales(problem: Problem) -> Tensor:
 
 
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
-    """Return Gaussian starting points with zero bias.
+    """Return Gaussian starting points, with factors of singular values of order one and zero bias.
 
     Each is multiplied by 2^e, with e uniform in [-1/2, 1], because the best scale depends on the
     decays. Descents from smaller points end at zero, a local minimum of every deep model.
