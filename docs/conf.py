@@ -1,4 +1,4 @@
-"""Sphinx settings of the documentation. `make docs` builds it, without a network."""
+"""Sphinx settings of the documentation. `make docs` builds it, without internet access."""
 
 import sys
 from pathlib import Path

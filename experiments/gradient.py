@@ -23,8 +23,9 @@ def gradient_descent(
     """Follow the negative gradient in balanced variables; return points, values, gradient norms.
 
     In balanced variables every factor has the same decay, so that the features move as fast as the
-    weights. The rate of a start grows while its objective falls, and is halved whenever a step
-    would raise it. ``look(step, x)`` is called at the steps `at`.
+    weights. Each start has its own learning rate, which grows as long as its objective does not
+    rise; a step that would raise the objective is not taken, and the rate is halved.
+    ``look(step, x)`` is called at the steps `at`.
     """
     scale = scales(problem)
     u = x / scale

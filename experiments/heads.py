@@ -1,4 +1,4 @@
-"""Networks with the deep unconstrained-feature model as head: a backbone, then weight matrices.
+"""Networks whose head is a deep unconstrained-feature model: a backbone, then weight matrices.
 
     z = W_L relu(W_{L-1} ... relu(W_1 h)),   h = backbone(image)
 
@@ -45,7 +45,7 @@ class Headed(nn.Module):
             nn.init.normal_(W.weight, 0.0, width**-0.5)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Inputs of W_1, ..., W_L."""
+        """Return the inputs of W_1, ..., W_L."""
         entering = [self.backbone(x)]
         for W in self.weights[:-1]:
             entering.append(W(entering[-1]).relu())
@@ -56,7 +56,7 @@ class Headed(nn.Module):
 
 
 def subset(bench: Bench, data: str, classes: Sequence[int], per_class: int, **more: Any) -> Any:
-    """The first `per_class` images of some classes, renumbered."""
+    """Return the first `per_class` images of some classes, which are renumbered from 0."""
     images = bench.images(data, **more)
     rows = np.concatenate([np.flatnonzero(images.y == k)[:per_class] for k in classes])
     y = np.searchsorted(np.sort(classes), images.y[rows])
@@ -76,7 +76,7 @@ def trained(
 
 @torch.no_grad()
 def entering(net: Headed, images: wgeo.Images) -> list[np.ndarray]:
-    """Inputs of every weight matrix, (d, N) each, in float64."""
+    """Return the inputs of every weight matrix, (d, N) each, in float64."""
     net.eval()
     form = images.normalize or normalization(images.preset)
     parts = [
@@ -86,5 +86,5 @@ def entering(net: Headed, images: wgeo.Images) -> list[np.ndarray]:
 
 
 def weights_of(net: Headed) -> list[np.ndarray]:
-    """W_1, ..., W_L in float64."""
+    """Return W_1, ..., W_L in float64."""
     return [W.weight.detach().double().cpu().numpy() for W in net.weights]

@@ -1,7 +1,7 @@
-"""Keys of saved results: is a result still what would be measured now?
+"""Keys of saved results, which show whether a result is still valid.
 
-A result is saved with a hash of the code that produced it and the fingerprints of the images it
-read, and is used again only if both are unchanged. Comments, docstrings, tables and figures may
+A result is saved with a hash of the code that produced it and the fingerprints of the images that
+it read, and is used again only if both are unchanged. Comments, docstrings, tables and figures may
 change, and so may the location of a data set.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import wgeo
 
-# Parts of wgeo that do not affect measurements. Training is one: lab.py's TRAINING represents it.
+# Parts of wgeo that the hash leaves out. Changes of training are recorded by TRAINING in lab.py.
 APART = {"cli", "plots", "report", "progress.py", "table.py", "training"}
 MACHINERY = {"lab", "kept"}
 
@@ -46,7 +46,7 @@ def _package() -> str:
 
 
 def _reached(file: Path, start: str) -> Iterator[str]:
-    """Top-level statements of a file that `start` reaches, and the modules that they use."""
+    """Yield the top-level statements of a file that `start` uses, and those of used modules."""
     tree = _bare(file)
     stated = {name: node for node in tree.body for name in _defined(node)}
     modules = _imported(tree, file.parent)
@@ -71,7 +71,7 @@ def _whole(file: Path) -> Iterator[str]:
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
-    """Names that a statement defines."""
+    """Yield the names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -80,7 +80,7 @@ def _defined(node: ast.stmt) -> Iterator[str]:
 
 
 def _imported(tree: ast.Module, folder: Path) -> dict[str, Path]:
-    """Imported names of modules of the experiments, or of their contents."""
+    """Return the file of every name imported from a module of the experiments."""
     found = {}
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):

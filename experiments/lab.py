@@ -1,10 +1,10 @@
-"""Common code of the experiments: measure cells once and in parallel, write tables to the README.
+"""Common code of the experiments: measure cells once, in parallel; write tables to the README.
 
 An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml``
 contains the settings; those under ``[full]`` replace them if ``--full`` is given. A *cell* is one
-setting of the grid, a dict of plain values. Its results are saved, so a run that was stopped
-continues from there, and a cell is measured again if a setting, the code that measures or the
-images change. Trained networks are saved by recipe and images, and shared between experiments.
+setting of the grid, a dict of plain values. Its results are saved, so that a stopped run continues
+with the other cells. A cell is measured again if a setting, the code that measures or the images
+change. Trained networks are saved by recipe and images, and shared between experiments.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from wgeo.data.images import PRESETS
 from wgeo.runtime.progress import show_progress, track
 
 Cell = dict[str, Any]
-# Increase by hand if a change of `wgeo.train` or of an architecture changes the network that a
-# recipe produces: earlier networks are then trained again. Changes of measurements do not need it.
+# Increase this by hand if a change of `wgeo.train` or of an architecture changes the network that a
+# recipe produces: earlier networks are then trained again.
 TRAINING = 1
 
 
@@ -97,7 +97,7 @@ class Lab:
         ]
 
     def measure(self, work: Callable[[Cell, Bench], dict[str, Any]], cells: Sequence[Cell]) -> list:
-        """Return ``work(cell, bench)`` for every cell, read from a file if it exists.
+        """Return ``work(cell, bench)`` for every cell, from its file if that is still valid.
 
         `work` is a function of run.py, called in processes with one thread each. A failed cell is
         reported at the end and does not affect the others. ``--no-training`` leaves out cells whose
@@ -137,7 +137,7 @@ class Lab:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
                 text = json.dumps({**done.result(), "code": code}, indent=1)
-                results[k] = json.loads(text)  # the form in which it will be read
+                results[k] = json.loads(text)  # as it will be read from its file
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
@@ -197,7 +197,7 @@ class Bench:
     ) -> wgeo.Images:
         """Load a data set from the location given by ``--data``.
 
-        Its name and normalization are the same as if torchvision had downloaded it.
+        The name and the normalization do not depend on the location.
         """
         source = self.sources.get(name, name)
         images = wgeo.load_images(source, split=split, limit=limit, **more)
@@ -209,7 +209,7 @@ class Bench:
         return images
 
     def agrees(self, read: Mapping[str, str]) -> bool:
-        """Whether the images that a cell read are equal to those that it would read now."""
+        """Whether a cell would now read the same images as before."""
         for call, fingerprint in read.items():
             if call not in self.read:
                 self.images(**json.loads(call))
@@ -239,7 +239,10 @@ class Bench:
     def train(
         self, arch: str | torch.nn.Module, images: wgeo.Images, folder: Path, **recipe: Any
     ) -> wgeo.TrainingRun:
-        """Train into a folder, or return the network trained there; wait for other processes."""
+        """Train into a folder, or return the network trained there.
+
+        If another process trains the same network, wait for it.
+        """
         if not (self.may_train or _finished(folder)):
             raise UntrainedError(str(folder))
         with _only_one(folder.with_suffix(".lock")):
@@ -274,7 +277,7 @@ def _one(file: Path, name: str, cell: Cell, bench: Bench) -> dict[str, Any]:
 
 @contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    """Wait for other processes that train the same network."""
+    """Lock the training of a network, after other processes have finished it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -285,7 +288,7 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 def mean_interval(values: Sequence[float | None]) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % t interval, whose ends are NaN if there is only one value."""
+    """Return the mean over seeds and its 95 % t interval, NaN if there is only one value."""
     defined = np.array([v for v in values if v is not None], float)
     n = len(defined)
     if n == 0:
@@ -293,13 +296,13 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float, float, float]:
     mean = float(defined.mean())
     if n == 1:
         return mean, np.nan, np.nan
-    differences = defined - defined[0]  # of equal values the spread is 0, not their rounding
+    differences = defined - defined[0]  # so that equal values have a spread of exactly 0
     half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
 def spread(values: Sequence[float | None], form: str = ".3g") -> str:
-    """``mean ± half-width`` of the 95 % t interval over seeds."""
+    """Return ``mean ± half-width`` of the 95 % t interval over seeds, as text."""
     mean, low, high = mean_interval(values)
     if np.isnan(mean):
         return "undefined"
@@ -316,12 +319,12 @@ def rank_correlation_within(
     draws: int = 9999,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Correlation of the ranks of x and y within their groups, and its two-sided p-value.
+    """Return the correlation of ranks of x and y within their groups, and its two-sided p-value.
 
-    Ranks are taken within each group and centered there, so levels that differ between groups do
-    not count. Values of y are permuted within groups only: a test over all values together would
-    find groups with independent levels of x and y correlated (p < 0.05 in four cases of five for
-    three levels of nine values each).
+    Ranks are taken within each group and centered there, so that differences between groups do not
+    count. For the same reason, values of y are permuted within groups only. If values were permuted
+    over all groups, differences between groups alone would make the test significant (p < 0.05 in
+    four of five cases, for three groups of nine values whose levels in x and y are independent).
     """
     a, b = np.array(x, float), np.array(y, float)
     members: dict[Any, list[int]] = {}

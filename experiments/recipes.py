@@ -9,10 +9,10 @@ from lab import Bench, Cell
 
 import wgeo
 
-# Number and size of the images of a small run, stride of the stem, and epochs: well beyond accuracy
-# 1, until straightness changes less than it differs between seeds. `longer` gives other numbers of
-# epochs for some weight decays; `decayed` is passed to `wgeo.train`: with decay on every weight,
-# runs on natural images leave the terminal phase.
+# The images of a small run (`limit`, `size`), the stride of the stem, and the number of epochs,
+# well beyond accuracy 1: at the end, straightness changes less than it differs between seeds.
+# `longer` gives other numbers of epochs for some weight decays. `decayed` is passed to
+# `wgeo.train`: with decay on every weight, runs on natural images leave the terminal phase.
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"limit": None, "size": None, "stride": 2, "epochs": 160},
     "mnist": {"limit": 1000, "size": 14, "stride": 2, "epochs": 160},
@@ -65,7 +65,7 @@ def isotropic(
 
 
 def network(bench: Bench, cell: Cell) -> wgeo.TrainingRun:
-    """Train the isotropic network of a cell, or return it if it is trained."""
+    """Return the isotropic network of a cell, trained if it is not yet."""
     names = ("arch", "weight_decay", "decayed", "seed", "depth", "full")
     return isotropic(bench, cell["data"], **{name: cell[name] for name in names if name in cell})
 

@@ -1,8 +1,8 @@
 """Measurements and tables of 01, 02 and 06: networks in the terminal phase of training.
 
 Straightness over training is measured on gap features, as they are and with each layer's mean
-subtracted. The layer from which on a network is an optimal map is determined by the correlation
-scores between all pairs of layers, compared with those of null maps.
+subtracted. Correlation scores between all pairs of layers, compared with those of null maps,
+determine the first layer from which on the map to the last layer is nearly optimal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import wgeo
 
 Result = dict[str, Any]
 PATH = ("length_ratio", "action_ratio", "line_shape_ratio", "turning_angle", "sqrt_moving_blocks")
-OPTIMAL = 0.95  # least correlation score that counts as nearly optimal, about cos(18 degrees)
+OPTIMAL = 0.95  # smallest correlation score that counts as nearly optimal, about cos(18 degrees)
 KIND = (
     "data",
     "arch",
@@ -36,7 +36,7 @@ LOOK = {
 
 
 def path(cell: Cell, bench: Bench) -> Result:
-    """Straightness at one epoch (None: the last), and the phases of the run."""
+    """Measure straightness at one epoch (None: the last); also return when accuracy reached 1."""
     run = recipes.network(bench, cell)
     net = at_epoch(run, cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
@@ -51,13 +51,13 @@ def path(cell: Cell, bench: Bench) -> Result:
 
 
 def at_epoch(run: wgeo.TrainingRun, epoch: int | None) -> wgeo.Network:
-    """Load the checkpoint of an epoch; None is the last."""
+    """Load the checkpoint of an epoch (None: the last)."""
     name = run.last.name if epoch is None else f"epoch-{epoch:04d}.pt"
     return wgeo.load_checkpoint(run.last.with_name(name))
 
 
 def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
-    """Measures of the path of a network that is a single segment."""
+    """Measure the path of a network that is a single segment."""
     straight = wgeo.straightness(traj, bootstrap=0, pairs=False, nulls=0)
     segment = straight.segments[0]
     steps = [block.distance / segment.distance for block in straight.blocks]
@@ -78,7 +78,7 @@ def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
 
 
 def optimality(cell: Cell, bench: Bench) -> Result:
-    """Correlation scores between all layers at one epoch (None: the last), with one pooling."""
+    """Measure correlation scores between all layers at one epoch (None: the last)."""
     net = at_epoch(recipes.network(bench, cell), cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(net, images, pool=cell["pool"])
@@ -118,7 +118,7 @@ def report(lab: Lab, networks: Sequence[Cell]) -> None:
 
 
 def _cells(networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
-    """Every measurement of every network before its last epoch, measurement by measurement."""
+    """Return a cell for each look and network, look by look, without epochs past a run's end."""
     return [
         {**cell, **look}
         for look in looks
@@ -150,7 +150,7 @@ def _last(group: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _between(row: dict[str, Any]) -> float:
-    """0 for a straight path, 1 if it is as long as mutually orthogonal steps of these lengths."""
+    """Return 0 for a straight path, 1 for one as long as orthogonal steps of the same lengths."""
     most = row["sqrt_moving_blocks"]
     return (row["length_ratio"] - 1) / (most - 1) if most > 1 else np.nan
 
@@ -179,7 +179,7 @@ def at_the_end(results: Sequence[Result]) -> str:
 
 
 def scores(results: Sequence[Result]) -> str:
-    """The OT score and its lower bound, and the steps of the blocks that move least and most."""
+    """Tabulate the OT score, its lower bound, and the shortest and longest step of a block."""
     names = {
         "ot_score": "OT score",
         "ot_bound": "its bound",
@@ -198,7 +198,7 @@ def scores(results: Sequence[Result]) -> str:
 
 
 def over_training(results: Sequence[Result]) -> str:
-    """The length ratio over the epochs; its last change compared with the range over seeds."""
+    """Tabulate the length ratio over the epochs; compare its last change with the seeds' range."""
     epochs = sorted({row["epoch"] for result in results for row in result["rows"]})
     head = ["data", "network", "weight decay", "accuracy 1 since"]
     rows = []
@@ -216,7 +216,7 @@ def _at(result: Result, epoch: int, name: str = "length_ratio") -> float | None:
 
 
 def settled(group: Sequence[Result]) -> str:
-    """Mean |change| of the length ratio over about the last quarter; its range over seeds."""
+    """Return the mean |change| of the length ratio over the last quarter, and its seeds' range."""
     changes = []
     for result in group:
         *earlier, last = result["rows"]
@@ -230,7 +230,7 @@ def settled(group: Sequence[Result]) -> str:
 
 
 def departures(results: Sequence[Result]) -> str:
-    """Runs that left the terminal phase after they had reached it."""
+    """Tabulate the runs whose training accuracy reached 1 and later fell below it."""
     left = []
     for result in results:
         cell, first, below = result["cell"], result["first"], result["last_below"]
@@ -245,7 +245,7 @@ def departures(results: Sequence[Result]) -> str:
 
 
 def effects(results: Sequence[Result]) -> str:
-    """Effects of decay and of the shortcut on straightness at the last epoch, paired by seed."""
+    """Tabulate the effects of decay and of the shortcut at the last epoch, paired by seed."""
     value = {tuple(r["cell"][k] for k in (*KIND, "seed")): r["rows"][-1] for r in results}
     kinds = sorted({key[2:4] for key in value})
     rows = []
@@ -278,9 +278,9 @@ def effects(results: Sequence[Result]) -> str:
 
 
 def optimal_from(result: Result) -> str:
-    """The first layer from which on no map to the last layer is shown to be not optimal.
+    """Return the first layer from which on every map to the last is nearly optimal or undecided.
 
-    It is in parentheses if its null maps score too highly for these samples to decide.
+    It is in parentheses if its own map is undecided.
     """
     states = to_the_end(result)
     first = len(states)
@@ -292,7 +292,7 @@ def optimal_from(result: Result) -> str:
 
 
 def to_the_end(result: Result) -> list[str]:
-    """State of the map from each layer to the last: optimal, not, or undecided."""
+    """Return the state of the map from each layer to the last: optimal, not, or undecided."""
     pairs, margin = result["pairs"], max(1 - OPTIMAL, 1 / np.sqrt(result["samples"]))
     states = []
     for low, high, null in zip(
@@ -307,7 +307,7 @@ def to_the_end(result: Result) -> list[str]:
 
 
 def correlation(results: Sequence[Result]) -> str:
-    """Correlation scores from some layers to the last, each with the highest null score."""
+    """Tabulate correlation scores from some layers to the last, with the highest null scores."""
     rows = []
     groups = by(results, *KIND, "pool", "epoch")
     depth = max(len(result["pairs"]["layers"]) for result in results) - 1
@@ -337,7 +337,7 @@ def _range(values: Sequence[float | None]) -> str:
 
 
 def draw_training(results: Sequence[Result]) -> Figure:
-    """Length ratio over the epochs, residual and plain, one line per decay; dotted, sqrt(B)."""
+    """Draw the length ratio over the epochs, one line per decay; dotted lines are sqrt(B)."""
     data = list(dict.fromkeys(result["cell"]["data"] for result in results))
     figure = Figure(figsize=(7.2, 2.7 * len(data)), layout="constrained", dpi=160)
     axes = figure.subplots(len(data), 2, squeeze=False)
@@ -382,7 +382,7 @@ def draw_training(results: Sequence[Result]) -> Figure:
 
 
 def draw_correlation(results: Sequence[Result], pool: str) -> Figure:
-    """Correlation score from each layer to the last, one line per network; dotted, its null."""
+    """Draw correlation scores from each layer to the last; dotted lines are null scores."""
     shown = [r for r in results if r["cell"]["pool"] == pool and r["cell"]["epoch"] is None]
     data = list(dict.fromkeys(result["cell"]["data"] for result in shown))
     figure = Figure(figsize=(7.2, 2.5 * max(len(data), 1)), layout="constrained", dpi=160)

@@ -20,9 +20,10 @@ def main() -> None:
 
 
 def _keep_streams() -> None:
-    """Open the null device for closed standard streams: no output may land in a result file.
+    """Open the null device in place of each closed standard stream.
 
-    An opened file gets the lowest free descriptor; errors are printed to descriptor 2.
+    Otherwise the next opened file would get the free descriptor, and a message printed to that
+    descriptor would be written to the file.
     """
     for number in range(3):
         try:
@@ -34,16 +35,16 @@ def _keep_streams() -> None:
 def _leave_current_folder() -> None:
     """Import nothing from the current folder, in this process or in child processes.
 
-    It may be a folder of downloads with a ``random.py`` that shadows Python's own.
-    ``python -m wgeo`` puts it first on the path; ``python -P -m wgeo`` and ``wgeo`` do not.
+    The folder may contain downloads, such as a ``random.py`` that shadows Python's own.
+    ``python -m wgeo`` puts the folder first on the path; ``python -P -m wgeo`` and ``wgeo`` do not.
     """
-    # Child processes, such as multiprocessing workers, inherit it.
+    # Child processes, such as multiprocessing workers, inherit this variable.
     os.environ["PYTHONSAFEPATH"] = "1"
     here = os.getcwd()
     if sys.path[0] == here and not sys.flags.safe_path:
         del sys.path[0]
         if here == os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
-            sys.path.append(here)  # an uninstalled source tree: workers import it
+            sys.path.append(here)  # wgeo is not installed: workers import it from its source tree
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Names of version 0.1 that have changed: they work until 0.3, with a warning."""
+"""Names of version 0.1 that have changed: until version 0.3 they work, with a warning."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ _MOVED: dict[str, dict[str, str]] = {
 
 
 def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__`` that finds the names that it had in version 0.1.
+    """Return a ``__getattr__`` for a module, which finds objects that have moved since version 0.1.
 
-    `stacklevel` is 3 if the module's own ``__getattr__`` calls it, so that the warning points to
-    the user's line.
+    `stacklevel` is 3 if the module's own ``__getattr__`` calls the returned function, so that the
+    warning points to the user's line.
     """
 
     def find(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Packages whose names load on first use, so that what a command does not need is not imported."""
+"""Packages whose names load on first use, so that a command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ._deprecated import moved_names
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a package's ``__getattr__``.
 
-    It finds the names of `homes` (each with the submodule that defines it), other submodules, and
-    the names that the package had in the last version.
+    It finds the names of `homes`, which maps each to the submodule that defines it; submodules; and
+    names that have moved since version 0.1.
     """
     moved = moved_names(package, stacklevel=3)
 

@@ -43,15 +43,15 @@ class ConvergenceError(WgeoError):
 
 
 class RecordError(WgeoError):
-    """A saved analysis or run is missing, damaged or of another schema."""
+    """A file of wgeo is missing, damaged or of another schema, or it cannot be written."""
 
 
 class DependencyError(WgeoError, ImportError):
-    """A required optional package is not installed."""
+    """A function needs an optional package that is not installed."""
 
 
 class ProcessError(WgeoError):
-    """Another process of a distributed job has ended."""
+    """Another process of a distributed job has ended or cannot be reached."""
 
 
 class WgeoWarning(UserWarning):

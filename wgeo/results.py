@@ -26,7 +26,7 @@ class Displayed:
     """An object shown as a description and a table: at most ten lines of text, or HTML."""
 
     def _description(self) -> str:
-        """Return one or two sentences that describe the object; by default its plain values."""
+        """Return a short description of the object; by default its numbers and strings."""
         values = [
             f"{f.name}={_cell(getattr(self, f.name))}"
             for f in fields(self)  # type: ignore[arg-type]
@@ -74,17 +74,17 @@ class Displayed:
 
 
 class Result(Displayed):
-    """A dataclass of numbers, which can be saved as JSON and shown as a table.
+    """A dataclass of numbers, which can be converted to plain values or a table.
 
-    Both leave out arrays and fields declared with ``repr=False``. A class lists exceptions:
-    properties and arrays that count as plain values, and fields that do not.
+    The plain values are the fields, without arrays and fields declared with ``repr=False``. A class
+    lists exceptions: properties and arrays to add (`_included`), and fields to omit (`_omitted`).
     """
 
     _included: ClassVar[tuple[str, ...]] = ()
     _omitted: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values as JSON-serializable types; arrays are left out.
+        """Return the plain values, as lists, mappings, numbers and text; arrays are left out.
 
         Examples
         --------
@@ -128,7 +128,7 @@ class Result(Displayed):
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain types: results to mappings, arrays to lists, enums to text."""
+    """Convert a value to plain types: dataclasses to mappings, arrays to lists, enums to text."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -171,7 +171,7 @@ def _has_arrays(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as short text: four significant digits, intervals in brackets."""
+    """Return a value as short text: four significant digits, lists in brackets."""
     if value is None:
         return ""
     if isinstance(value, bool | np.bool_):
@@ -190,7 +190,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _text_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a header and aligned rows; columns that do not fit the width are left out."""
+    """Return a header and aligned rows, with as many of the first columns as fit the width."""
     columns: list[list[str]] = []
     width = 0
     for name in _columns(rows):

@@ -35,7 +35,7 @@ def stage_number(stage: int | None, index: int = 0) -> int:
 def first_names(names: Sequence[str], limit: int, total: int | None = None) -> str:
     """Return the first `limit` names as printable text, with an ellipsis if there are more.
 
-    `total` is their number if `names` are not all of them.
+    `total` is the number of all names, if `names` contains only some of them.
     """
     more = ", ..." if (len(names) if total is None else total) > limit else ""
     return ", ".join(printable(name) for name in names[:limit]) + more

@@ -1,7 +1,7 @@
-"""Values from which a measured number is called optimal, sufficient or evidence.
+"""Thresholds at which a measured number is called optimal or sufficient, or counts as evidence.
 
-The modules that measure these numbers need torch. Figures and pages of a stored record import the
-thresholds from here and load without it.
+The modules that measure these numbers import torch; this module does not, so that the figures and
+pages of a stored record can use the thresholds without it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 LOW_RESOLUTION = 0.5
-"""Smallest sufficient resolution: below it, an OT score of 1 is no evidence of an optimal map."""
+"""Smallest sufficient resolution: below it, an OT score of 1 is not evidence of an optimal map."""
 
 OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95
 """Smallest correlation scores of maps that are called optimal and nearly optimal."""
@@ -20,15 +20,20 @@ POWER_MARGIN = 0.05
 
 
 def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
-    """Return whether lower bounds of scores exceed upper bounds of null scores by the margin."""
+    """Return whether a score exceeds the null scores by more than the `margin`.
+
+    `low` is a lower bound of the score, and `null` an upper bound of the null scores. Arrays are
+    compared entry by entry.
+    """
     return low > null + margin(samples)
 
 
 def margin(samples: int | None) -> float:
     """Return the amount by which a score must exceed its null scores to be evidence.
 
-    It is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an unrelated
-    pairing is about 1 / sqrt(n) in one dimension, and less in more dimensions. A rotation by 18
-    degrees reduces the score of an optimal map by about 0.05 = 1 - cos(18 degrees).
+    It is max(`POWER_MARGIN`, 1 / sqrt(n)) for n samples, and 1 if n is unknown. The standard
+    deviation of the score of an unrelated pairing is about 1 / sqrt(n) in one dimension, and less
+    in more dimensions. A rotation by 18 degrees reduces the score of an optimal map by about 0.05 =
+    1 - cos(18 degrees).
     """
     return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))

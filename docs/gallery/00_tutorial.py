@@ -83,7 +83,7 @@ print(sorted(path.name for path in folder.iterdir()))
 # -------
 # For an architecture of yours, build the network, load its weights, and pass the module with the
 # images: a pair ``(x, labels)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``. (For known
-# architectures, :func:`wgeo.load_checkpoint` reads the file; from a shell it is
+# architectures, :func:`wgeo.load_checkpoint` reads the file; from a shell, the command is
 # ``wgeo analyze FILE --arch NAME --data IMAGES``.)
 
 
@@ -106,7 +106,7 @@ print(with_decay.verdict)
 # %%
 # The numbers behind the sentences are in the record: ``analysis.segments``, ``analysis.blocks`` and
 # ``analysis.layers``, or ``analysis.to_pandas()``. The *length ratio* is the length of the path
-# through all layers over the Wasserstein distance between its ends: 1 on a geodesic. If the
+# through all layers, divided by the Wasserstein distance between its ends: 1 on a geodesic. If the
 # steps of the blocks were orthogonal to each other, it would be :math:`\sqrt{B}`, where :math:`B`
 # is the effective number of moving blocks.
 for name, analysis in (("decay 5e-3", with_decay), ("no decay", without)):
@@ -119,8 +119,8 @@ for name, analysis in (("decay 5e-3", with_decay), ("no decay", without)):
     )
 
 # %%
-# Look at the paths: each class mean on its way through the layers, and the straight line that a
-# geodesic would follow (dashed).
+# Look at the paths: each class mean on its way through the layers, and the straight line that it
+# would follow on a geodesic (dashed).
 means = wgeo.plots.class_means(with_decay)
 
 # %%

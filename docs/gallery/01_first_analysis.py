@@ -8,7 +8,7 @@ how far, how straight, how collapsed?
 
 # %%
 # Train. The digits come with scikit-learn, so nothing is downloaded. The architecture has one width
-# and one resolution throughout: its layers share a feature space.
+# and one spatial size throughout, so that its layers share a feature space.
 import tempfile
 
 import wgeo
@@ -62,8 +62,8 @@ print(analysis.verdict)
 means = wgeo.plots.class_means(analysis)
 
 # %%
-# How far each block moves the cloud: bars are the optimal transport, dashes the network's own
-# pairing.
+# How far each block moves the cloud: bars are Wasserstein distances, dashes the distances under the
+# network's own pairing.
 _ = wgeo.plots.distances(analysis)
 
 # %%

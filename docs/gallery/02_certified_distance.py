@@ -30,7 +30,8 @@ print(f"potentials never exceed the cost: least slack {slack.min():.1e}")
 print(f"mean of the potentials {f.mean() + g.mean():.9f}, cost of the coupling {moved:.9f}")
 
 # %%
-# The other solvers trade precision for speed or size; their intervals are also valid, but wider.
+# The other solvers are less precise, but faster or able to handle more points; their intervals are
+# also valid, but wider.
 solvers = {
     "Exact": wgeo.Exact(),
     "Sinkhorn": wgeo.Sinkhorn(),
@@ -65,5 +66,5 @@ print(part.verify(x[:500], y))
 
 # %%
 # What this shows: five solvers return five intervals, and all of them contain the certified value.
-# Exact's is as narrow as rounding allows, Sinkhorn's is within a thousandth, and the two cheap
-# bounds are wide; the status says which is which.
+# Exact's interval is as narrow as rounding allows, that of the default Sinkhorn narrower than a
+# thousandth of W2, and the two of the fast solvers are wide; the status says which are certified.

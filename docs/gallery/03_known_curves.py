@@ -54,7 +54,7 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
 # %%
 # - On the quarter circle all ratios are that of an arc to its chord: every sample takes the same
 #   detour.
-# - The overshoot has a line-shape score of 3: one of three unit steps is undone.
+# - The overshoot has a line-shape score of 3: of its three unit steps, one goes back.
 # - Stretching is a geodesic at constant speed: all measures are 1.
 # - Crossing is straight for every sample (line shape 1) but not a geodesic: as *distributions* the
 #   layers contract and expand again, since samples are exchangeable. The OT score shows that the

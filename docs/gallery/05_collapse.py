@@ -55,7 +55,7 @@ for name in ("nc1", "cdnv", "nc2_etf"):
 print(f"the nearest class mean reaches 99 % of the network's accuracy at {result.learned_at}")
 
 # %%
-# NC1 at every layer, from the record of an analysis, with the prediction of the geodesic model.
+# NC1 at every layer, from the record of an analysis, and the prediction of the geodesic model.
 analysis = wgeo.analyze(
     net, images, bootstrap=0, reference="none", brenier=0, alignment=0, mufm=False
 )

@@ -2,13 +2,14 @@
 Across a change of stage, through the block's own shortcut
 ==========================================================
 
-W2 needs one space, but ordinary ResNets change it: the width doubles, the resolution halves.
-The block's own shortcut maps the old features to the new space.
+W2 needs both clouds in one space, but an ordinary ResNet changes the space of its features: the
+width doubles, the resolution halves. The block's own shortcut maps the old features to the new
+space.
 """
 
 # %%
-# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` lists the layers;
-# blocks are detected by their computation, not by their names.
+# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` lists the layers; blocks are
+# detected by what they compute, not by their names.
 import tempfile
 
 import wgeo

@@ -2,9 +2,9 @@
 Deep neural collapse is not always optimal
 ==========================================
 
-With several layers and ReLUs between them, orthogonal class means at every layer are optimal for
-two classes. For more classes and layers a solution of lower rank, which has a closed form, is
-better.
+In a model of several layers with ReLUs between them, orthogonal class means at every layer are
+optimal for two classes. For more classes and enough layers, a solution of lower rank, which has a
+closed form, is better.
 """
 
 # %%
@@ -27,7 +27,8 @@ for layer in deep_collapse(solution)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
-# Each of the twenty ends at the value of collapse, or at a point that ignores one or both classes.
+# Each of the twenty descents ends at the value of collapse, or at a point that does not fit one or
+# both classes.
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(5.5, 2.6), layout="constrained")

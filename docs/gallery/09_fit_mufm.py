@@ -22,8 +22,8 @@ print(f"F = {model.objective:.6f} in {model.seconds * 1e3:.0f} ms: {model.certif
 print(f"starts ended between {model.values[0]:.6f} and {model.values[-1]:.6f}")
 
 # %%
-# Layers lie on straight lines. Along the rows of W, deviations within a class shrink by kappa;
-# orthogonal to them nothing moves, so collapse is never complete.
+# Samples move on straight lines. Along the right singular vectors of W, deviations within a class
+# are multiplied by kappa; orthogonal to them nothing moves, so collapse is never complete.
 print("kappa:", np.round(model.contraction, 3))
 print("NC1 by layer:", " ".join(f"{layer.nc1:.3f}" for layer in model.curve()))
 
@@ -34,9 +34,9 @@ for ax, index in zip(figure.subplots(1, 3, sharex=True, sharey=True), (0, 4, 8),
     ax.set(title=f"layer {index}", aspect="equal")
 
 # %%
-# Compared with a network: MUFM is given the input features of the first block and the labels, and
-# two numbers are fitted; the geodesic model is given both ends. How well do they predict the
-# decrease of variability with depth?
+# Compare the model with a network. MUFM is given the input features of the first block and the
+# labels, and two of its parameters are fitted; the geodesic model is given the first and the last
+# features. How well do they predict the decrease of variability with depth?
 import tempfile
 
 images = wgeo.load_images("digits", limit=600)
@@ -62,6 +62,6 @@ for measured, line, predicted in zip(
 
 # %%
 # What this shows: all starts of the fit end at the same value, which is certified as the global
-# minimum, and within the model NC1 falls with depth. The geodesic model, which knows both ends,
-# follows the NC1 of this network within a factor of two; MUFM is far more collapsed than the
+# minimum, and within the model NC1 falls with depth. The geodesic model, which is given both ends,
+# predicts the NC1 of this network within a factor of two; MUFM is far more collapsed than the
 # network after the first block, and then hardly changes.

@@ -7,9 +7,10 @@ interval contains W2, everything else (chains, straightness, reports) works with
 """
 
 # %%
-# As an example, match greedily, nearest free point first. A matching is a feasible coupling, so its
-# cost is an upper bound. Any feasible potentials give a lower bound; here those of c-transforms,
-# starting from zero: g_j = min_i c_ij, then f_i = min_j (c_ij - g_j).
+# As an example, match greedily: each point in turn with the nearest one that is still free. A
+# matching is a feasible coupling, so its cost is an upper bound. Any feasible potentials give a
+# lower bound; these are c-transforms, starting from zero: g_j = min_i c_ij, then
+# f_i = min_j (c_ij - g_j).
 import time
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ print(f"greedy {greedy.lower:.4f} to {greedy.upper:.4f}, {greedy.status}")
 assert greedy.lower <= exact.distance <= greedy.upper
 
 # %%
-# A plot in the plane shows the cost of greedy matching: the last points are matched far away.
+# A plot in the plane shows why greedy matching costs more: the last points have distant partners.
 from matplotlib.figure import Figure
 
 few, others = rng.normal(size=(25, 2)), rng.normal(size=(25, 2)) + 1
@@ -77,13 +78,13 @@ for ax, (name, solver) in zip(figure.subplots(1, 2), solvers.items(), strict=Tru
     ax.set(title=f"{name}: {result.distance:.2f}", aspect="equal")
 
 # %%
-# It can be used like any other solver.
+# The new solver can be used like any other.
 layers = [x + t * (y - x) for t in (0.0, 0.5, 1.0)]
 traj = wgeo.Trajectory.from_arrays(layers, labels=np.arange(300) % 3)
 segment = wgeo.straightness(traj, solver=Greedy(), bootstrap=0).segments[0]
 print(f"length ratio by greedy matching {segment.length_ratio:.3f}")
 
 # %%
-# What this shows: a new solver is a small class, and its honest interval contains the exact
-# distance although its coupling is not optimal. The greedy matching leaves long pairs to the end,
-# which is why it is longer.
+# What this shows: a new solver is a small class, and its interval contains the exact distance
+# although its coupling is not optimal. Greedy matching leaves long pairs to the end, so its cost is
+# higher.

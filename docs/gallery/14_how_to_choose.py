@@ -61,9 +61,9 @@ for ax, title in ((left, "OT score"), (right, "Resolution")):
 left.legend(frameon=False)
 
 # %%
-# **Which features?** Pooled features are few, and the classifier reads them. The full features are
-# many: in so high a dimension, samples are far apart compared with the displacements of the blocks,
-# so that the resolution falls.
+# **Which features?** Pooled features have few dimensions, and the classifier reads them. The full
+# features have many; samples are then far apart compared with the displacements of the blocks, so
+# that the resolution falls.
 print(f"{'pool':8} {'width':>6} {'OT score':>9} {'resolution':>10} {'length ratio':>13}")
 for pool in ("gap", "grid:2", "flat"):
     pooled = wgeo.trace(net, images, pool=pool)
@@ -75,9 +75,9 @@ for pool in ("gap", "grid:2", "flat"):
 
 # %%
 # **Which epsilon?** You need none if `Exact` is fast enough: it has no epsilon. With `Sinkhorn`,
-# the interval shows the effect of epsilon on precision; ``"auto"`` lowers it until the interval is
-# narrow enough. The debiased divergence estimates W2 without a bound; it is computed only for an
-# epsilon that you choose, not for ``"auto"``.
+# the interval shows the effect of epsilon on precision; ``"auto"`` lowers epsilon until the
+# interval is narrow enough. The debiased divergence estimates W2^2 without a bound; it is computed
+# only for an epsilon that you choose, not for ``"auto"``.
 truth = wgeo.wasserstein(traj.first, traj.last).distance
 print(
     f"{'epsilon':>9} {'passes':>7} {'lower':>8} {'upper':>8} {'divergence':>11}  (W2 {truth:.4f})"

@@ -27,7 +27,7 @@ net = wgeo.load_checkpoint(run.last)
 analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, alignment=0)
 
 # %%
-# A paper's column is 3.35 inches wide, and text has the size of a caption.
+# A column of a paper is 3.35 inches wide; text in the figure has the size of a caption.
 plots = wgeo.plots
 column = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
 print(plots.save(column, folder / "nc1.pdf").name)
@@ -37,8 +37,8 @@ print(plots.save(column, folder / "nc1.pdf").name)
 page = plots.distances(analysis, ax=plots.axes("page"))
 
 # %%
-# A slide: the figure is drawn small. If it is enlarged to a full slide, its text is at least 18
-# points.
+# A slide: the figure is drawn small, and when it is enlarged to the full slide, its text has at
+# least 18 points.
 slide = plots.class_means(analysis, ax=plots.axes("slide"))
 print(plots.save(slide, folder / "means.png", dpi=343).name, "is 1920 pixels wide")
 

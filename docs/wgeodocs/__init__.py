@@ -1,7 +1,7 @@
-"""What these pages need of Sphinx: pages written from the code and from measurements, and links.
+"""A Sphinx extension: pages generated from the code and from measurements, and links to names.
 
-`pages` of each room returns what it writes, by path under docs/generated; a file whose text has not
-changed is left as it is, so that a second build is quick.
+Each module's `pages` returns the text of its pages by their path in docs/generated. A file whose
+text has not changed is not written again, so that a second build is quick.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ROOT = DOCS.parent
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Write the pages before Sphinx looks for its sources; find the targets of names."""
+    """Write the pages before Sphinx lists its sources, and resolve references to names."""
     app.connect("config-inited", lambda *_: write(DOCS / "generated"), priority=100)
     app.connect("missing-reference", names.resolve)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def write(folder: Path) -> None:
-    """Write every page that is made from something else, and remove those that no longer are."""
+    """Write every generated page, and remove those that are no longer generated."""
     made = {
         **api.pages(),
         **commands.pages(),
@@ -49,18 +49,18 @@ def write(folder: Path) -> None:
 
 
 def gallery() -> set[str]:
-    """Pages that sphinx-gallery makes."""
+    """Return the paths of the pages that sphinx-gallery makes."""
     scripts = (DOCS / "gallery").glob("*.py")
     return {"gallery/index.rst", *(f"gallery/{script.stem}.rst" for script in scripts)}
 
 
 def _clean(folder: Path, pages: set[str]) -> None:
-    """Remove pages of an earlier build that nothing makes any more: Sphinx would read them."""
+    """Remove pages of an earlier build that are no longer made, since Sphinx would read them."""
     for old in [*folder.rglob("*.rst"), *folder.rglob("*.md")]:
         if str(old.relative_to(folder).as_posix()) not in pages:
             old.unlink()
 
 
 def _get_sg_image_scraper() -> Any:
-    """Where sphinx-gallery asks for the scraper."""
+    """Return the scraper; sphinx-gallery calls this, because "wgeodocs" is in image_scrapers."""
     return scraper.figures

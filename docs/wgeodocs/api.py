@@ -1,6 +1,6 @@
-"""The reference: a page for every package, and one for every name that a user may type.
+"""The reference: a page for every package, and one for every public name.
 
-A name of ``wgeo`` itself is documented there, whichever package it lives in.
+A name that ``wgeo`` itself exports is documented under ``wgeo``, whatever package defines it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import wgeo
 
-# Packages in the order of a reader, and the names of those that have no __all__.
+# Packages in the order in which data flows, and the names of those that have no __all__.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "data": (),
     "models": (),
@@ -46,24 +46,24 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Constants that a setting's description refers to, and that no __all__ has.
+# Constants that a parameter's description refers to, and that no __all__ contains.
 CONSTANTS = {"plots": ("series.OVER", "series.ENDS", "evidence.CURVES", "evidence.TESTS")}
 
 
 def module_of(package: str) -> ModuleType:
-    """The module itself, where the package has a function of its name."""
+    """Return the module of a package, even if ``wgeo`` has a function of the same name."""
     importlib.import_module(f"wgeo.{package}")
     return sys.modules[f"wgeo.{package}"]
 
 
 def names_in(package: str) -> list[str]:
-    """Public names of a package."""
+    """Return the public names of a package."""
     module = module_of(package)
     return list(getattr(module, "__all__", None) or PACKAGES[package])
 
 
 def home(package: str, name: str) -> str:
-    """Where a name of a package is documented: under ``wgeo`` if a user finds it there."""
+    """Return the full name under which a name is documented: under ``wgeo`` if it exports it."""
     found = getattr(module_of(package), name)
     if name in wgeo.__all__ and getattr(wgeo, name) is found:
         return f"wgeo.{name}"
@@ -71,19 +71,19 @@ def home(package: str, name: str) -> str:
 
 
 def documented(name: str) -> bool:
-    """Whether an object has a page of its own: classes and functions; constants have none."""
+    """Whether an object has a page of its own: classes and functions do, constants do not."""
     return inspect.isclass(find(name)) or inspect.isroutine(find(name))
 
 
 def find(name: str) -> Any:
-    """The object of a full name such as ``wgeo.transport.Chain`` (a package's module wins)."""
+    """Return the object of a full name such as ``wgeo.transport.Chain``."""
     home, _, last = name.rpartition(".")
     module = wgeo if home == "wgeo" else module_of(home.removeprefix("wgeo."))
     return getattr(module, last)
 
 
 def homes() -> dict[str, list[str]]:
-    """Full names by package; ``wgeo`` has its own."""
+    """Return the full names of all packages, and of ``wgeo`` itself."""
     top = [
         f"wgeo.{name}"
         for name in wgeo.__all__
@@ -97,7 +97,7 @@ def homes() -> dict[str, list[str]]:
 
 
 def aliases() -> dict[str, str]:
-    """What numpydoc links in the types of parameters: class name to full name."""
+    """Return full names by class name, which numpydoc links in the types of parameters."""
     found: dict[str, str] = {}
     for names in homes().values():
         for name in names:
@@ -107,7 +107,7 @@ def aliases() -> dict[str, str]:
 
 
 def case_map() -> dict[str, str]:
-    """Other file names for names that differ in case alone, which some disks cannot tell apart."""
+    """Return other file names for names that differ only in case, for case-insensitive disks."""
     names = {name for package in homes().values() for name in package}
     count = Counter(name.lower() for name in names)
     return {
@@ -118,13 +118,13 @@ def case_map() -> dict[str, str]:
 
 
 def objects() -> set[str]:
-    """The pages that autosummary makes, by the name of their files."""
+    """Return the paths of the pages that autosummary makes."""
     names = {name for package in homes().values() for name in package if documented(name)}
     return {f"api/objects/{case_map().get(name, name)}.rst" for name in names}
 
 
 def pages() -> dict[str, str]:
-    """The pages of the packages, and of ``wgeo``."""
+    """Return the pages of the packages, and of ``wgeo``."""
     found = homes()
     return {
         "api/wgeo.rst": _top(found["wgeo"]),
@@ -136,7 +136,7 @@ def _top(names: list[str]) -> str:
     return "\n".join(
         [
             *_head("wgeo"),
-            "Names that a user types most; each belongs to a package below and loads on first use.",
+            "The names used most. Each belongs to one of the packages and is loaded on first use.",
             "",
             *_summary(names, toctree=True),
         ]
@@ -173,15 +173,15 @@ def _summary(names: list[str], *, toctree: bool = False) -> list[str]:
 
 
 def _constant(name: str) -> list[str]:
-    """A constant with its values, which are what one wants to know of it."""
+    """Return the entry of a constant, with its values."""
     value = find(name)
     lines = [f".. py:data:: {name}", ""]
-    told = _told(name)
-    lines += [f"   {told}", ""] if told else []
+    description = _told(name)
+    lines += [f"   {description}", ""] if description else []
     if isinstance(value, Mapping):
         for key, what in value.items():
-            said = getattr(what, "summary", what)
-            lines += [f"   - ``{key}``" + (f": {said}" if isinstance(said, str) else "")]
+            summary = getattr(what, "summary", what)
+            lines += [f"   - ``{key}``" + (f": {summary}" if isinstance(summary, str) else "")]
     elif isinstance(value, tuple | list | frozenset | set):
         lines += ["   " + ", ".join(f"``{each}``" for each in value)]
     else:
@@ -190,7 +190,7 @@ def _constant(name: str) -> list[str]:
 
 
 def _told(name: str) -> str:
-    """The text under a constant's assignment, in whichever module of the package that is."""
+    """Return the docstring below a constant's assignment, in any module of its package."""
     from sphinx.errors import PycodeError
     from sphinx.pycode import ModuleAnalyzer
 

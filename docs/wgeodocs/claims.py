@@ -1,4 +1,4 @@
-"""The page of claims: what the papers say, and the verdicts of the experiments' READMEs."""
+"""The page of claims: the claims of the papers, and the verdicts of the experiments' READMEs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """One page, with a section for each paper."""
+    """Return one page, with a section for each paper."""
     found = list(verdicts(folder))
     papers = tomllib.loads((folder / "claims.toml").read_text("utf-8"))["paper"]
     known = {claim for paper in papers for claim in paper["claims"]}
@@ -34,10 +34,11 @@ def pages(folder: Path) -> dict[str, str]:
     text = [
         "# Claims",
         "",
-        "What the papers claim, and what wgeo measured. Each verdict is one of *holds*, *holds in "
-        "part*, *contradicted* and *open*, and none that rests on fewer than three seeds is more "
-        "than *holds in part*. Intervals are 95 % over seeds unless they are said to be others; "
-        "the experiment's page has the tables, the command that repeats them, and its limits.",
+        "The claims of the papers, and the results of wgeo's measurements. Each verdict is one of "
+        "*holds*, *holds in part*, *contradicted* and *open*. With fewer than three seeds, a "
+        "verdict is at most *holds in part*. Intervals are 95 % intervals over seeds unless stated "
+        "otherwise. The page of each experiment has the tables, the command that repeats them, and "
+        "the limits of the measurement.",
         "",
         *_overview(papers, found),
     ]
@@ -57,7 +58,7 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def verdicts(folder: Path) -> Iterator[Verdict]:
-    """Every row of every experiment's table, in order."""
+    """Yield every row of every experiment's table of verdicts, in order."""
     for readme in sorted(folder.glob("[0-9]*/README.md")):
         section = _SECTION.search(readme.read_text("utf-8"))
         if section is None:

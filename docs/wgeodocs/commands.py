@@ -1,4 +1,4 @@
-"""The command line's page, from what every command's ``--help`` prints."""
+"""The page of the command line: the output of ``--help`` of every command."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _WIDTH = 92
 
 
 def pages() -> dict[str, str]:
-    """One page for all commands."""
+    """Return one page for all commands."""
     parts = [
         "# Command line\n",
-        "What `--help` prints of every command. Errors are one line and exit code 2; "
-        "`--debug` shows where they came from.\n",
+        "The output of `--help` for every command. An error is one line, with exit code 2; "
+        "`--debug` shows where it was raised.\n",
     ]
     for ctx in walk():
         depth = 2 if ctx.command_path.count(" ") < 2 else 3
@@ -28,7 +28,7 @@ def pages() -> dict[str, str]:
 def walk(
     command: click.Command = main, parent: click.Context | None = None
 ) -> Iterator[click.Context]:
-    """A context for every command, groups before what is in them."""
+    """Yield a context for every command, a group before its commands."""
     ctx = click.Context(
         command,
         parent=parent,

@@ -14,14 +14,14 @@ _WAITING = "*Not measured yet; the command above measures it.*"
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """A page for each experiment, and one that lists them."""
+    """Return a page for each experiment, and one that lists them."""
     found = {readme.parent.name: readme.read_text("utf-8") for readme in _readmes(folder)}
     made = {f"experiments/{name}.md": _page(folder / name, text) for name, text in found.items()}
     return {**made, "experiments/index.md": _index(folder, found)}
 
 
 def figures(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every figure that a README shows, and the path of its copy."""
+    """Yield every figure that a README shows, and the path of its copy."""
     for readme in _readmes(folder):
         for image in _IMAGE.finditer(readme.read_text("utf-8")):
             source = readme.parent / image["file"]
@@ -53,7 +53,7 @@ def _figure(home: Path, image: re.Match[str]) -> str:
 
 
 def _link(link: re.Match[str], folder: Path) -> str:
-    """A link to another experiment leads to its page; other files are named, not linked."""
+    """Return a link to another experiment's page; other files are named, not linked."""
     name = Path(link["to"].rstrip("/").removesuffix("/README.md")).name
     if (folder / name / "README.md").is_file():
         return f"[{link['text']}]({name}.md)"

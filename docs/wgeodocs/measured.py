@@ -1,4 +1,4 @@
-"""Tables of what the benchmarks measured, for pages to include; from benchmarks/*.json."""
+"""Tables of the benchmarks' results, from benchmarks/*.json, for pages to include."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Record = dict[str, Any]
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """A table for each benchmark, or how to measure it where that was not done."""
+    """Return a table for each benchmark, or the command to run if it was not measured."""
     return {f"measured/{name}.md": _page(folder, name, make) for name, make in TABLES.items()}
 
 
 def _page(folder: Path, name: str, make: Callable[[Any], str]) -> str:
     benchmark, file = name.partition("-")[0], folder / f"{name.partition('-')[0]}.json"
     text = make(json.loads(file.read_text("utf-8"))) if file.is_file() else ""
-    return text or f"*Not measured yet: `python benchmarks/{benchmark}.py` does.*\n"
+    return text or f"*Not measured yet: `python benchmarks/{benchmark}.py` measures it.*\n"
 
 
 def _transport(record: Record) -> str:
@@ -27,7 +27,7 @@ def _transport(record: Record) -> str:
 
 
 def _question(question: Record) -> str:
-    """A table with a solver a row, summed over the pairs that all were asked for."""
+    """Return a table with one row per solver, summed over all pairs of the question."""
     asked = {row["pair"] for row in question["rows"]}
     rows: dict[str, list[Record]] = {row["solver"]: [] for row in question["rows"]}
     for row in question["rows"]:
@@ -65,7 +65,7 @@ _HARD = "hard clouds"
 
 
 def _hard(record: Record) -> str:
-    """CPU seconds, a row for each kind of clouds; which solver is ahead of wgeo is in bold."""
+    """Return CPU seconds, one row per kind of clouds; solvers faster than wgeo are in bold."""
     parts = []
     for question in record["questions"]:
         if question["title"] != _HARD:
@@ -98,7 +98,7 @@ _NAMES = {
 
 
 def _blurs(record: Record) -> str:
-    """What GeomLoss needed to come within 0.1 %: what one does not know beforehand."""
+    """Return the blur that GeomLoss needed for an error below 0.1 %, unknown beforehand."""
     rows = []
     for question in record["questions"]:
         found = [row for row in question["rows"] if row.get("blur")]
@@ -139,7 +139,7 @@ def _cost(row: Record | None) -> str:
 
 
 def _definitions(record: Record) -> str:
-    """Digits to which the scripts' values agree with wgeo's, in float32 and in float64."""
+    """Return the digits to which other scripts' values agree with wgeo's."""
     cases = ("equal", "unequal", "collapsed")
     body = []
     for rows in zip(*(record[case] for case in cases), strict=True):
@@ -176,12 +176,12 @@ def _scale(record: Record) -> str:
         for task, words in _SCALED.items()
         if f"{task} over n" in sweep
     ]
-    note = "\nThe powers with which CPU time / memory of its own grow, one size at a time:\n\n"
+    note = "\nExponents of the growth of CPU time / own memory, as one size grows at a time:\n\n"
     return large + (note + _table(["", *_AXES.values()], powers) if powers else "")
 
 
 def _powers(found: Record | None) -> str:
-    """Fitted exponents, and up to which size."""
+    """Return the fitted exponents, and the largest size measured."""
     if found is None:
         return "not run"
     powers = ["?" if p is None else f"{max(p, 0):.1f}" for p in found["exponents"].values()]
@@ -219,7 +219,7 @@ _SCALED = {
     "sliced": "straightness with sliced transport",
     "certified": "$W_2$ of one block, certified",
     "sinkhorn": "$W_2$ of one block, Sinkhorn",
-    "compared": "the layers beside all models, MUFM fitted",
+    "compared": "comparison of the layers with all models, MUFM fitted",
 }
 
 

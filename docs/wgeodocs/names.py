@@ -1,10 +1,9 @@
-"""Where `names` in docstrings lead.
+"""The targets of links for `names` in docstrings.
 
-Docstrings write `Exact`, `Trajectory.embedded` or `tolerance` as a reader would say them. A
-parameter or field of what is documented is shown as it is. Any other name is looked for among
-everything documented, the shortest path first. What is known where the docstring stands but has no
-page, such as a helper of the module, is shown and not linked. The rest are mistakes, and Sphinx
-says so.
+Docstrings write `Exact`, `Trajectory.embedded` or `tolerance`, without a full path. A parameter or
+field of the documented object is not linked. Any other name is searched for among all documented
+objects, and the shortest path wins. A name that the docstring's module knows but that has no page,
+such as a helper, is not linked. Sphinx warns of all other names.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ FILE = re.compile(r"[\w./-]+\.(json|npz|py|md|csv)$")
 def resolve(
     app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, shown: nodes.Node
 ) -> nodes.Node | None:
-    """Find a Python name's page; called where Sphinx found none."""
+    """Return a link to the page of a Python name; called if Sphinx itself does not find one."""
     if node.get("refdomain") != "py":
         return None
     target = re.sub(r"\(.*\)$", "", node["reftarget"])
@@ -44,7 +43,7 @@ def resolve(
     package = target.removeprefix("wgeo.")
     if package in api.PACKAGES and target not in known:
         return make_refnode(app.builder, node["refdoc"], f"generated/api/{package}", "", shown)
-    # `solve` alone may be anyone's: members are found by their class, as `Exact.solve`.
+    # `solve` alone is ambiguous: members are named with their class, as `Exact.solve`.
     members = () if "." in target else ("method", "attribute", "property")
     matches = [
         name
@@ -59,7 +58,7 @@ def resolve(
 
 
 def _leads_to(name: str, target: str) -> bool:
-    """Whether a documented name is what is meant: by its end, or by the module it is defined in."""
+    """Whether a documented name is the target, by its end or by the module that defines it."""
     if name == target or name.endswith(f".{target}"):
         return True
     module, _, last = target.rpartition(".")
@@ -78,7 +77,7 @@ def _found(name: str) -> Any:
 
 
 def _around(node: nodes.Node) -> Iterator[Any]:
-    """The objects whose docstring a reference stands in: its own, its class."""
+    """Yield the objects whose docstring contains a reference: a method, then its class."""
     place = node.parent
     while place is not None:
         if isinstance(place, addnodes.desc):
@@ -99,7 +98,7 @@ def _object(module: str | None, path: str) -> Any:
 
 
 def _parameters(found: Any) -> set[str]:
-    """Names of a function's parameters, or of a class's fields."""
+    """Return the names of a function's parameters, or of a class's fields."""
     names = set(getattr(found, "__annotations__", {})) if inspect.isclass(found) else set()
     with suppress(TypeError, ValueError):
         names |= set(inspect.signature(found).parameters)
@@ -107,7 +106,7 @@ def _parameters(found: Any) -> set[str]:
 
 
 def _words(found: Any) -> set[str]:
-    """Whatever means something in the module of an object: its names, their parameters, members."""
+    """Return all names of the module of an object, and their parameters and members."""
     module = inspect.getmodule(found)
     if module is None:
         return set()

@@ -1,4 +1,4 @@
-"""Figures for the gallery, found without pyplot: every new Figure, or owner of Axes, in sight."""
+"""Figures of the gallery's scripts, collected without pyplot from their global variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DPI = 160
 
 
 def figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Save the figures that this block of a script made; sphinx-gallery calls it after each."""
+    """Save the figures that this block of a script made; sphinx-gallery calls this after each."""
     from sphinx_gallery.scrapers import figure_rst
 
     seen = block_vars.setdefault("wgeo_figures", [])  # kept, so that no id is used twice

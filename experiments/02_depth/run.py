@@ -27,7 +27,7 @@ PATH = ("length_ratio", "sqrt_moving_blocks", "action_ratio", "turning_angle")
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Straightness of one network at its last epoch, with its length over runs of blocks."""
+    """Measure one network's straightness at its last epoch, and its length over runs of blocks."""
     run = recipes.network(bench, cell)
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(run.module, images)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
-    """L(k) / D of networks of different depth, as they are and centered."""
+    """Tabulate L(k) / D of networks of different depth, as they are and centered."""
     known = sorted({int(k) for group in groups.values() for k in group[0]["runs"]})
     rows = []
     for key, group in groups.items():
@@ -86,7 +86,7 @@ def _over(group: Sequence[dict[str, Any]], twin: str, runs: int) -> str:
 def all_layers(
     groups: dict[tuple, list[dict[str, Any]]], matrices: dict[tuple, list[dict[str, Any]]]
 ) -> str:
-    """Measures over all layers, compared with orthogonal steps."""
+    """Tabulate measures over all layers, compared with orthogonal steps."""
     names = {
         "length_ratio": "length ratio",
         "sqrt_moving_blocks": "√B",
@@ -107,7 +107,7 @@ def all_layers(
 
 
 def draw(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
-    """Length over equal numbers of runs, over depth."""
+    """Draw the length over equal numbers of runs, as a function of depth."""
     data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
     looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]

@@ -25,7 +25,7 @@ from wgeo.geodesic import SegmentStraightness
 METRICS = ("length_ratio", "line_shape_ratio", "action_ratio", "ot_score", "resolution")
 CENTRED = ("length_ratio", "line_shape_ratio", "action_ratio", "sqrt_moving_blocks")
 NULLS = ("dealt", "turned")
-CONFIDENT = 0.99  # probability of the right class
+CONFIDENT = 0.99  # smallest probability of the correct class
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 
 def centred(segment: SegmentStraightness) -> dict[str, Any]:
-    """Measures without the means of the layers, and the correlation score beside null maps."""
+    """Return measures with each layer's mean subtracted, and scores of the map and its nulls."""
     null: dict[str, float | None] = dict.fromkeys(NULLS)
     null |= {each.kind: each.score[0] for each in segment.null}
     return {
@@ -68,7 +68,7 @@ def centred(segment: SegmentStraightness) -> dict[str, Any]:
 
 
 def confident(net: wgeo.Network, images: wgeo.Images, pool: str) -> dict[str, Any]:
-    """Count the images classified right with confidence; the length ratios of those alone."""
+    """Return the number of confidently correct images, and the length ratios of these alone."""
     pooled = wgeo.trace(net, images)
     logits = pooled.last @ pooled.classifier.weight.T + pooled.classifier.bias
     probability = softmax(logits, axis=1)[np.arange(len(images)), images.y]
@@ -82,7 +82,7 @@ def confident(net: wgeo.Network, images: wgeo.Images, pool: str) -> dict[str, An
 
 
 def against_fresh(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Rank one network among networks of its architecture with fresh weights."""
+    """Rank one network among randomly initialized networks of its architecture."""
     net, images = loaded(cell, bench)
     reading = {"pool": "gap", "device": "cpu"}
     traj = wgeo.trace(net, images, **reading)
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def without_means(results: list[dict[str, Any]]) -> str:
-    """Each stage with its layers' means subtracted, and on confident images alone."""
+    """Tabulate each stage with its layers' means subtracted, and on confident images alone."""
     head = ["network", "images", "pool", "stage", *(name.replace("_", " ") for name in CENTRED)]
     head += ["OT score", "correlation score", "dealt", "turned", "detectable"]
     head += ["images at 0.99", "length ratio of those"]
@@ -172,7 +172,7 @@ def without_means(results: list[dict[str, Any]]) -> str:
 
 
 def reference(results: list[dict[str, Any]]) -> str:
-    """Centred line-shape ratio of each trained stage, among those of fresh networks."""
+    """Tabulate the centered line-shape ratio of each trained stage, and those of fresh networks."""
     head = ["network", "images", "stage", "trained", "fresh weights: median", "range"]
     rows = []
     for key, group in by(results, "network", "split").items():

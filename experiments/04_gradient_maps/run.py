@@ -81,7 +81,7 @@ PANELS = (
 
 
 def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
-    """Asymmetry over training: residual blocks, their displacements, and plain blocks."""
+    """Draw the asymmetry over training: residual blocks, their displacements, plain blocks."""
     data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.5 * len(data)), layout="constrained", dpi=160)
     axes = figure.subplots(len(data), 3, squeeze=False, sharey=True)
@@ -101,7 +101,7 @@ def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
 
 
 def line(ax: Any, group: list[dict[str, Any]], key: str, decay: float) -> None:
-    """Mean and interval over the epochs for one decay."""
+    """Draw the mean and its interval at every epoch, for one decay."""
     epochs = [row["epoch"] for row in group[0]["epochs"]]
     ends = np.array(
         [mean_interval([r["epochs"][k][key] for r in group]) for k in range(len(epochs))]

@@ -1,8 +1,8 @@
-"""What Parker, Onal, Stengel and Intrater (2023) record and measure, as in their published code.
+"""The features and metrics of Parker, Onal, Stengel and Intrater (2023), as in their code.
 
-Their repository: emreonal11/Neural-Collapse-in-Intermediate-Hidden-Layers-of-Classification-
-Neural-Networks on GitHub. It records the flattened inputs of the convolutions and linear layers,
-without the first one, which reads the image.
+Their repository is emreonal11/Neural-Collapse-in-Intermediate-Hidden-Layers-of-Classification-
+Neural-Networks on GitHub. It records the flattened inputs of all convolutions and linear layers
+except the first, which reads the image.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from wgeo.data.images import normalization
 
 @torch.no_grad()
 def inputs_of_layers(module: nn.Module, images: wgeo.Images, batch: int = 250) -> wgeo.Trajectory:
-    """Flattened inputs of every convolution and linear layer but the first, as they are executed.
+    """Return the flattened inputs of all convolutions and linear layers except the first.
 
-    A transformer's attention is one module, which applies its weights itself: it is neither.
+    They are in the order of execution. A transformer's attention is one module that applies its
+    weights itself, so it is not recorded.
     """
     module.eval()
     device = next(module.parameters()).device
@@ -51,7 +52,7 @@ def inputs_of_layers(module: nn.Module, images: wgeo.Images, batch: int = 250) -
 
 
 def in_their_units(layers: dict[str, list[float | None]], classes: int) -> dict[str, Any]:
-    """Return metrics by depth with NC1 not divided by K, and the spread of norms with K - 1.
+    """Return metrics in the authors' units: NC1 not divided by K, the spread of norms with K - 1.
 
     Their angle measure, the mean of ``abs(cos + 1/(K - 1))`` over pairs of centered class means, is
     `nc2_equiangle`.

@@ -12,18 +12,18 @@ Result = dict[str, Any]
 
 
 def falls(view: Result, metric: str) -> bool | None:
-    """The metric is never larger than at the previous layer."""
+    """Whether the metric is never larger than at the previous layer."""
     return view["progress"][metric]["monotone"]
 
 
 def sinks(view: Result, metric: str) -> bool | None:
-    """Kendall's tau with depth is negative."""
+    """Whether Kendall's tau with depth is negative."""
     tau_of_metric = view["progress"][metric]["kendall_tau"]
     return None if tau_of_metric is None else tau_of_metric < 0
 
 
 def trends(found: Result, sign: int) -> bool | None:
-    """Kendall's tau with depth has this sign, and so has its 95 % interval over images."""
+    """Whether the 95 % interval over images of Kendall's tau with depth has this sign."""
     if found["kendall_tau"] is None or found["interval"] is None:
         return None
     low, high = found["interval"]
@@ -31,32 +31,35 @@ def trends(found: Result, sign: int) -> bool | None:
 
 
 def collapsed(view: Result) -> float | None:
-    """Fraction of the layers before the last with less than half of their NC1 before training."""
+    """Return the fraction of inner layers with less than half of their NC1 before training.
+
+    Inner layers are all except the first and the last.
+    """
     now, before = view["layers"]["nc1"][1:-1], view["start"]["nc1"][1:-1]
     known = [a < b / 2 for a, b in zip(now, before, strict=True) if None not in (a, b)]
     return sum(known) / len(known) if known else None
 
 
 def emerges(view: Result) -> bool | None:
-    """In most layers before the last, NC1 is less than half of its value before training."""
+    """Whether in most inner layers NC1 is less than half of its value before training."""
     share = collapsed(view)
     return None if share is None else share > 0.5
 
 
 def early(view: Result, metric: str) -> bool | None:
-    """90 % of the metric's fall is reached in the first half of the layers."""
+    """Whether 90 % of the metric's fall is reached in the first half of the layers."""
     depth = view["progress"][metric]["reached_depth"]
     return None if depth is None else depth <= 0.5
 
 
 def early_in_logarithms(view: Result, metric: str) -> bool | None:
-    """The first half of the layers accounts for 90 % of the fall of the metric's logarithm."""
+    """Whether the first half of the layers has 90 % of the fall of the metric's logarithm."""
     share = first_half(view, metric, logarithms=True)
     return None if share is None else share >= 0.9
 
 
 def first_half(view: Result, metric: str, *, logarithms: bool) -> float | None:
-    """Fraction of the fall of a metric, or of its logarithm, in the first half of the layers."""
+    """Return the share of a metric's fall, or of its logarithm's, in the first half of layers."""
     values = np.array([v for v in view["layers"][metric] if v is not None])
     if len(values) < 3 or values[-1] >= values[0] or (logarithms and values.min() <= 0):
         return None
@@ -66,12 +69,12 @@ def first_half(view: Result, metric: str, *, logarithms: bool) -> float | None:
 
 
 def tau(values: Sequence[float]) -> float:
-    """Kendall's tau with depth."""
+    """Return Kendall's tau with depth."""
     return float(kendalltau(np.arange(len(values)), values).statistic)
 
 
 def opens(view: Result, *, strictly: bool) -> bool | None:
-    """The mean angle of uncentered class means grows, at every layer or by Kendall's tau."""
+    """Whether the mean angle of uncentered class means grows: at every layer, or by tau."""
     angles = view["uncentred_angle"]
     if strictly:
         return bool(np.all(np.diff(angles) >= 0))
@@ -79,7 +82,7 @@ def opens(view: Result, *, strictly: bool) -> bool | None:
 
 
 def learned_early(view: Result) -> bool:
-    """Before the last layer, the nearest class mean has 99 % of the network's accuracy."""
+    """Whether the nearest class mean has 99 % of the network's accuracy before the last layer."""
     return view["learned"] is not None and view["learned"] < 1
 
 
@@ -115,7 +118,7 @@ def _all(verdicts: Any) -> bool | None:
     return None if None in verdicts else all(verdicts)
 
 
-# By the authors' measures, at the inputs of the layers that they record.
+# Claims by the authors' measures, at the inputs of the layers that they record.
 AUTHORS_CLAIMS: dict[str, Claim] = {
     "NC1 falls with depth (tau)": lambda v: sinks(v, "nc1"),
     "NC1 falls at every layer": lambda v: falls(v, "nc1"),

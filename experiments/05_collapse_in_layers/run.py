@@ -68,7 +68,7 @@ def measure(cell: Cell, bench: Bench) -> Result:
 
 
 def measure_as_authors(cell: Cell, bench: Bench) -> Result:
-    """Train one network as the authors do; measure what they measure, before and after training."""
+    """Train one network as the authors do, and compute their metrics before and after training."""
     run, fresh = trained_network(cell, bench)
     images = bench.images(cell["data"], **subset_of(cell))
     found, start = (
@@ -81,7 +81,7 @@ def measure_as_authors(cell: Cell, bench: Bench) -> Result:
 
 
 def trained_network(cell: Cell, bench: Bench) -> tuple[wgeo.TrainingRun, nn.Module]:
-    """Train the network of a cell, or find it; return it with itself before training."""
+    """Return the trained network of a cell, and the same network before training."""
     run = bench.trained(
         cell["arch"],
         cell["data"],
@@ -95,12 +95,12 @@ def trained_network(cell: Cell, bench: Bench) -> tuple[wgeo.TrainingRun, nn.Modu
 
 
 def subset_of(cell: Cell) -> dict[str, int | None]:
-    """Number and size of the images of a cell."""
+    """Return the number and the size of the images of a cell."""
     return {"limit": cell["limit"], "size": cell["size"]}
 
 
 def summary(found: Collapse) -> Result:
-    """Metrics by depth at the layers between blocks, and the trend of each."""
+    """Return the metrics at the stem and after every block, and the trend of each with depth."""
     layers = [layer for layer in found.layers if layer.stage is not None]
     names = [layer.name for layer in layers]
     reached = None if found.learned_at is None else names.index(found.learned_at)
@@ -115,10 +115,10 @@ def summary(found: Collapse) -> Result:
 
 
 def uncentered_angles(traj: wgeo.Trajectory) -> list[float | None]:
-    """Mean angle between uncentered class means, in degrees, by depth.
+    """Return the mean angle between uncentered class means, in degrees, by depth.
 
-    Centered means sum to zero, so their mean cosine is -1/(K - 1) if their norms are equal: their
-    mean angle can hardly grow.
+    Centered means are not used here: they sum to zero, so that their mean cosine is -1/(K - 1) if
+    their norms are equal, and their mean angle can hardly grow.
     """
     classes = np.unique(traj.labels)
     return [
@@ -133,7 +133,7 @@ def uncentered_angles(traj: wgeo.Trajectory) -> list[float | None]:
 
 
 def cells_of(lab: Lab) -> list[Cell]:
-    """Every combination, with more seeds if the activation is ReLU and the loss CE."""
+    """Return every combination, with more seeds if the activation is ReLU and the loss CE."""
     cells = []
     lists = (lab.settings[name] for name in ("losses", "activations", "datasets", "archs"))
     for loss, activation, data, arch in itertools.product(*lists):
@@ -146,7 +146,7 @@ def cells_of(lab: Lab) -> list[Cell]:
 
 
 def authors_cells(lab: Lab) -> list[Cell]:
-    """Every architecture and data set, with ReLU and cross-entropy, in the authors' setting."""
+    """Return every architecture and data set, with ReLU and CE, in the authors' setting."""
     own = lab.settings["authors"]
     cells = []
     for seed, data, arch in itertools.product(
@@ -161,7 +161,7 @@ def authors_cells(lab: Lab) -> list[Cell]:
 
 
 def recipe_of(lab: Lab, arch: str, data: str, loss: str) -> Cell:
-    """How a network is trained, and on which images."""
+    """Return the settings of training a network, and those of its images."""
     recipe = {
         "limit": None,
         "size": None,

@@ -13,7 +13,7 @@ from lab import by, mean_interval, spread, table
 
 
 def views_of(results: Sequence[Result]) -> list[Result]:
-    """One entry per network and pooling: a vision transformer has two."""
+    """Return one entry per network and pooling; a vision transformer has two."""
     entries = []
     for result in results:
         for pool, view in result["views"].items():
@@ -27,7 +27,7 @@ SETTING = ("seen", "activation", "loss", "data")
 
 
 def held(claim: Claim, views: Sequence[Result]) -> tuple[int, int]:
-    """Number of settings in which a claim holds, and of those for which it is defined.
+    """Return the number of settings in which a claim holds, and in which it is defined.
 
     If a setting has several seeds, the majority of them decides.
     """
@@ -40,7 +40,7 @@ def held(claim: Claim, views: Sequence[Result]) -> tuple[int, int]:
 
 
 def falls_over_seeds(metric: str, views: Sequence[Result]) -> tuple[int, int]:
-    """Number of settings in which tau's whole 95 % interval over seeds is negative, and of all."""
+    """Count the settings in which tau's 95 % interval over seeds is negative, and all settings."""
     groups = by(views, *SETTING).values()
     taus = [[v["view"]["progress"][metric]["kendall_tau"] for v in group] for group in groups]
     return sum(bool(mean_interval(values)[2] < 0) for values in taus), len(taus)
@@ -50,7 +50,7 @@ Tally = Callable[[Sequence[Result]], tuple[int, int]]
 
 
 def tallies(claims: Mapping[str, Claim]) -> dict[str, Tally]:
-    """For each claim, how to count the settings in which it holds."""
+    """Return, for each claim, the function that counts the settings in which it holds."""
     return {name: partial(held, claim) for name, claim in claims.items()}
 
 
@@ -75,10 +75,10 @@ def counts(views: Sequence[Result], factor: str, ways: Mapping[str, Tally]) -> s
 
 
 def simple_first(views: Sequence[Result], datasets: Sequence[str]) -> str:
-    """I4 across data sets: how often is one learned at an earlier depth than another?
+    """Tabulate I4 across data sets: how often is one learned at an earlier depth than another?
 
-    Uses training images, and settings in which the nearest class mean of some layer is accurate
-    enough.
+    This uses training images, and only settings in which the nearest class mean is accurate enough
+    at some layer, for every seed.
     """
     rows = []
     for seen, group in by(views, "seen").items():
@@ -142,7 +142,7 @@ def agreement(views: Sequence[Result], claims: Mapping[str, Claim]) -> str:
 
 
 def authors_variability(views: Sequence[Result]) -> str:
-    """By setting: how the authors' NC1 falls with depth, and against its start (I1, I2)."""
+    """Tabulate the fall of the authors' NC1 with depth, and from its start (I1, I2), by setting."""
     rows = []
     for (arch, data), group in by(views, "arch", "data").items():
         seeds = [entry["view"] for entry in group]
@@ -165,7 +165,7 @@ def authors_variability(views: Sequence[Result]) -> str:
 
 
 def authors_means(views: Sequence[Result]) -> str:
-    """By setting: how the geometry of the class means changes with depth (I3), and where (I4)."""
+    """Tabulate the geometry of class means by depth (I3), and the depth of learning (I4)."""
     rows = []
     for (arch, data), group in by(views, "arch", "data").items():
         seeds = [entry["view"] for entry in group]
@@ -196,7 +196,7 @@ def _holding(seeds: Sequence[Result], claim: Claim) -> str:
 
 
 def untrained(results: Sequence[Result]) -> str:
-    """Networks below training accuracy 0.99, which the claims do not cover."""
+    """List the networks below training accuracy 0.99, which the claims do not cover."""
     names = [
         "{arch} with {activation} and {loss} on {data}, {0:.3f}".format(
             result["accuracy"], **result["cell"]

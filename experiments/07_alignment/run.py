@@ -32,7 +32,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     found = []
     for net in recipes.at_epochs(recipes.network(bench, cell), cell["curve"]):
         epoch = net.provenance.epoch
-        if epoch == 0:  # with the statistics that training would have given it
+        if epoch == 0:  # estimate the batch statistics, which training has not yet set
             batches = np.array_split(np.arange(len(images)), max(1, len(images) // 128))
             reestimate_statistics(net.module, (inputs(net, images, rows) for rows in batches))
         found.append({"epoch": epoch, **measured(net, few, cell)})
@@ -89,7 +89,7 @@ def main() -> None:
         for (data, arch, decay), group in groups.items():
             for k in range(len(group[0]["epochs"])):
                 at = [result["epochs"][k] for result in group]
-                # Before training all decays have the same networks.
+                # Before training, the networks of all decays are the same.
                 if at[0]["epoch"] == 0 and decay != lab.settings["weight_decay"][0]:
                     continue
                 rows.append(

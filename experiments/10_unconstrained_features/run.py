@@ -31,7 +31,7 @@ FITS = {
     "mse, free bias": (fit_mse, "free"),
 }
 
-# labels of the models among the critical points, at which every bias has a little decay
+# names of the models in the table of critical points, for which every bias has a small decay
 DECAYED = {"ce": "ce, decayed bias", "mse": "mse", "mse, free bias": "mse, decayed bias"}
 
 LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d - K
@@ -81,7 +81,7 @@ def grid(cell: Cell, bench: Bench) -> Result:
 
 
 def off_diagonal(solution: Any) -> list[float] | None:
-    """Smallest and largest cosine between two class means."""
+    """Return the smallest and largest cosine between two class means; None if all vanish."""
     K = len(solution.W)
     means = np.stack([solution.H[:, solution.labels == k].mean(1) for k in range(K)])
     if np.linalg.norm(means) < 1e-3:
@@ -95,7 +95,7 @@ def grid_tables(results: list[Result], lab: Lab) -> None:
     for (model,), group in by(results, "model").items():
         for name, wanted in (("d < K", lambda e: e < 0), ("d ≥ K", lambda e: e >= 0)):
             all_ = [row for r in group for row in r["rows"] if wanted(row["extra"])]
-            whole = model != "mse" or name != "d < K"  # the frame of K needs d >= K
+            whole = model != "mse" or name != "d < K"  # K orthogonal means need d >= K
             alive = [row for row in all_ if row["active"] < 0.95 and whole]
             rows.append(
                 [
@@ -129,7 +129,7 @@ def critical(cell: Cell, bench: Bench) -> Result:
     K, n = cell["classes"], cell["per_class"]
     fit, bias = FITS[cell["model"]]
     given = {"dim": K + cell["extra"], "weight_decay": 2e-2, "feature_decay": 1e-2}
-    # a little decay of the bias, so that no direction is flat
+    # a small decay of the bias, so that no direction is flat
     given["bias"] = bias if bias == "none" else 1e-2
     labels = np.repeat(np.arange(K), n)
     best = fit(labels, **given)
@@ -304,7 +304,7 @@ def extended_table(results: list[Result], lab: Lab) -> None:
 
 
 def draw(results: list[Result], lab: Lab) -> None:
-    """Difference between the values of descent and closed form, over K sqrt(n lw lh)."""
+    """Draw the difference between descent and closed form, against K sqrt(n lw lh)."""
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
     axes = figure.subplots(1, len(FITS), sharey=True)
     for ax, (model,) in zip(axes, by(results, "model"), strict=True):

@@ -25,7 +25,7 @@ SUBSET = ("limit", "size")
 
 
 def build(name: str, classifier: str, num_classes: int, image_size: int) -> torch.nn.Module:
-    """The network that ``wgeo train --classifier`` trains."""
+    """Build the network that ``wgeo train --classifier`` trains."""
     net = models.build(name, num_classes=num_classes, in_channels=3, image_size=image_size)
     if classifier == "learned":
         return net
@@ -33,12 +33,12 @@ def build(name: str, classifier: str, num_classes: int, image_size: int) -> torc
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of some tensors."""
+    """Return the number of bytes of some tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def memory(cell: Cell, bench: Bench) -> Result:
-    """Count the bytes that one training step leaves behind, and the peak if there is a GPU."""
+    """Count the bytes that remain allocated after training steps, and the peak on a GPU."""
     found: Result = {}
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -144,7 +144,7 @@ def accuracy_table(results: list[Result], lab: Lab) -> None:
 
 
 def _difference(results: list[Result], group: list[Result]) -> str:
-    """Test accuracy minus that of the learned classifier, paired by seed."""
+    """Return the test accuracy minus that of the learned classifier, paired by seed."""
     cell = group[0]["cell"]
     if cell["classifier"] == "learned":
         return ""

@@ -38,7 +38,7 @@ Result = dict[str, Any]
 
 
 def binary(cell: Cell, bench: Bench) -> Result:
-    """D1, D2: objectives and metrics at which random starts of the binary model end."""
+    """D1, D2: objectives and metrics at the end points of random starts, for two classes."""
     n, L = cell["per_class"], cell["layers"]
     decays = [cell["decay"] / n] + [cell["decay"]] * L
     problem = Problem.checked(np.repeat([0, 1], n), cell["dim"], decays, activation="relu")
@@ -75,7 +75,7 @@ def binary(cell: Cell, bench: Bench) -> Result:
 
 
 def dnc3_of_long_rows(X: np.ndarray, y: np.ndarray, W: np.ndarray) -> dict[float, float]:
-    """DNC3 over the rows of W longer than a fraction of the longest, for every fraction."""
+    """Return DNC3 over the rows of W longer than each fraction of the longest."""
     lengths = np.linalg.norm(W, axis=1)
     return {
         floor: deep_collapse_of(X, y, W[lengths > floor * lengths.max()], layer=2).dnc3 or 0.0
@@ -84,7 +84,7 @@ def dnc3_of_long_rows(X: np.ndarray, y: np.ndarray, W: np.ndarray) -> dict[float
 
 
 def quantiles(values: list[float]) -> list[float] | None:
-    """Median and maximum."""
+    """Return the median and the maximum."""
     return [float(np.median(values)), float(np.max(values))] if values else None
 
 
@@ -130,7 +130,7 @@ def several(cell: Cell, bench: Bench) -> Result:
 
 
 def ranks(solution: Any) -> list[int]:
-    """Numerical rank of the class means before every weight matrix."""
+    """Return the numerical rank of the features before every weight matrix."""
     return [int(np.linalg.matrix_rank(X, tol=1e-3 * np.linalg.norm(X, 2))) for X in solution.layers]
 
 
@@ -287,7 +287,7 @@ def main() -> None:
 
 
 def draw(results: list[Result], lab: Lab) -> None:
-    """DNC1 to DNC3 before every weight matrix of the heads, before and after training."""
+    """Draw DNC1 to DNC3 before every weight matrix of the heads, before and after training."""
     groups = by(results, "K", "layers")
     figure = Figure(figsize=(7.2, 2.5 * len(groups)), layout="constrained", dpi=160)
     axes = figure.subplots(len(groups), 3, squeeze=False)

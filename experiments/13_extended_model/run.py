@@ -46,7 +46,7 @@ LOOK = {
 
 
 def described(features: list[np.ndarray], weights: list[np.ndarray], y: np.ndarray) -> Result:
-    """Collapse metrics before every weight matrix (columns are samples), loss, norms and signs."""
+    """Describe features (columns are samples) and weights: metrics, loss, norms, signs."""
     onehot = np.eye(len(weights[-1]))[:, y]
     answers = weights[-1] @ features[-1]
     layers = []
@@ -75,7 +75,7 @@ def described(features: list[np.ndarray], weights: list[np.ndarray], y: np.ndarr
 
 
 def compare(cell: Cell, bench: Bench) -> Result:
-    """Train a network, measure it over training; solve and descend the models."""
+    """Train a network and measure it over training; minimize the models, also by descent."""
     images = heads.subset(
         bench, cell["data"], range(10), cell["per_class"], size=cell["size"] or None
     )
@@ -97,20 +97,20 @@ def compare(cell: Cell, bench: Bench) -> Result:
 
 
 def decays_of(cell: Cell, name: str, end: Result) -> list[float]:
-    """The network's weight decay, and the decay of features at which the model balances its norms.
+    """Return the model's decays: one of the features, then the network's weight decays.
 
     At a critical point of a model all decay_i ||A_i||^2 are equal; the decay of the features is
     chosen so that this holds for the norms with which the network ended.
     """
     first = -1 if name == "plain" else 0
     decay = cell["weight_decay"]
-    mass = decay * end["norms"][first] / end["energy"][first]  # of all samples together
+    mass = decay * end["norms"][first] / end["energy"][first]  # decay times number of samples
     weights = [decay] if name == "plain" else [decay, decay]
     return [mass / (10 * cell["models"]["per_class"]), *weights]
 
 
 def model(cell: Cell, name: str, end: Result) -> Result:
-    """The model's minimum, and the paths of gradient descent from random points."""
+    """Return the model's minimum, and the paths of gradient descent from random points."""
     settings = cell["models"]
     labels = np.repeat(np.arange(10), settings["per_class"])
     feature_decay, *weight_decays = decays_of(cell, name, end)
@@ -142,7 +142,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
     starts = random_points(problem, settings["starts"], cell["seed"]) * 0.5
     gradient_descent(problem, starts, max(settings["at"]), at=settings["at"], look=look)
     optimum = described(list(best.layers), list(best.weights), labels)
-    metrics = best.collapse()  # by the function used for networks
+    metrics = best.collapse()  # compared with `described`, which is also used for networks
     assert metrics.nc2_etf is None or math.isclose(
         metrics.nc2_etf, optimum["layers"][-1]["nc2_etf"], abs_tol=1e-9
     )
@@ -159,7 +159,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
 
 
 def end_table(results: list[Result], lab: Lab) -> None:
-    """Networks after training and models at their minima, in one table."""
+    """Tabulate networks after training and models at their minima."""
     rows = []
     for (data,), group in by(results, "data").items():
         for name in ("network", *MODELS):
@@ -187,14 +187,14 @@ def end_table(results: list[Result], lab: Lab) -> None:
 
 
 def _negative(name: str, layers: list[Result]) -> str:
-    """Share of negative features; undefined in linear models, which any rotation leaves optimal."""
+    """Return the share of negative features; linear models stay optimal if rotated: undefined."""
     if name in ("plain", "extended, linear"):
         return "not determined"
     return f"{np.mean([layer['negative'] for layer in layers]):.0%}"
 
 
 def path_table(results: list[Result], lab: Lab) -> None:
-    """Distance of the models' paths from the network's at the same loss, in decades."""
+    """Tabulate the distance of the models' paths from the network's at equal loss, in decades."""
     rows = []
     for (data,), group in by(results, "data").items():
         for name in MODELS:
@@ -205,7 +205,7 @@ def path_table(results: list[Result], lab: Lab) -> None:
 
 
 def pair_table(results: list[Result], lab: Lab) -> None:
-    """How much nearer the ReLU model is to the same network, by seed."""
+    """Tabulate how much nearer the ReLU model is to the same network, by seed."""
     rows = []
     for (data,), group in by(results, "data").items():
         relu = {of: over_seeds(group, "extended, ReLU", *of) for of in COMPARED}
@@ -221,7 +221,7 @@ def pair_table(results: list[Result], lab: Lab) -> None:
 
 
 def over_seeds(group: list[Result], name: str, layer: int, key: str) -> list[float]:
-    """Distance of a model's paths from each network's, mean over starts; empty if not modeled."""
+    """Return a model's distance from each network, mean over starts; empty if not modeled."""
     if name == "plain" and layer == 0:
         return []
     return [
@@ -231,7 +231,7 @@ def over_seeds(group: list[Result], name: str, layer: int, key: str) -> list[flo
 
 
 def apart(network: list[Result], path: list[Result], layer: int, key: str) -> float:
-    """Root mean squared difference of log10 of a metric, both as functions of the loss."""
+    """Return the root mean squared difference of a metric's log10, as functions of the loss."""
     ways = []
     for way in (network, path):
         points = [
@@ -251,7 +251,7 @@ def apart(network: list[Result], path: list[Result], layer: int, key: str) -> fl
 
 
 def draw(results: list[Result], lab: Lab) -> None:
-    """Metrics against the loss: the network over training, the models over gradient descent."""
+    """Draw metrics against the loss: the network in training, the models in gradient descent."""
     groups = by(results, "data")
     panels = [(-1, key, f"before W2: {name}") for key, name in METRICS.items()]
     panels.append((0, "nc1", "before W1: NC1"))

@@ -86,17 +86,17 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 
 def inner_unexplained(result: dict[str, Any], model: str) -> float:
-    """Unexplained variance of a model, mean over the inner layers."""
+    """Return the unexplained variance of a model, as a mean over the inner layers."""
     return float(np.mean(result["errors"][model]["missed"][1:-1]))
 
 
 def nc1(result: dict[str, Any], name: str) -> np.ndarray:
-    """NC1 at every layer, NaN if undefined."""
+    """Return NC1 at every layer, NaN if undefined."""
     return np.array(result["nc1"][name], dtype=float)
 
 
 def curve_error(result: dict[str, Any], model: str) -> float:
-    """Mean over inner layers of |log10 NC1 predicted - log10 NC1 measured|."""
+    """Return the mean over inner layers of |log10 NC1 predicted - log10 NC1 measured|."""
     said, seen = (np.log10(nc1(result, name)[1:-1]) for name in (model, "network"))
     return float(np.nanmean(np.abs(said - seen)))
 
@@ -121,7 +121,7 @@ def grouped(results: list[dict[str, Any]]) -> list[tuple[list[str], list[dict[st
 
 
 def last_layer(results: list[dict[str, Any]]) -> str:
-    """NC1 of the first and the last layer: measured, and in MUFM."""
+    """Tabulate NC1 of the first and the last layer, measured and predicted by MUFM."""
     head = ["data", "weight decay", "accuracy", "NC1 input", "NC1 last", "MUFM's NC1 last"]
     head += ["with own classifier"]
     rows = [
@@ -146,7 +146,7 @@ def nearer(result: dict[str, Any]) -> bool:
 
 
 def curves(results: list[dict[str, Any]]) -> str:
-    """Distance of each model's NC1 from the network's at the inner layers."""
+    """Tabulate the distance of each model's NC1 from the network's at the inner layers."""
     head = [
         "data",
         "weight decay",
@@ -168,7 +168,7 @@ def curves(results: list[dict[str, Any]]) -> str:
 
 
 def features(results: list[dict[str, Any]]) -> str:
-    """Fractions of the layers' variance that the models leave unexplained, and R² held out."""
+    """Tabulate the share of variance that models leave unexplained, and R² on held-out samples."""
     head = [
         "data",
         "weight decay",
@@ -201,7 +201,7 @@ def features(results: list[dict[str, Any]]) -> str:
 
 
 def answers(results: list[dict[str, Any]]) -> str:
-    """Answers to the questions, counted over all networks."""
+    """Tabulate the answers to the questions, counted over all networks."""
     total = len(results)
     between = sum(0 < nc1(r, "MUFM")[-1] < nc1(r, "network")[0] for r in results)
     falls = sum(bool(np.all(np.diff(nc1(r, "MUFM")) <= 0)) for r in results)
@@ -237,7 +237,7 @@ def answers(results: list[dict[str, Any]]) -> str:
 
 
 def draw_curves(results: list[dict[str, Any]], lab: Lab) -> None:
-    """NC1 over depth, network and models, one panel per data set and decay."""
+    """Draw NC1 over depth, of networks and models, one panel per data set and decay."""
     names = list(dict.fromkeys(r["cell"]["data"] for r in results))
     decays = list(dict.fromkeys(r["cell"]["weight_decay"] for r in results))
     figure = Figure(figsize=(2.6 * len(decays), 2.2 * len(names)), layout="constrained", dpi=160)
@@ -259,7 +259,7 @@ def draw_curves(results: list[dict[str, Any]], lab: Lab) -> None:
 
 
 def draw_straightness(results: list[dict[str, Any]], lab: Lab) -> None:
-    """The line's unexplained variance over the straightness of the network."""
+    """Draw the line's unexplained variance against the straightness of the network."""
     figure = Figure(figsize=(7.0, 2.8), layout="constrained", dpi=160)
     axes = figure.subplots(1, 2)
     for ax, name in zip(axes, ("line_shape_ratio", "length_ratio"), strict=True):

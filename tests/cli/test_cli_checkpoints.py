@@ -118,8 +118,8 @@ def test_analysis_reports_how_the_checkpoint_was_read(nets, tmp_path, capsys):
     assert "the file states 0.915" in said
     assert (
         "weights: entry 'model' of the file; prefix 'module.' removed; renamed tensors: 2 "
-        "(fc.weight -> linear.weight, fc.bias -> linear.bias); objects that are not tensors, not "
-        "run: 1 (argparse.Namespace)"
+        "(fc.weight -> linear.weight, fc.bias -> linear.bias); classes read as inert "
+        "stand-ins: 1 (argparse.Namespace)"
     ) in said
     about = json.loads(json.dumps(done.record["provenance"]))
     assert about["arch_from"] == "tensors"

@@ -73,7 +73,7 @@ def test_a_search_says_where_its_starts_ended(tmp_path):
         *("--restarts", "4", "--out", tmp_path),
     )
     assert shown(text, "objective") == pytest.approx(0.011967914131, abs=1e-8)
-    assert "4 random starts ended at" in text
+    assert "best of 4 starts" in text
     assert re.search(r"W2 .*", text)
     assert "DNC3" in text
     record = json.loads((tmp_path / "solution.json").read_text())
@@ -186,7 +186,7 @@ def test_figures_show_the_values_of_the_record():
     assert names == ["DNC1", "DNC2", "DNC3"]
     assert len(model(record).axes) == 5  # four panels and the color bar
     closed = record_of(fit_deep([0, 0, 1, 1], method="closed", **given))
-    assert "no random starts" in model_starts(closed).texts[-1].get_text()
+    assert "no starts" in model_starts(closed).texts[-1].get_text()
     again = evaluate(found.problem, **_factors(arrays_of(found)))
     assert again.objective == found.objective
     assert len(model(found).axes) == 5

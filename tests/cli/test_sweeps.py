@@ -135,7 +135,7 @@ def test_failure_is_reported_and_the_others_are_compared(
     places = [features / name for name in "abc"]
     words = ("analyze", *places, "--out", tmp_path, *QUICK, "--jobs", processes)
     text = run(*words, code=2)
-    assert ("ended with -9" if processes == 2 else "b: MemoryError: no more") in text
+    assert ("ended with code -9" if processes == 2 else "b: MemoryError: no more") in text
     assert "1 of 3 checkpoints" in text
     series = json.loads((tmp_path / "series.json").read_text())
     assert [row["name"] for row in series["analyses"]] == ["a", "c"]

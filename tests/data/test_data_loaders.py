@@ -119,7 +119,7 @@ def test_samplers(pair):
         RandomSampler(data, num_samples=5),
         WeightedRandomSampler([1.0] * 21, 21),
     ):
-        with pytest.raises(ArgumentError, match="draws different samples"):
+        with pytest.raises(ArgumentError, match="can draw different samples"):
             as_images(DataLoader(data, batch_size=4, sampler=sampler))
 
 

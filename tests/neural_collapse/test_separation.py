@@ -119,7 +119,7 @@ def test_undefined_values_are_none_not_numbers():
     assert collapsed.rate is None
     short = wgeo.Trajectory.from_arrays([MEANS + residuals(), MEANS], LABELS)
     assert wgeo.separation_law(short).segments == ()
-    assert "no three layers" in repr(wgeo.separation_law(short))
+    assert "fewer than 3 layers" in repr(wgeo.separation_law(short))
 
 
 def test_chosen_layers_intervals_and_a_collapse_agree():

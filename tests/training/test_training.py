@@ -742,7 +742,7 @@ def files_of(folder):
         (("optimizer", "state"), {}, "no momenta"),
         (("optimizer", "param_groups", 0, "params"), [3, 2, 1, 0], "other groups"),
         (("wgeo", "training"), None, "cannot be resumed"),
-        (("notes",), 1, "holds entries that wgeo did not write, 'notes'"),
+        (("notes",), 1, "contains entries that wgeo did not write: 'notes'"),
     ],
 )
 def test_a_wrong_value_in_the_last_state_is_named(stopped, tmp_path, place, value, says):

@@ -23,21 +23,21 @@ from .plan import REFERENCES, AnalysisPlan
 _STATISTIC = "line_shape_ratio"  # a value per sample, so the test solves no transport problem
 _MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
 _TOTAL_OPERATIONS = 4e8  # of a forward pass of these images, if they are more than the minimum
-_MAX_OPERATIONS = 3e8  # of a forward pass of one image; otherwise the test is run on request only
+_MAX_OPERATIONS = 3e8  # of a forward pass of one image; with more, the test is only on request
 _ALIGNED_POINTS = 4  # default number of images at which residual Jacobians are compared
 _PROBES = 4
 _PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
 
 
 def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
-    """Return the reference of a plan; a path is loaded, as `features` or as a network.
+    """Return the reference of a plan; a path is loaded as stored features or as a checkpoint.
 
     Raises
     ------
     ArgumentError
         A network is given for features, or features for a network.
     CheckpointError, RecordError
-        The path has no such contents.
+        The path contains no checkpoint, or no stored features.
     """
     reference = plan.reference.reference
     if isinstance(reference, str):
@@ -67,15 +67,20 @@ def reference_test(
     reference : as returned by `opened_reference`
     seed : int
     compare : callable, optional
-        Performs the comparison with randomly initialized networks (`fresh_networks`) or with
-        another network, which it traces; None if only features are available.
+        Compares the network with randomly initialized ones (`fresh_networks`) or with another
+        network, which it traces; None if only features are available.
 
     Returns
     -------
     dict or None
         ``kind``; for ``init``, the result of `fresh_networks`; for any other reference, ``tests``
-        of these two networks over images, one row for each segment of at least two blocks;
-        ``skipped``, the reason if there is no test. None for the reference ``none``.
+        of these two networks over images, one row for each segment of at least two blocks; or
+        ``skipped``, the reason why there is no test. None for the reference ``none``.
+
+    Raises
+    ------
+    WgeoError
+        The comparison with another network failed.
     """
     if reference == "none":
         return None
@@ -90,7 +95,7 @@ def reference_test(
             )
         other = reference if isinstance(reference, Trajectory) else shuffled(traj, seed=seed)
         return {"kind": kind, **over_images(traj, other, seed)}
-    except WgeoError as error:  # the analysis is useful without the default reference
+    except WgeoError as error:  # the analysis is useful without this comparison
         if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "skipped": str(error)}
@@ -108,11 +113,12 @@ class BrenierTests(NamedTuple):
     Attributes
     ----------
     test : dict
-        ``points``, and ``skipped``, the reason if there was no test.
+        ``points``, the number of images, and ``skipped``, the reason if a test was not possible;
+        empty if none was requested.
     blocks, segments : list of dict
-        For each in the trajectory's order ``asymmetry``, ``min_eigenvalue`` and all other values
-        under ``brenier``, which for a segment includes the ``blocks`` that were composed; empty if
-        there was no test or the feature space changes.
+        For each block and each segment, in the trajectory's order: ``asymmetry``,
+        ``min_eigenvalue``, and ``brenier`` with all values (for a segment, also the ``blocks`` that
+        were composed). A row is empty if there was no test or the feature space changes.
     """
 
     test: dict[str, Any]
@@ -141,6 +147,11 @@ def brenier_test(
         As in `analyze`.
     points : int or None
         Number of images; None for a default that depends on the cost (`_affordable_points`).
+
+    Raises
+    ------
+    WgeoError, torch.OutOfMemoryError
+        The test failed although `points` is given. By default, ``skipped`` states the reason.
     """
     names = [block.target for block in traj.blocks]
     try:
@@ -171,18 +182,23 @@ def alignment_test(
     Parameters
     ----------
     traj : Trajectory
-        The trace, whose layers except for the stem are compared.
+        Its blocks are compared.
     net, images : network and images
         As for `wgeo.alignment`.
     points : int or None
-        Number of images; None for 4, or no comparison if that is too expensive.
+        Number of images; None for 4, or for no comparison if that is too expensive.
     seed : int
         Random seed.
 
     Returns
     -------
     dict
-        The result's values; or ``points`` 0 and ``skipped``, the reason.
+        The values of `wgeo.alignment`; or ``points`` 0, and ``skipped``, the reason.
+
+    Raises
+    ------
+    WgeoError, torch.OutOfMemoryError
+        The comparison failed although `points` is given.
     """
     try:
         if points is None:

@@ -2,10 +2,10 @@
 
 The sample consists of networks, not of images. Two training runs with the same recipe differ by
 more than the sampling error over images, so a p-value over images finds a difference between any
-two networks. Here the p-value derives from the rank of the network among randomly initialized
+two networks. Here the p-value is computed from the rank of the network among randomly initialized
 ("fresh") networks. Under the null hypothesis that the network is itself randomly initialized, all
-networks are exchangeable, whatever the images, and a p-value of at most 1/20 occurs in one case of
-20.
+networks are exchangeable, whatever the images, and the p-value is at most 1/20 in at most one case
+of 20.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from ..models.fresh import reestimate_statistics
 from ..runtime import processes
 from ..trajectory import Trajectory
 
-_MAX_IMAGES = 200  # any number gives a valid rank, and more images would only take more time
+_MAX_IMAGES = 200  # the rank is valid for any number of images, and more of them take more time
 _STATISTICS_BATCH = 50  # number of images per batch for estimating batch statistics
 _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their trained values
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """Mean line-shape ratio of a segment's samples; NaN if it is undefined for all of them.
+    """The mean line-shape ratio of a segment's samples; NaN if it is undefined for all of them.
 
-    ``centred`` is for the paths with each layer's mean subtracted, ``raw`` for the original paths.
+    ``centred`` is that of the paths with each layer's mean subtracted, ``raw`` that of the original
+    paths.
     """
 
     centred: float
@@ -64,13 +65,13 @@ def fresh_networks(
     Parameters
     ----------
     traj : Trajectory
-        The trace of `images` through `net`.
+        The features of `images` in `net`.
     net : Network or nn.Module
     images : Images, or (x, labels)
     count : int
         Number R of randomly initialized networks; the smallest possible p-value is 1 / (R + 1).
     reading : mapping
-        Options for reading features: ``pool``, ``tap``, ``batch_size`` and ``device`` of `trace`.
+        The parameters ``pool``, ``tap``, ``batch_size`` and ``device`` of `trace`.
     seed : int
         Seed from which the networks' seeds are derived.
 
@@ -79,13 +80,14 @@ def fresh_networks(
     dict
         ``statistic``; ``images``, the number of images; ``networks``, for each randomly initialized
         network its ``seed`` and ``segments``, with the ``centred`` and the ``raw`` ratio;
-        ``segments``, see `rank_test`; ``kept``, the names of the parameters that kept their trained
-        values.
+        ``segments``, the rows of `rank_test` for the segments of at least two blocks; ``kept``, the
+        names of the parameters that kept their trained values.
 
     Raises
     ------
     ArgumentError
-        More than 1 % of the parameters cannot be randomly initialized.
+        More than 1 % of the parameters cannot be randomly initialized, or a randomly initialized
+        network has a different number of segments.
     """
     rows = np.unique(np.linspace(0, len(traj) - 1, min(_MAX_IMAGES, len(traj))).astype(np.int64))
     module, subset = module_of(net), _select_images(net, images, rows)
@@ -114,7 +116,7 @@ def fresh_networks(
 
 
 def _select_images(net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]) -> Images:
-    """Select images by row, and set the normalization of `net`, so that all networks use it."""
+    """Select images by row, and fix the normalization of `net`, so that all networks use it."""
     images = as_images(images)
     normalize = normalization_for(net, images)
     return replace(images, x=images.x[rows], y=images.y[rows], normalize=normalize)
@@ -144,7 +146,10 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
 
 
 def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
-    """Split rows into batches of at least two, of equal size because batches have equal weight."""
+    """Split rows into batches of nearly equal size, because batches have equal weight.
+
+    Every batch has at least two rows, unless there is only one.
+    """
     number = min(-(-count // size), count // 2)
     return np.array_split(np.arange(count), max(number, 1))
 
@@ -184,14 +189,15 @@ def rank_test(
     r"""Rank a network among R others by the distance of its ratios from the median.
 
     For segment s the distance of network j is :math:`z_{js} = |\log v_{js} - m_s| / \sigma_s`, with
-    m the median and sigma the standard deviation over all R + 1 networks. ``rank_p`` is
-    :math:`\#\{j : z_{js} \ge z_s\} / (R + 1)`, including the network itself. It is two-sided, and
-    exact because medians and deviations treat all networks alike. ``adjusted_p`` compares z instead
-    with the largest distance of each network over the segments, which bounds the probability of
-    any false claim (Westfall and Young 1993, single-step maxT) and needs no more networks for
-    several segments than for one. (A test by twice the smaller one-sided rank could never be
-    significant: its p-value is at least 2 / (R + 1), which is 0.095 for 20 networks, even before
-    Holm's correction.)
+    m the median and sigma the standard deviation of the logarithms over all R + 1 networks. Network
+    0 is the one to be ranked. Its ``rank_p`` is the fraction of all networks, including itself,
+    with :math:`z_{js} \ge z_{0s}`. The test is two-sided, and exact because the median and the
+    standard deviation treat all networks alike. For ``adjusted_p``, :math:`z_{0s}` is compared
+    instead with the largest distance of each network over the segments. This bounds the probability
+    of any false claim (Westfall and Young 1993, single-step maxT) and needs no more networks for
+    several segments than for one. (A test by twice the smaller one-sided rank could not be
+    significant with 20 networks: its p-value is at least 2 / (R + 1) = 0.095, even before Holm's
+    correction.)
 
     Parameters
     ----------
@@ -203,10 +209,11 @@ def rank_test(
     Returns
     -------
     list of dict
-        For each segment: ``value``; ``median``, ``low`` and ``high`` (smallest and largest) of the
-        other networks; ``as_straight`` and ``as_bent``, the numbers of other networks that are at
-        least and at most as straight; ``rank_p``, ``adjusted_p``; ``direction``, "straighter" or
-        "less straight" if ``adjusted_p`` is at most `SIGNIFICANT`, else "neither".
+        For each segment: ``value``; the ``median``, ``low`` (smallest) and ``high`` (largest) ratio
+        of the other networks; ``as_straight`` and ``as_bent``, the numbers of other networks that
+        are at least and at most as straight (both include undefined ratios); ``rank_p`` and
+        ``adjusted_p``; ``direction``, "straighter" or "less straight" than the median if
+        ``adjusted_p`` is at most `SIGNIFICANT`, else "neither".
     """
     pooled = np.log(np.vstack([values, fresh]))
     center, scale = np.nanmedian(pooled, axis=0), np.nanstd(pooled, axis=0)

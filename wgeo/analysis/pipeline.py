@@ -41,7 +41,7 @@ from .result import Analysis, versions
 from .trust import copies_in, trust_of
 from .verdict import NO_COMMON_SPACE, THRESHOLDS, headline, sentences
 
-_MAX_WORK = 1e10  # multiplications for the intervals of collapse: about 20 s on one core
+_MAX_WORK = 1e10  # multiplications for the intervals of collapse metrics: about 20 s on one core
 
 
 def analyze(
@@ -79,35 +79,36 @@ def analyze(
     embed : str, optional
         Also measure the whole network in one space: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
-    solver : Exact, Sinkhorn, Sliced or Gaussian
-        The solver for W2; by default ``Exact()``.
+    solver : Exact, Sinkhorn, Sliced or Gaussian, or str
+        The solver for W2, or its text on the command line; by default ``Exact()``.
     bootstrap : int
-        Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics of very
-        wide layers (unpooled features) get no intervals here; `wgeo.collapse` computes them.
-    reference : {"init", "shuffled", "none"}, Network or nn.Module
+        Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics get no
+        intervals here if that would take too long (more than about 20 s), for example for unpooled
+        features; `wgeo.collapse` computes them.
+    reference : {"init", "shuffled", "none"}, Network, nn.Module or str
         The reference for straightness. ``init``: the rank of the network among
         `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
-        own layers in another order) or another network, which may be the path of a checkpoint: a
-        test of these two networks over images (`straighter_than`). ``none``: no test.
+        own layers in another order), another network or the path of its checkpoint: a test of these
+        two networks over images (`straighter_than`). ``none`` (or None): no test.
     reference_networks : int
-        Number R of randomly initialized networks; p-values are at least 1 / (R + 1), so with
+        Number R >= 1 of randomly initialized networks; p-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
     brenier : int or None
         Number of images at which to test whether every block is the gradient of a convex function
         (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a forward pass of one image takes at
-        most 3e8 operations, as in CIFAR's ResNets of up to 56 layers, and otherwise no test, for a
-        reason stated in the record. Each image costs about 100 passes of each block.
+        most 3e8 operations, as in CIFAR's ResNets of up to 56 layers; otherwise there is no test,
+        and the record states why. Each image costs about 100 passes of each block.
     alignment : int or None
         Number of images at which the residual Jacobians of the blocks are compared
-        (`wgeo.alignment`); 0 for none. None: 4 images under the same condition as for `brenier`.
-        Each image costs about 150 passes of each block.
+        (`wgeo.alignment`); 0 for no comparison. None: 4 images under the same condition as for
+        `brenier`. Each image costs about 150 passes of each block.
     mufm : bool or None
-        Whether to compare the network with the multilayer unconstrained-feature model, too, fitted
-        to its last segment. None: only if the network has a classifier and the fit takes at most
-        about a minute on one core. It takes longer with thousands of features, tens of thousands of
-        samples or hundreds of classes; the record then states why there is no fit.
+        Whether to compare the network also with the multilayer unconstrained-feature model, fitted
+        to its last segment. None: only if the network has a classifier and the fit is expected to
+        take at most a minute on one core. The time grows with the numbers of samples, features and
+        classes; if there is no fit, the record states why.
     seed : int
-        Random seed.
+        Random seed, >= 0.
     command : str, optional
         The command to store in the record.
 
@@ -117,6 +118,8 @@ def analyze(
         There are fewer than two classes, a layer contains NaN, or there are no blocks.
     ArgumentError
         A setting is invalid.
+    CheckpointError
+        The checkpoint given as `reference` cannot be read.
 
     Examples
     --------
@@ -157,7 +160,7 @@ def analyze_network(
     provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> Analysis:
-    """Analyze a network on labeled images under a plan; see `analyze`."""
+    """Analyze a network on labeled images with the settings of a plan; see `analyze`."""
     reference, reading, seed = opened_reference(plan), plan.reading.parameters(), plan.seed
     images = as_images(images)
     traj = trace(net, images, store=store, **reading)
@@ -205,8 +208,9 @@ def analyze_trajectory(
 ) -> Analysis:
     """Analyze existing features, such as stored ones; see `analyze`.
 
-    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples or its path,
-    such as that of an untrained checkpoint. ``init`` needs a network, so it is not possible here.
+    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples (of an
+    untrained checkpoint, for example) or its path. ``init`` needs a network: here the record only
+    states that there was no test. `provenance`, `device` and `command` are stored in the record.
 
     Examples
     --------
@@ -237,7 +241,7 @@ def analyze_features(
     device: str = "cpu",
     command: str | None = None,
 ) -> Analysis:
-    """Analyze existing features under a plan; see `analyze_trajectory`."""
+    """Analyze existing features with the settings of a plan; see `analyze_trajectory`."""
     reference = opened_reference(plan, features=True)
     measured = _measured(plan, traj)
     record = _record(
@@ -254,7 +258,7 @@ def analyze_features(
 
 
 class _Measured(NamedTuple):
-    """What is measured on the features alone."""
+    """The measurements that need only features."""
 
     straight: Straightness
     embedded: Straightness | None
@@ -264,7 +268,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
-    """Measure features: all but tests that need a reference or the network."""
+    """Measure everything except the tests that need a reference or the network."""
     classes = np.unique(as_trajectory(traj).labels)
     if len(classes) < 2:
         raise FeatureError(
@@ -282,7 +286,7 @@ def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
     }
     whole = None if embed is None else straightness(traj.embedded(embed), **options)
     distances = chain(traj, solver)
-    # No two consecutive layers may share a space.
+    # There are no blocks if no two consecutive layers share a space.
     straight = (
         straightness(traj, chain=distances, **options) if traj.blocks else Straightness((), ())
     )
@@ -380,6 +384,6 @@ def _verdict(measured: Record | Straightness) -> list[dict[str, Any]]:
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:
-    """Return the number of resamples of the collapse metrics, or 0 if they would take minutes."""
+    """Return the number of resamples of the collapse metrics, or 0 if they would take too long."""
     entries = sum(layer.features.size for layer in traj.staged)
     return draws if draws * entries * traj.num_classes <= _MAX_WORK else 0

@@ -1,7 +1,7 @@
 """The plan of an analysis: all its settings, each checked once, and a key that identifies it.
 
-`wgeo.analyze`, the command line and the file of a sweep all build an `AnalysisPlan`. They give each
-setting the name of the parameter of the Python function that takes it. No library is loaded until a
+`wgeo.analyze`, the command line and the file of a sweep all build an `AnalysisPlan`. Each setting
+has the name of the parameter of the Python function that takes it. No library is loaded until a
 plan is built, so that the command line can show the defaults at once.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..transport import Solver
 
 REFERENCES = ("init", "shuffled", "none")
-SOLVERS = {  # a summary of each; its class in `wgeo.transport` has this `name`
+SOLVERS = {  # the `name` of each solver's class in `wgeo.transport`, and a summary
     "exact": "W2 itself, with a certificate",
     "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
     "sliced": "mean over random directions; fast, an interval that contains W2",
@@ -42,13 +42,15 @@ def _setting(default: Any, check: Check, *, keyed: bool = True, network: bool = 
     Parameters
     ----------
     default : object
-        Not checked, so that defaults load no library.
+        It is not checked, so that defaults load no library.
     check : callable
+        Takes a value and the setting's name; raises an error if the value is invalid.
     keyed : bool
-        Whether the key contains it. The key omits settings that do not affect the results, and
-        those that only determine the images, since it contains the images' fingerprint.
+        Whether the plan's key contains the setting. The key omits settings that do not affect the
+        results, and those that only determine the images, because it contains the images'
+        fingerprint.
     network : bool
-        Whether it is for networks only, not for stored features.
+        Whether the setting is for networks only, not for stored features.
     """
     return field(default=default, metadata={"check": check, "keyed": keyed, "network": network})
 
@@ -73,7 +75,7 @@ def _at_least(minimum: int) -> Check:
 
 
 def _by(module: str, function: str) -> Check:
-    """Return a check that calls a function of wgeo, which raises an error for an invalid text."""
+    """Return a check for text, by a function of wgeo that raises an error if it is invalid."""
 
     def check(value: Any, name: str) -> None:
         _text(value, name)
@@ -105,7 +107,7 @@ def _reference(value: Any, _: str) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """Settings that belong together, each checked by its own check."""
+    """Settings that belong together; each is checked, unless it has its default."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -147,7 +149,7 @@ class Data(_Group):
 class Reading(_Group):
     """How features are read: parameters of `wgeo.trace`.
 
-    `layers` is a sequence of names, or a text of names separated by commas.
+    `layers` is a sequence of names, or one text with commas between the names.
     """
 
     pool: str = _setting("gap", _by("features.pooling", "pooling"), network=True)
@@ -184,7 +186,7 @@ class Reference(_Group):
 
 @dataclass(frozen=True)
 class JacobianTests(_Group):
-    """Number of images for each test of Jacobians; None for an affordable number."""
+    """Number of images for each test of Jacobians; None for a default that depends on its cost."""
 
     brenier: int | None = _setting(None, _at_least(0), network=True)
     alignment: int | None = _setting(None, _at_least(0), network=True)
@@ -197,7 +199,7 @@ class AnalysisPlan(_Group):
     Raises
     ------
     ArgumentError
-        A setting is invalid; the message names Python's parameter.
+        A setting is invalid; the message names the parameter of the Python function.
     """
 
     loading: Loading = Loading()
@@ -211,7 +213,7 @@ class AnalysisPlan(_Group):
 
     @classmethod
     def of(cls, **settings: Any) -> AnalysisPlan:
-        """Build a plan from settings by name; the others have their defaults."""
+        """Build a plan from settings given by name; the others have their defaults."""
         if unknown := sorted(settings.keys() - SETTINGS.keys()):
             raise ArgumentError(
                 f"{unknown[0]!r} is not a setting of an analysis{suggestion(unknown[0], SETTINGS)}."
@@ -224,19 +226,18 @@ class AnalysisPlan(_Group):
         return _chosen(cls, settings, **groups)
 
     def images(self) -> Images:
-        """Return the images; those of the last plan are cached."""
+        """Load the images; those loaded last are cached."""
         return _images(self.data, self.seed)
 
     def key(self, target: str) -> str:
-        """Return the SHA-256 of all that decides the numbers of an analysis.
+        """Return a hash (SHA-256) of everything that determines the numbers of an analysis.
 
         A finished analysis with the same key is not repeated, so that a stopped sweep resumes.
-        The key contains wgeo's version; the contents, not the paths, of the target, the images and
-        a reference; and every other setting that affects results, under its name, with its value.
-        `layers` and `solver` are written as on the command line: a text is used as it is, objects
-        of Python become such a text. So ``Sinkhorn(epsilon=0.01)`` and ``sinkhorn:epsilon=0.01``
-        have the same key. Within one version of wgeo, the names and values in the key must not
-        change, and no setting may be removed from it.
+        The key is computed from wgeo's version; the contents, not the paths, of the target, the
+        images and a reference; and the name and value of every other setting that affects results.
+        `layers` and `solver` enter it as text: Python objects are written as on the command line,
+        so that ``Sinkhorn(epsilon=0.01)`` and ``sinkhorn:epsilon=0.01`` have the same key. Within
+        one version of wgeo, these names and values must not change, and no setting may be removed.
 
         Parameters
         ----------
@@ -270,7 +271,7 @@ class AnalysisPlan(_Group):
 
 
 def _chosen(kind: type[Any], settings: Mapping[str, Any], **groups: Any) -> Any:
-    """Build a group, or the plan with its groups, from those of its settings that are given."""
+    """Build a group, or the plan from its groups, with the given values of its own settings."""
     names = (each.name for each in fields(kind) if each.metadata)
     return kind(**groups, **{name: settings[name] for name in names if name in settings})
 
@@ -285,12 +286,12 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return a solver, from a text such as ``sinkhorn:epsilon=0.01`` if it is one.
+    """Return a solver; a text such as ``sinkhorn:epsilon=0.01`` is parsed.
 
     Raises
     ------
     ArgumentError
-        No solver has this name, or its options are invalid.
+        No solver has this name, its options are invalid, or the object is not a solver.
     """
     from .. import transport
     from ..transport.entry import checked_solver
@@ -325,7 +326,13 @@ def _written(solver: Any) -> str:
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``."""
+    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``.
+
+    Raises
+    ------
+    ArgumentError
+        A text does not have the form name=value.
+    """
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -339,7 +346,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def is_stored(target: str) -> bool:
-    """Return whether a path is a folder of stored features rather than a checkpoint."""
+    """Return whether a path is a folder of stored features, that is, not a saved model."""
     from ..checkpoints.locating import is_saved_model
 
     return Path(target).is_dir() and not is_saved_model(target)
@@ -356,7 +363,7 @@ def _images(data: Data, seed: int) -> Images:
 def _sha256(target: str) -> str:
     """Return the SHA-256 of a checkpoint, or of the manifest of stored features.
 
-    The manifest holds the features' checksums, which `Trajectory.load` verifies.
+    The manifest contains the features' checksums, which `Trajectory.load` verifies.
     """
     from ..checkpoints.reading import fingerprint
     from ..storage.files import sha256_of

@@ -58,7 +58,7 @@ class Analysis(Result):
 
     @property
     def verdict(self) -> str:
-        """The sentences that the numbers support, as one text; `record` contains their evidence."""
+        """The sentences of the verdict, as one text; `record` also contains their evidence."""
         return text(self.record["verdict"])
 
     @property
@@ -88,7 +88,7 @@ class Analysis(Result):
         Raises
         ------
         RecordError
-            The folder cannot be written, or files that wgeo did not write would be replaced. If
+            The folder cannot be written, or a file that wgeo did not write would be replaced. If
             only figures could not be written, the message says so, and the record is kept.
         """
         return save(folder, self.record, ANALYSIS, self.record)
@@ -149,17 +149,17 @@ class Analysis(Result):
 
 
 def _layer_row(layer: Layer, block: Block) -> dict[str, Any]:
-    """Return a layer and the block that ends in it as columns with one value each."""
+    """Return a layer and the block that ends there as columns with one value each."""
     head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
     score = block.measure("corr_score")
     return {**head, **layer.collapse.plain(), **block.plain(), "corr_score": score}
 
 
 def versions() -> dict[str, str]:
-    """Return what can change the last digits of a number, apart from settings and data.
+    """Return what can change the last digits of results, apart from settings and data.
 
-    These are the versions of packages; the number of threads, which determines the order of sums;
-    and the processor's instruction set, by which libraries choose their kernels.
+    These are the versions of Python and of packages; the number of threads, which determines the
+    order of sums; and the processor's instruction set, by which libraries choose their kernels.
     """
     result = {"python": platform.python_version()}
     for package in _PACKAGES:

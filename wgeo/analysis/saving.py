@@ -18,7 +18,7 @@ from ..storage.records import ANALYSIS, SERIES
 def require_writable(
     folder: str | os.PathLike[str], kind: str = ANALYSIS, *, with_report: bool = False
 ) -> None:
-    """Raise RecordError if writing a record, its figures or its report would replace other files.
+    """Check that a record, its figures and, if requested, its report can be written to a folder.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def require_writable(
 def save(
     folder: str | os.PathLike[str], record: Mapping[str, Any], kind: str, shown: Mapping[str, Any]
 ) -> Path:
-    """Write a record, then the figures of `shown`; return the record's path.
+    """Write a record, then figures of the record `shown`; return the path of the record's file.
 
     Raises
     ------

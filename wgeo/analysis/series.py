@@ -19,22 +19,24 @@ from .verdict import series_headline
 from .views import training_view
 
 _PER_SAMPLE = ("view", "quantiles", "sample_sizes", "brenier")
-"""Parts of a record that are left out of a series."""
+"""Parts of layers, blocks and segments that a series leaves out."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Series(Result):
-    """Several analyses, ordered by epoch if all epochs differ, otherwise as given.
+    """Analyses of the checkpoints of one run, by epoch, or of several networks, in given order.
 
-    ``to_pandas()`` has one row per analysis and segment.
+    They count as checkpoints of one run if their epochs are known and different, and they have the
+    same architecture, images, pooling and folder. ``to_pandas()`` has one row per analysis and
+    segment.
 
     Attributes
     ----------
     record : dict
-        The contents of `series.json`: ``axis``, which is ``epoch`` or ``name``; ``analyses``, the
-        record of each analysis without its per-sample parts, with its ``name`` and ``folder``; and
-        for an axis of epochs ``last_layer``, the paths of the class means over training
-        (`training_view`).
+        The contents of `series.json`: ``axis``, which is ``epoch`` for one run and ``name``
+        otherwise; ``headline``; ``analyses``, the record of each analysis without its per-sample
+        parts, with its ``name`` and ``folder``; and for one run ``last_layer``, the paths of the
+        class means over training (`training_view`).
 
     Examples
     --------
@@ -100,7 +102,15 @@ class Series(Result):
 
     @classmethod
     def of_folders(cls, folders: Sequence[str | os.PathLike[str]]) -> Series:
-        """Load saved analyses and combine them, named after their folders."""
+        """Load saved analyses and combine them, named after their folders.
+
+        Raises
+        ------
+        ArgumentError
+            There are fewer than two analyses, or one is given twice.
+        RecordError
+            A folder has no valid record of an analysis.
+        """
         paths = [Path(folder).resolve() for folder in folders]
         records = [read_record(path) for path in paths]
         runs = [path if path.is_dir() else path.parent for path in paths]
@@ -176,7 +186,10 @@ def _training_run(provenance: Provenance) -> tuple[Any, ...]:
 
 
 def _relative_to(location: str | None, folder: Path) -> str | None:
-    """Return a path inside the series' folder as relative, so that both can be moved together."""
+    """Return a path relative to the series' folder if it is inside, otherwise as absolute.
+
+    The series and the analyses inside its folder can then be moved together.
+    """
     if location is None:
         return None
     path, parent = Path(location).resolve(), folder.resolve()

@@ -34,20 +34,21 @@ def trust_of(
     traj : Trajectory
     net : Network or nn.Module, optional
     images : Images, optional
-        The images from which the features were traced. Without them, the result does not include
-        ``normalization``.
+        The images from which the features were traced. Without them or `net`, the result does not
+        include ``normalization``.
 
     Returns
     -------
     dict
         ``samples``; ``samples_per_class``, the size of the smallest class that occurs;
-        ``duplicates``, the number of samples that are copies of another, and ``relabelled``, the
-        number of copies with a different label; ``classes``, the numbers of classes that are
-        ``present`` in the images and that the network's ``head`` distinguishes;
-        ``accuracy``, ``chance`` (the accuracy of always predicting the most frequent class),
-        ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``, the accuracy
-        stated in the file; ``normalization``: ``name``, ``mean``, ``std``, ``source`` and, if it
-        may be wrong, the presets that were ``tried`` and a ``better`` one.
+        ``duplicates``, the number of samples that are copies of an earlier one, and ``relabelled``,
+        the number of those whose label differs from the original's; ``classes``, the numbers of
+        classes that are ``present`` in the images and that the network's ``head`` distinguishes;
+        ``accuracy``; ``chance``, the accuracy of always predicting the most frequent class;
+        ``chance_p``, the p-value of a one-sided binomial test of "better than chance", and
+        ``at_chance``, whether it is too large; ``claimed_accuracy``, the accuracy stated in the
+        file; ``normalization``: ``name``, ``mean``, ``std``, ``source`` and, if it may be wrong,
+        the presets that were ``tried``, on how many ``images``, and a ``better`` one.
     """
     _, counts = np.unique(traj.labels, return_counts=True)
     head = None if traj.classifier is None else len(traj.classifier.weight)
@@ -87,9 +88,9 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
 def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
     """Return for each sample the first sample of which it is a copy; see `wgeo.arrays.rows`.
 
-    Samples are compared as images if the trajectory begins with the images, otherwise by the
-    features of its first and last layer: a later layer can make different samples equal, and
-    rounding can make equal samples differ.
+    Samples are compared as images if the trajectory begins with the images. Otherwise their
+    features must agree in the first and in the last layer, since a single layer can give different
+    samples the same features.
     """
     first_layer = traj.layers[0]
     features = [first_layer.features]
@@ -128,9 +129,10 @@ def _source(net: Network | nn.Module, images: Images) -> str:
 def _try_presets(
     net: Network | nn.Module, images: Images, normalization: Normalization, last: str
 ) -> dict[str, Any]:
-    """Return the accuracies on a few images with every preset, and one that is clearly better.
+    """Return the accuracy on a few images with every preset, and a preset that is clearly better.
 
     Only the `last` layer is traced, since detecting blocks takes longer than tracing all images.
+    The result is empty if the network cannot classify them with the normalization that was used.
     """
     rows = np.unique(
         np.linspace(0, len(images) - 1, min(_MAX_TRIAL_IMAGES, len(images))).astype(int)
@@ -158,7 +160,7 @@ def better_preset(correct: Mapping[str, Bool[np.ndarray, " n"]], used: str) -> s
     """Return a preset with which significantly more images are classified correctly, or None.
 
     McNemar's exact test considers the images that are classified correctly with only one of the two
-    presets. Its p-value is multiplied by the number of presets that were tried (Bonferroni).
+    presets. Its p-value is multiplied by the number of other presets tried (Bonferroni).
 
     Parameters
     ----------

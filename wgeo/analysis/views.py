@@ -28,8 +28,8 @@ def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``layers``, the names of the epochs, and ``view``, like that of a segment; None if the view
-        of a record has no ``end``, or if the views contain different samples.
+        ``layers``, the names of the epochs, and ``view``, like that of a segment; None if a record
+        has no segment or its view has no ``end``, or if the views contain different samples.
     """
     records = [Record.of(analysis) for analysis in analyses]
     views = [record.segments[-1].view for record in records if record.segments]

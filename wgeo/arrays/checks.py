@@ -21,8 +21,8 @@ def as_points(
     Parameters
     ----------
     x : array_like, (n, d) or (n,)
-        NumPy or torch, rows are samples; one-dimensional input is n points on a line.
-        Half precision and integers are widened to float32 and float64.
+        NumPy or torch; rows are samples. One-dimensional input is n points on a line. Half
+        precision is converted to float32; integers, booleans and extended precision to float64.
     name : str
         Name of the array in error messages.
     dtype : torch.dtype, optional
@@ -33,8 +33,8 @@ def as_points(
     Raises
     ------
     FeatureError
-        The array is not numeric, not 1-D or 2-D, or empty; or it contains NaN or infinity (the
-        message names the first such row).
+        The array is not real, dense and 1-D or 2-D; or it is empty, has masked entries, or contains
+        NaN or infinity (the message names the first such row).
     """
     if isinstance(x, torch.Tensor):
         check_plain(x, name)
@@ -62,7 +62,7 @@ def as_points(
 
 
 OF_NETWORK = " Check the checkpoint's weights and the images' normalization."
-"""Advice for features that a network computed."""
+"""Advice to append to an error about features that a network computed."""
 
 _PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
           *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
@@ -70,13 +70,13 @@ _PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
 
 
 def check_plain(x: torch.Tensor, name: str) -> None:
-    """Raise `FeatureError` for tensors that do not convert to NumPy: meta, sparse, quantized."""
+    """Raise `FeatureError` for a meta, sparse, nested or quantized tensor, or an unusual dtype."""
     kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
     if x.device.type == "meta":
         raise FeatureError(f"{name} is a meta tensor: it has a shape but no data.")
     if kind != "strided":
         raise FeatureError(
-            f"{name} is a {kind} tensor. Make it dense: x.to_dense(), or a padded one."
+            f"{name} is a {kind} tensor. Make it dense, with x.to_dense() or by padding."
         )
     if x.dtype not in _PLAIN:
         to = "x.dequantize()" if x.is_quantized else "x.float()"
@@ -89,7 +89,7 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
     Raises
     ------
     ArgumentError
-        `value` is anything else: a string, a fraction, True.
+        `value` is not an integer (True and False do not count as integers), or is too small.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
@@ -97,7 +97,10 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:
-    """Raise `FeatureError` if a row is not finite; the message names the first, from `start`."""
+    """Raise `FeatureError` if a row contains NaN or infinity.
+
+    The message names the first such row, counted from `start`, and ends with `advice`.
+    """
     if bool(torch.isfinite(x.detach().sum())):  # one pass: a finite sum has finite entries
         return
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
@@ -121,7 +124,14 @@ def as_numpy(x: Any) -> np.ndarray:
 
 
 def as_array(x: Any, name: str) -> np.ndarray:
-    """Return numbers as a NumPy array; raise `FeatureError` for anything else."""
+    """Return real numbers as a NumPy array.
+
+    Raises
+    ------
+    FeatureError
+        `x` is not an array of real numbers, has masked entries, or is a memory map of a file that
+        was truncated.
+    """
     if np.ma.is_masked(x):
         raise FeatureError(f"{name} has masked entries, which would count as numbers; fill them.")
     try:
@@ -137,8 +147,8 @@ def as_array(x: Any, name: str) -> np.ndarray:
 def require_whole(array: Any) -> None:
     """Raise `FeatureError` if the file of a memory map was truncated after it was opened.
 
-    Reading beyond the end of the file would end the process. The open file is asked, not its name,
-    since a file that was deleted or replaced can still be read.
+    Reading beyond the end of the file would end the process. The size of the open file counts, not
+    that of the file that now has its name: a file that was deleted or replaced can still be read.
     """
     if not isinstance(array, np.memmap) or array.filename is None:
         return
@@ -151,7 +161,15 @@ def require_whole(array: Any) -> None:
 
 
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
-    """Return class labels as int64, checked: integral, one per sample, not negative."""
+    """Return class labels as int64.
+
+    Raises
+    ------
+    ArgumentError
+        The labels are not a list of integers >= 0, or there are not `n` of them.
+    FeatureError
+        They are not numbers.
+    """
     if isinstance(labels, torch.Tensor):
         check_plain(labels, "labels")
     y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
@@ -175,7 +193,7 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device: ``auto`` is CUDA if available, else the CPU.
+    """Return a torch device; ``auto`` is CUDA if available, else the CPU.
 
     Raises
     ------

@@ -20,11 +20,17 @@ def anonymous_array(
     dtype: Any,
     folder: str | os.PathLike[str] | None = None,
 ) -> np.memmap:
-    """Return an array in an anonymous temporary file, which is removed when the process ends.
+    """Return an array in an anonymous temporary file, which is removed together with the array.
 
     ``compute(rows)`` yields the rows of a slice in chunks. This is a collective operation: the
-    processes of one host share one file, of which each writes a shard. The file is in `folder`, by
-    default the system's folder for temporary files. A full disk raises OSError.
+    processes of one host share a file, of which each writes a shard. If they cannot share one, each
+    writes all rows to its own. The file is in `folder`, by default the system's folder for
+    temporary files.
+
+    Raises
+    ------
+    OSError
+        The file cannot be created, or the disk is full.
     """
     n, row_bytes = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with ExitStack() as stack:
@@ -37,7 +43,7 @@ def anonymous_array(
             file = shared or stack.enter_context(tempfile.TemporaryFile(dir=folder))
             shard = slice(n * part // parts, n * (part + 1) // parts)
             file.seek(shard.start * row_bytes)
-            for chunk in compute(shard):  # a full disk is an error in write, but a crash in a map
+            for chunk in compute(shard):  # not into the map, which crashes if the disk is full
                 file.write(np.ascontiguousarray(chunk, dtype).data)
             file.flush()
             return np.memmap(file, dtype, "r+", shape=shape)

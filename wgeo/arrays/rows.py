@@ -22,8 +22,8 @@ from .mapped import anonymous_array
 
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
-_SAMPLED_PAIRS = 64  # random pairs of samples that determine this median
-_NEIGHBORS = 64  # neighbors on a random line that are tested for being copies
+_SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
+_NEIGHBORS = 64  # samples this many places apart on the random line are not compared
 
 
 @runtime_checkable
@@ -61,12 +61,12 @@ class LazyRows:
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Return whether features are on disk; an in-memory copy of a memory map is a memmap, too."""
+    """Return whether features are on disk; a copy in memory can have the type np.memmap, too."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
 def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
-    """Return the features' rows `indices`, which are read when they are indexed."""
+    """Return the rows `indices` of the features; they are read when the result is indexed."""
 
     def read(rows: Any) -> Float[np.ndarray, "b d"]:
         require_whole(features)
@@ -86,9 +86,10 @@ def as_float64(features: np.ndarray) -> np.ndarray:
 
 
 def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
-    """Return slices of the rows from `start` on, each of 16 MiB in float64 at the given width.
+    """Return slices of the rows from `start` to `stop`.
 
-    The slices are smaller if memory is limited (`wgeo.runtime.memory`).
+    Each slice has at most 16 MiB in float64 for rows of `width` entries, or less if memory is
+    limited (`wgeo.runtime.memory`), but at least one row.
     """
     step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
@@ -110,12 +111,14 @@ def row_chunks(
 
 
 def check_features(features: Any, name: str) -> np.ndarray:
-    """Return features (n, d) in their own dtype and without a copy, checked like `as_points`.
+    """Return features as an array (n, d), checked like `as_points`.
+
+    A two-dimensional NumPy array is returned as it is, without a copy.
 
     Raises
     ------
     FeatureError
-        The features are not numeric, not 1-D or 2-D, or empty, or contain NaN or infinity.
+        As for `as_points`.
     """
     array = features
     if not isinstance(features, np.ndarray):
@@ -132,7 +135,8 @@ def sum_over_rows(
 ) -> list[Any]:
     """Sum ``terms(rows, *chunks)``, a sequence of arrays or numbers, over all rows.
 
-    This is a collective operation (`wgeo.runtime.processes`): each process sums its own shard.
+    This is a collective operation (`wgeo.runtime.processes`): each process sums its own shard, and
+    all have the result. The first call of `terms` is for zero rows and determines the shapes.
     """
     shard = processes.shard(features[0].shape[0])
     empty = slice(shard.start, shard.start)
@@ -149,6 +153,7 @@ def map_rows(
     """Return ``values(rows, *chunks)``, a sequence of arrays with one entry per row, for all rows.
 
     This is a collective operation: each process computes its own shard, and all have the result.
+    The first call of `values` is for zero rows and determines the shapes.
     """
     n = features[0].shape[0]
     shard = processes.shard(n)
@@ -189,8 +194,8 @@ def materialize(
 ) -> np.ndarray:
     """Compute `rows` as an array, on disk or in memory.
 
-    It is on disk if one of the source layers is, or if it would exceed an eighth of the available
-    memory.
+    The array is on disk if one of `layers`, from which it is computed, is; or if memory is limited
+    (`wgeo.runtime.memory`) and the array would take more than an eighth of the available memory.
 
     Raises
     ------
@@ -210,7 +215,7 @@ def materialize(
 
 
 def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.memmap:
-    """Compute `rows` into an anonymous temporary file, in `folder` if it is writable.
+    """Compute `rows` into an anonymous temporary file, if possible in `folder`.
 
     Each process of a job computes a shard (`wgeo.arrays.mapped.anonymous_array`).
 
@@ -229,7 +234,7 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
         return anonymous_array(compute, rows.shape, dtype, target)
     except OSError as error:
         raise RecordError(
-            "Features computed from stored ones need a temporary file, for which "
+            "Computed features need a temporary file, for which "
             f"{target or 'the disk'} has no space ({error.strerror}). Free some space."
         ) from error
 
@@ -237,10 +242,11 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
 def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     """Return for every sample the index of the first sample of which it is a copy, or its own.
 
-    Copies are closer than 1e-6 of the median distance between samples in all of `features`. Copies
-    that differ by rounding or invisible noise are that close; different images are not. Samples of
-    a single number are copies only if they are equal. Copies are neighbors in a random projection
-    to a line, so only samples that are near on the line are compared, and O(n d) numbers are read.
+    Two samples are copies if in each of `features` their distance is at most 1e-6 times the median
+    distance between samples. Copies that differ by rounding or invisible noise are that close;
+    different images are not. Samples of a single number are copies only if they are equal. Copies
+    are neighbors in a random projection to a line, so only samples that are near each other on the
+    line are compared, and O(n d) numbers are read.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]
     single = sum(each.shape[1] for each in features) == 1

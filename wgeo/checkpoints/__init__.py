@@ -1,4 +1,4 @@
-"""Load a network and its provenance from an untrusted file, without running any of its code."""
+"""Load a network and its provenance from a file; code in it runs only with ``trust=True``."""
 
 from typing import TYPE_CHECKING
 

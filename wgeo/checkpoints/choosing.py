@@ -52,7 +52,10 @@ def choose(
     settings: Callable[[str], Mapping[str, Any]],
     prefix: str | None,
 ) -> Choice:
-    """Choose the state dict and prefix that fit: the first with a usual name, else the only one.
+    """Choose the state dict and prefix that fit, and build the network.
+
+    The first state dict under a usual name that fits is chosen. If none fits, exactly one under
+    another name must fit.
 
     Parameters
     ----------
@@ -62,15 +65,15 @@ def choose(
         None: any built-in architecture that fits.
     num_classes : int or None
     settings : callable
-        Maps an architecture to its settings that shapes do not determine.
+        Returns the settings that shapes do not determine, for an architecture's name.
     prefix : str or None
         The prefix to use; None: any that fits.
 
     Raises
     ------
     CheckpointError
-        No state dict fits (the error is that of the most likely one), or several with different
-        weights do.
+        No state dict fits (the error is that of the most likely one), or different weights fit
+        under several unusual names or several prefixes.
     """
 
     def attempt(candidate: _Candidate) -> Fit:
@@ -81,7 +84,7 @@ def choose(
     fitting: list[tuple[_Candidate, Fit | None]] = []
     for saved in states:
         if fitting and (saved.usual or fitting[0][0].saved.usual):
-            break  # the first one with a usual name that fits is used
+            break  # the first one that fits under a usual name is used
         try:
             fitting += _fitting(saved, arch, prefix, attempt)
         except CheckpointError as reason:
@@ -98,7 +101,7 @@ def choose(
 def _fitting(
     saved: SavedState, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return the candidates from one state dict, without its normalization if necessary."""
+    """Return the fitting candidates of one state dict, without its normalization if necessary."""
     state, folds = fold_parts(saved.state)
     bare = without_normalizers(state)
     try:
@@ -117,7 +120,7 @@ def _fitting_of(
     prefix: str | None,
     attempt: Callable[[_Candidate], Fit],
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return the candidates; a view that uses all tensors is enough."""
+    """Return the views that fit; only the one that uses all tensors, if there is one."""
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
     candidates = views(state, prefix)

@@ -33,15 +33,15 @@ _CONTAINERS = (
 # Entries of training scripts that contain tensors but no network.
 _NOT_NETWORK = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-_FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")  # FSDP's, of all layers in a wrapper
+_FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")  # FSDP's vector of all weights in a wrapper
 _DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's files
-_SLACK = 2**20
+_SLACK = 2**20  # bytes by which weights may exceed four times the file's size
 _MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
-_MAX_CONTAINERS = 10_000  # searched
-_MAX_LIST = 100  # networks in a list
-_MIN_FRACTION = 0.1  # of all tensors, for a part to be considered as a network
+_MAX_CONTAINERS = 10_000  # dicts and lists that are searched
+_MAX_LIST = 100  # items; a longer list is not searched for networks
+_MIN_FRACTION = 0.1  # of all tensors; a prefix that fewer tensors have is not tried
 _MAX_PREFIXES = 12
-_MAX_PREFIX_PARTS = 6
+_MAX_PREFIX_PARTS = 6  # names between dots
 _HEAD = r"(?:head\.fc|heads\.head|head|fc|linear|classifier)\.(?:weight|bias)"
 
 
@@ -54,11 +54,12 @@ class SavedState:
     state : dict of str to Tensor
         As saved, prefixes included.
     container : str
-        Its entry, such as ``state_dict`` or ``model.ema``; empty for a plain state dict.
+        The entry that contains it, such as ``state_dict`` or ``model.ema``; empty for a plain state
+        dict.
     usual : bool
-        Whether the container has one of the usual names.
+        Whether `container` consists of usual names, such as ``state_dict``, or is empty.
     whole : bool
-        Whether the file contains the whole pickled network, not its state dict.
+        Whether it was taken from a whole pickled network.
     """
 
     state: dict[str, torch.Tensor]
@@ -77,9 +78,9 @@ class View:
     prefix : str
         The prefix removed from every name.
     aside : tuple of str
-        Tensors without the prefix, which are ignored.
+        Names without the prefix, whose tensors are ignored.
     head : str
-        Name of a head outside the prefix; empty if no head is outside it.
+        Name of a head outside the prefix, which is ``fc`` in `state`; empty if no head is outside.
     """
 
     state: dict[str, torch.Tensor]
@@ -100,13 +101,20 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     size : int
         Size of the file in bytes.
     container : str, optional
-        The entry to use; by default all, the most likely first.
+        The entry to use; by default every entry.
+
+    Returns
+    -------
+    list of SavedState
+        The most likely first; of the others, those whose tensors cannot be weights are left out.
 
     Raises
     ------
     CheckpointError
-        There is no state dict, it is empty, FSDP flattened it, or its tensors are sparse, complex
-        or larger than the file.
+        There is no state dict, in `container` or at all; there are too many containers; or the most
+        likely state dict was flattened by FSDP, lacks the weights that DeepSpeed saved elsewhere,
+        or has too many tensors, or ones that are sparse, complex, without values, or much larger
+        than the file.
     """
     if not isinstance(value, dict | list | tuple | StandIn):
         raise CheckpointError(
@@ -139,7 +147,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
 
 
 def _unnamed(values: list[Any]) -> str:
-    """Return the advice for parameters that were saved without their names."""
+    """Return advice on parameters that were saved without their names; empty if there are none."""
     lists = [each for each in values if isinstance(each, list | tuple) and len(each) > 1]
     if not any(all(isinstance(part, torch.Tensor) for part in each) for each in lists):
         return ""
@@ -155,7 +163,7 @@ def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
     if 2 * len(empty) > len(state):
         raise CheckpointError(
             f"{name} contains names without weights ({printable(empty[0])} is empty): DeepSpeed's "
-            "ZeRO-3 keeps these in several files. Its folder has a script that joins them: "
+            "ZeRO-3 saves the weights in several files. Its folder has a script that joins them: "
             "python zero_to_fp32.py FOLDER OUTPUT."
         )
     flat = next((key for key in state if _FLAT.fullmatch(key)), None)
@@ -188,8 +196,8 @@ def _search(
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     own = id(value)
-    if isinstance(value, list | tuple):  # perhaps of networks: their containers are numbers
-        value = value if len(value) <= _MAX_LIST else ()  # not of networks, such as a history
+    if isinstance(value, list | tuple):  # networks in a list have the names 0, 1, ...
+        value = value if len(value) <= _MAX_LIST else ()  # too long: a history, for example
         value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
     if not isinstance(value, dict | StandIn) or not value or depth == 0 or own in seen:
         return
@@ -232,7 +240,7 @@ def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _name(key: Any) -> str:
-    """Return a key as printable text; only its type if it is neither text nor a small number."""
+    """Return a key as printable text; only its type if it is neither text nor below 2^63."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63
@@ -259,8 +267,8 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
                 f"{name}: the tensor {printable(key)} is {problem}; wgeo needs dense real weights."
             )
         declared += tensor.numel() * tensor.element_size()
-    # Tied weights are stored once but counted several times; an expanded view of one
-    # number is an attack on memory.
+    # Tied weights are stored once but counted several times, hence the factor 4. A single number
+    # expanded to a large tensor is an attack on memory.
     if declared > 4 * size + _SLACK:
         raise CheckpointError(
             f"{name} declares {declared} bytes of weights but has only {size} bytes: it is "
@@ -269,18 +277,20 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
 
 
 def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[View]:
-    """Return a state with each candidate prefix removed, the most likely first.
+    """Return one view of a state for each candidate prefix, the most likely first.
 
     ``_orig_mod`` (torch.compile) and similar wrappers are removed wherever they occur. Any other
-    dotted prefix, such as ``module.``, ``model.``, ``backbone.`` or ``module.encoder_q.``, is
-    tried if enough tensors have it: first the longest prefix common to all tensors, then shorter
-    ones (the network itself may have a part of that name), then prefixes of some tensors only.
+    dotted prefix, such as ``module.``, ``model.``, ``backbone.`` or ``module.encoder_q.``, is a
+    candidate if at least a tenth of the tensors have it. The longest prefix common to all tensors
+    comes first, then shorter common ones (since the network itself may have a part of that name),
+    then prefixes of only some tensors, the most frequent first; at most twelve are returned.
 
     Parameters
     ----------
     state : mapping of str to Tensor
     prefix : str, optional
-        The prefix to remove; by default every candidate.
+        The prefix to remove; by default every candidate. A wrapper's name before it may be omitted:
+        ``encoder_q.`` for ``module.encoder_q.``.
 
     Raises
     ------
@@ -309,7 +319,7 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
 
 
 def _prefixes(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return candidate prefixes, the most likely first: common to all tensors, then by count."""
+    """Return candidate prefixes in the order of `views`."""
     keys = [key for key in state if key != "n_averaged"]
     counts: Counter[str] = Counter()
     for key in keys:

@@ -9,7 +9,7 @@ import torch
 from ..errors import CheckpointError
 from ..text import printable
 
-# Name suffixes of the parts of one weight in torch.nn.utils, old and new, by role.
+# Suffixes of the names of a weight's parts, by role, in the old and new formats of torch.nn.utils.
 _PARTS = (
     ("weight normalization", {"g": "_g", "v": "_v"}),
     ("weight normalization", {"g": ".original0", "v": ".original1"}),
@@ -23,15 +23,15 @@ _UNFOLDED = re.compile(r"(.+)(_orig|_mask|_g|\.original\d?)")
 def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Return a state with weight_norm, spectral_norm and pruning masks folded into its weights.
 
-    Weight normalization is w = g v / |v| (Salimans and Kingma 2016); spectral normalization
-    w = W / (u^T W v) with the saved vectors (Miyato et al. 2018), as in eval mode; masks are
-    multiplied with their weights.
+    Weight normalization is w = g v / |v| (Salimans and Kingma 2016). Spectral normalization is
+    w = W / (u^T W v) with the saved vectors u and v, as in eval mode (Miyato et al. 2018). A
+    weight is multiplied by its pruning mask.
 
     Returns
     -------
     state : dict of str to Tensor
     notes : tuple of str
-        The kinds of parts that were folded, and the number of weights.
+        The number of weights folded, for each kind of parts.
 
     Raises
     ------
@@ -74,7 +74,9 @@ def _weight(pieces: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         if "mask" in pieces:
             return pieces["w"] * pieces["mask"].to(pieces["w"].dtype)
         weight, left, right = pieces["w"], pieces["left"], pieces["right"]
-        # A transposed convolution has its outputs on the second axis, so u matches W v there.
+        # u has one entry per output. Outputs are on axis 0, or on axis 1 in a transposed
+        # convolution; if both axes have this length, the one with the larger product is taken,
+        # since u and v are singular vectors.
         axes = [axis for axis in (0, 1) if weight.shape[axis] == len(left)]
         images = [torch.mv(weight.transpose(0, axis).flatten(1), right) for axis in axes]
         return weight / max(torch.dot(left, image) for image in images)

@@ -1,4 +1,4 @@
-"""Load a network and its provenance from an untrusted file, without running any of its code."""
+"""Load a network and its provenance from a file; code in it runs only with ``trust=True``."""
 
 from __future__ import annotations
 
@@ -40,25 +40,28 @@ def load_checkpoint(
     Reads files written by ``torch.save`` (old and new format) and safetensors, single or sharded.
     A file may contain a state dict, a whole pickled network, or a dict with one of these, nested
     up to five levels deep; tensor names may have any prefix. Objects of other classes (settings,
-    optimizers, NumPy random states) are read as inert stand-ins; no code in the file is run.
-    Weight normalization, spectral normalization and pruning masks are folded into the weights.
+    optimizers, NumPy random states) are read as inert stand-ins, and no code in the file is run
+    unless `trust` is set. Weight normalization, spectral normalization and pruning masks are folded
+    into the weights.
 
     Parameters
     ----------
     path : path
         A file, a folder written by ``save_pretrained``, an index of shards, or one of the shards.
     arch : str, optional
-        A name of ``wgeo list archs``. Not needed for checkpoints written by wgeo, for CIFAR ResNets
-        and torchvision ResNets (recognized by their tensors' shapes), or if there is a
-        ``config.json``.
+        A name from ``wgeo list archs``, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER``, or your
+        own function as ``package.module:factory``. Not needed for checkpoints written by wgeo, for
+        CIFAR ResNets and torchvision ResNets (recognized by their tensors' shapes), or if there is
+        a ``config.json``.
     num_classes : int, optional
         By default, the size of the head; a different number raises an error.
     trust : bool
         Only for a whole pickled network whose code is not part of wgeo: unpickle the file with
-        that code, **which runs whatever the file names**. Use it only for your own files.
+        that code, **which runs whatever the file names**. Use it only for your own files. It has
+        no effect if `arch` is passed.
     options : mapping, optional
-        Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``, or
-        ``{"heads": 8}`` for a vit.
+        Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``,
+        ``{"heads": 8}`` for a vit, or any argument of your own factory.
     prefix : str, optional
         Prefix of the network's tensor names, such as ``encoder_q.``; needed if several fit.
     container : str, optional
@@ -68,8 +71,8 @@ def load_checkpoint(
     Returns
     -------
     Network
-        In eval mode, on the CPU, in float32; ``provenance.report`` records how it was read. If the
-        file has no head, only the encoder is returned, and `num_classes` is None.
+        In eval mode, on the CPU, in float32; ``provenance.report`` describes how it was read. If
+        the file has no linear head, only the encoder is returned, and `num_classes` is None.
 
     Raises
     ------
@@ -79,6 +82,8 @@ def load_checkpoint(
         the closest architecture); several networks fit; or a weight is NaN or infinite.
     ArgumentError
         The architecture or an option is unknown.
+    DependencyError
+        `arch` needs timm or transformers, which is not installed.
 
     Examples
     --------
@@ -194,7 +199,7 @@ def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Netw
 
 
 def _meta(value: Any, name: str) -> dict[str, Any]:
-    """Return the metadata stored by wgeo, each entry checked: a file can claim anything."""
+    """Return the metadata stored by wgeo, after checks, since a file can claim anything."""
     meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
     if meta is None:
         return {}
@@ -228,7 +233,7 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     stored = {**meta, **meta.get("options", {})}
     names = {"activation", "heads"}
-    if find(arch).user_code:  # a factory named by the user: everything it was built with
+    if find(arch).user_code:  # every argument of the user's factory
         names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
     kinds = str | int | float
     return {k: stored[k] for k in names if isinstance(k, str) and isinstance(stored.get(k), kinds)}
@@ -263,7 +268,7 @@ def _check_finite(module: nn.Module, name: str) -> None:
 
 
 def _usual_normalization(fit: Fit, meta: Mapping[str, Any]) -> str | None:
-    # The architecture's preset is for large color images, so it is not assumed for a small stem or
-    # for gray images.
+    # Published checkpoints are for color images, and those of networks with a choice of stem for
+    # large ones. A checkpoint written by wgeo states its own normalization.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
     return fit.arch.normalize if usual and not meta else None

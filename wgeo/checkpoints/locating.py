@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..text import printable
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar")
-_NOT_NETWORK = re.compile(r"optim|sched|rng|random", re.IGNORECASE)  # files beside a network's
+_NOT_NETWORK = re.compile(r"optim|sched|rng|random", re.IGNORECASE)  # not a network's file
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 _USUAL = (  # names in a folder written by save_pretrained, in order of preference
@@ -36,12 +36,14 @@ def display_path(path: str | os.PathLike[str]) -> str:
 def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
     """Return the files of the checkpoint at a path.
 
-    These are the file itself, or all shards if the path is a folder, an index or one of the shards.
+    These are the file itself, or all shards if the path is an index, one of the shards, or a folder
+    that contains shards.
 
     Raises
     ------
     CheckpointError
-        The path does not exist, a shard is missing, or a folder contains no checkpoint or several.
+        The path does not exist, a shard is missing, a folder was not written by
+        ``save_pretrained``, or torch.distributed saved the checkpoint as several files.
     """
     status = checked_path(path, name)
     text = os.fsdecode(path)
@@ -114,7 +116,7 @@ def _in_folder(folder: str, name: str) -> str:
 
 
 def _checkpoints(names: Iterable[str]) -> list[str]:
-    """Return the names of files that may contain a network, in order."""
+    """Return the names of files that may contain a network, sorted."""
     return sorted(n for n in names if n.endswith(SUFFIXES) and not _NOT_NETWORK.search(n))
 
 
@@ -155,7 +157,7 @@ def _siblings(path: str, names: list[str], name: str) -> list[str]:
 
 
 def read_config(file: str) -> dict[str, Any]:
-    """Return the ``config.json`` next to a file written by save_pretrained; empty if missing."""
+    """Return the ``config.json`` next to a ``.safetensors`` or ``.bin`` file; empty if missing."""
     if not file.endswith((".safetensors", ".bin")):
         return {}
     return _json(os.path.join(os.path.dirname(file), "config.json"))

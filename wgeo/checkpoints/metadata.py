@@ -11,20 +11,20 @@ import torch
 from ..text import printable
 from .standins import as_array
 
-_MAX_DEPTH = 3  # levels of dicts that are searched, including the top one
-_MAX_ENTRIES = 10_000  # entries searched in a dict
-_MAX_NESTED = 100  # nested dicts searched in a dict
+_MAX_DEPTH = 3  # levels of nested dicts that are searched, including the top level
+_MAX_ENTRIES = 10_000  # entries of a dict that are searched
+_MAX_NESTED = 100  # dicts in a dict that are searched
 _PREFIX = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
 _ACCURACY = re.compile(
     _PREFIX + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
     re.IGNORECASE,
 )
-# Names that need not mean accuracy, such as "precision".
+# Names that match `_ACCURACY` but may mean something else, such as "precision".
 _AMBIGUOUS = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)
 
 
 def as_number(value: Any) -> int | float | None:
-    """Return a number, or the only number in a tensor or NumPy scalar; None for anything else."""
+    """Return a number of at most 2^53, or the only one in a tensor or NumPy array; else None."""
     if isinstance(value, torch.Tensor):
         value = torch.Tensor.detach(value)  # without attributes that could hide its methods
         plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
@@ -37,7 +37,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def epoch(value: Any) -> int | None:
-    """Return the epoch stored in a file, or None."""
+    """Return the epoch at the top level of a file's contents; None unless it is an integer."""
     number = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
     return int(number) if isinstance(number, int) else None
 
@@ -45,8 +45,8 @@ def epoch(value: Any) -> int | None:
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:
     """Return the accuracy that a file claims, with its key; None if it claims no accuracy.
 
-    A number above 1 is a percentage; numbers outside 0 to 100 are skipped. If a file claims several
-    accuracies, the first at the top level counts, or else the first nested one.
+    A number above 1 is read as a percentage; numbers outside 0 to 100 are skipped. If a file claims
+    several accuracies, the first one at the top level is returned, or else the first nested one.
 
     Returns
     -------

@@ -9,14 +9,14 @@ import torch
 
 from ..text import printable
 
-# Names of a mean and its standard deviation: in torchattacks and most scripts, in RobustBench, and
-# in the robustness library, respectively.
+# Names of a mean and its standard deviation in torchattacks and most scripts, in RobustBench, and
+# in the robustness library.
 _STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
 _MAX_PIXEL = 255.0
 
 
 def normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Map names of means to names of standard deviations: vectors of 1 or 3 numbers."""
+    """Return the names of means and of their standard deviations, both of 1 or 3 numbers."""
     pairs = {}
     for name in state:
         module, dot, last = name.rpartition(".")
@@ -47,9 +47,9 @@ def normalization_of(
     Returns
     -------
     spec : str or None
-        Text that `wgeo.data.normalization` reads, such as ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (means;
-        standard deviations). ``"none"`` if the network normalizes pixels itself; None if the file
-        contains no normalization, or several different ones.
+        Means and standard deviations as `wgeo.data.images.normalization` reads them, such as
+        ``"0.5,0.5,0.5;0.25,0.25,0.25"``. ``"none"`` if the network normalizes pixels itself; None
+        if the file contains no valid normalization, or several different ones.
     notes : tuple of str
     """
     if built_in := normalizers(module.state_dict()):
@@ -74,5 +74,5 @@ def normalization_of(
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:
-    """Return whether a tensor has one number per channel, or one for all channels."""
+    """Return whether a tensor has one number for each of three channels, or one for all."""
     return tensor is not None and tensor.is_floating_point() and tensor.numel() in (1, 3)

@@ -19,9 +19,9 @@ from ..text import printable
 File = io.BufferedReader | io.BytesIO
 
 _MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has about 40,000
-_MAX_LEAVES = 1_000_000  # entries of nested tuples, each counted as often as it occurs
+_MAX_LEAVES = 1_000_000  # entries of nested tuples, counted at every occurrence
 _MAX_NAMES = 1_000  # classes replaced by stand-ins
-_MAX_WORK = 20_000_000  # names that torch scans in total: all names, for every object
+_MAX_WORK = 20_000_000  # comparisons by torch, of every object with all replaced classes
 _PROTOCOL = 2  # used by torch.save; torch's restricted reader supports no later one
 
 _PLAIN = re.compile(  # names that torch's restricted reader builds itself and wgeo allows
@@ -61,7 +61,7 @@ class _Item:
     """A placeholder for an object on the stack."""
 
     tag: str = ""  # such as "global torch.Size", "result of torch.Size", "text latin1", "tuple"
-    leaves: int = 1  # entries of nested tuples, each counted as often as it occurs
+    leaves: int = 1  # entries of nested tuples, counted at every occurrence
     parts: tuple[_Item, ...] = ()  # of a short tuple
 
 
@@ -72,12 +72,19 @@ _MARK = _Item("mark")
 def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
     """Follow the instructions of `count` consecutive pickles without executing them.
 
+    Parameters
+    ----------
+    file : binary file
+    count : int
+    name : str
+        The file's name, for errors.
+
     Returns
     -------
     dict of str to str
-        Every class or function that the pickles import, except those that wgeo lets torch's reader
-        build, such as tensors, and how its objects are used: ``dict`` or ``list`` if entries are
-        added to them, else ``object``.
+        The classes and functions that the pickles import, except those that torch's reader may
+        build, such as tensors. The values say how their objects are used: ``dict`` or ``list`` if
+        entries are added to them, else ``object``.
 
     Raises
     ------
@@ -106,7 +113,7 @@ class _Reader:
         self.steps = self.work = 0
 
     def refuse(self, reason: str) -> None:
-        """Store the first reason; an attack found later takes precedence."""
+        """Store the first reason to refuse the file; `check` reports attacks before it."""
         self.reason = self.reason or reason
 
     def check(self, error: Exception | None) -> None:
@@ -179,7 +186,7 @@ class _Reader:
         return name
 
     def _after(self, op: pickletools.OpcodeInfo, argument: Any) -> _Item:
-        """Follow one instruction; return the item it leaves on top of the stack."""
+        """Follow one instruction; return the item that it puts on top of the stack, if any."""
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             index = len(self.memo) if argument is None else argument
             self.memo[index] = self.stack[-1] if self.stack else _ANY
@@ -249,12 +256,12 @@ class _Reader:
         return _ANY
 
     def _call(self, function: _Item, arguments: _Item, leaves: int) -> _Item:
-        """Check a call that torch's reader would execute with these arguments."""
+        """Check a call that torch's reader would make; return a placeholder for its result."""
         function_name = function.tag.removeprefix("global ")
         parts = arguments.parts
         kinds = [part.tag for part in parts]
         if function_name == function.tag:
-            # torch's reader refuses it too, but prints it, which may never end.
+            # torch's reader also refuses such a call, but prints the object, which may never end.
             self.refuse("is damaged or malicious: it calls an object that is not an imported name.")
         elif function_name == "_codecs.encode":  # bytes, in old pickles
             if kinds[1:] != ["text latin1"]:
@@ -295,8 +302,8 @@ class _Reader:
 def _has_state(parts: tuple[_Item, ...]) -> bool:
     """Return whether there are four arguments, and the last is a valid state.
 
-    A state is anything but a tuple, or a tuple of two. For any other tuple, torch raises an error
-    that prints it, which may never end.
+    A valid state is a tuple of two, or anything but a tuple. For any other tuple, torch raises an
+    error that prints the tuple, which may never end.
     """
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2

@@ -19,7 +19,7 @@ _FEW_NAMES = 2  # in one line
 _READING = {
     "renamed": "renamed tensors: {}",
     "aside": "tensors of other networks, ignored: {}",
-    "stand_ins": "objects that are not tensors, not run: {}",
+    "stand_ins": "classes read as inert stand-ins: {}",
 }
 
 
@@ -30,27 +30,27 @@ class LoadReport(Result):
     Attributes
     ----------
     kind : str
-        ``torch``, ``torch (before 1.6)``, ``safetensors``; ``memory`` for a network
-        that was not loaded from a file.
+        ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards if there are
+        several; ``memory`` for a network that was not loaded from a file.
     container : str
         The entry of the file that contains the weights; empty for a plain state dict.
     prefix : str
         The prefix removed from every name.
     tensors, parameters : int
-        Number of tensors, and of their entries.
+        Number of tensors in the state dict, and of parameters of the network.
     settings : mapping
-        Settings of the architecture, inferred from the shapes.
+        Settings of the architecture, inferred from the shapes or passed.
     keys : KeyReport
-        Which tensors matched, and which bookkeeping entries were ignored.
+        Which tensors matched, and which were ignored.
     renamed : tuple of str
-        Tensors with another name in the architecture, as ``old -> new``.
+        Tensors whose name in the file differs from the architecture's, as ``old -> new``.
     aside : tuple of str
         Tensors that do not belong to the network and were ignored, such as those of a loss or of a
         second network.
     stand_ins : tuple of str
-        Classes of objects in the file read as stand-ins; none of their code was run.
+        Classes whose objects were read as inert stand-ins.
     notes : tuple of str
-        Assumptions and choices that were made.
+        Assumptions and choices made in reading the file.
     """
 
     kind: str = "memory"
@@ -66,7 +66,7 @@ class LoadReport(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
+        """Return plain values for a record; of names, the number and the first twenty."""
         names = {key: _summary(getattr(self, key)) for key in _READING}
         return {**super().to_dict(), **names}
 
@@ -108,20 +108,21 @@ class Provenance(Result):
         Hash of the file; for shards, the hash of their hashes in order.
     arch : str
     num_classes : int or None
-        None for an encoder whose file contains no head.
+        None for an encoder loaded without a head.
     epoch : int or None
         The epoch at which it was saved, if the file states it.
     normalize : str or None
         The normalization it was trained with, in the format of ``normalize=``: the
-        checkpoint's own, else that of the architecture's published checkpoints.
+        checkpoint's own, else that of the architecture's published checkpoints; None if unknown.
     report : LoadReport
-    normalize_source : {"file", "architecture"} or None
-        Which of the two it is.
     claimed_accuracy : mapping or None
-        The file's own claim: ``key``, its entry in the file, and ``value`` in [0, 1].
+        The accuracy that the file claims: ``key``, the entry of the file, and ``value`` in [0, 1].
+    normalize_source : {"file", "architecture"} or None
+        Source of `normalize`: ``file`` for the file or its folder, ``architecture`` for a published
+        or unknown normalization; None for a network in memory, or unpickled with ``trust=True``.
     arch_from : str
         The source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (a checkpoint
-        written by wgeo), ``tensors`` (no other architecture searched has these names and shapes),
+        written by wgeo), ``tensors`` (of those searched, the only one with these names and shapes),
         ``config`` (a ``config.json`` in the same folder) or ``module`` (a network in memory, or
         unpickled with ``trust=True``).
 
@@ -152,6 +153,11 @@ class Provenance(Result):
 class Network(Displayed):
     """A network and its provenance.
 
+    Attributes
+    ----------
+    module : nn.Module
+    provenance : Provenance
+
     Examples
     --------
     >>> import torch
@@ -176,10 +182,20 @@ class Network(Displayed):
     ) -> Network:
         """Wrap a network that is already in memory.
 
+        Parameters
+        ----------
+        module : nn.Module
+        arch : str, optional
+            A name for the architecture; by default that of the module's class.
+        num_classes : int, optional
+            By default, the number of outputs of the linear classifier.
+        normalize : str, optional
+            The input normalization that the network expects: a preset or ``"mean,...;std,..."``.
+
         Raises
         ------
         CheckpointError
-            `num_classes` is not passed and the network has no linear head that determines it.
+            `num_classes` is not passed and the network has no linear classifier.
 
         Examples
         --------

@@ -1,8 +1,8 @@
-"""Read plain objects and tensors from untrusted files. No code in a file is ever run.
+"""Read plain objects and tensors from untrusted files. Only `read_trusted` runs code in a file.
 
-A torch checkpoint is a pickle, which is a program. Before torch sees it, its instructions are
-analyzed without being executed (`pickles`); then torch's own ``weights_only`` reader loads it, with
-inert stand-ins for every class other than tensors (`standins`). Sizes declared in a file are
+A torch checkpoint is a pickle, which is a program. Its instructions are first analyzed without
+being executed (`pickles`). Then torch's ``weights_only`` reader loads it, with inert stand-ins for
+all classes other than tensors and plain containers (`standins`). Sizes declared in a file are
 compared with the size of the file.
 """
 
@@ -51,7 +51,8 @@ class Contents:
     value : object
         Usually a dict.
     kind : str
-        ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards.
+        ``torch``, ``torch (before 1.6)`` or ``safetensors``; if there are several shards, their
+        number follows.
     size : int
         Size in bytes of the file, or of all shards.
     sha256 : str
@@ -59,8 +60,9 @@ class Contents:
     stand_ins : tuple of str
         Classes whose objects were read as stand-ins.
     config : dict
-        Contents of a ``config.json`` in the same folder.
+        Contents of a ``config.json`` in the same folder; empty if there is none.
     notes : tuple of str
+        Remarks on the file.
     """
 
     value: Any
@@ -73,12 +75,12 @@ class Contents:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Read a checkpoint: a file, or a folder or index of shards.
+    """Read a checkpoint: a file, or all shards in a folder or an index.
 
     Raises
     ------
     CheckpointError
-        The file does not exist, is unreadable, empty or damaged, or has another format.
+        The file does not exist, is unreadable, empty, damaged or malicious, or has another format.
     """
     name = display_path(path)
     try:
@@ -106,7 +108,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     CheckpointError
-        The file does not exist, or the folder contains no checkpoint.
+        The file or a shard does not exist, or the folder contains no checkpoint.
     """
     return _combined([sha256_of(file) for file in files_of(path, display_path(path))])
 
@@ -144,7 +146,7 @@ def read_trusted(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     CheckpointError
-        The file needs code that is not installed, or is damaged.
+        The file needs code that cannot be imported, or is damaged.
     """
     name = display_path(path)
     try:
@@ -202,7 +204,7 @@ def _load(file: File, size: int, name: str, sha256: str) -> Contents:
 
 
 def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ...]]:
-    """Return the pickle in an archive of torch.save, which must be uncompressed and complete."""
+    """Return the pickle in an archive of torch.save, and notes; check the archive first."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -217,8 +219,8 @@ def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ..
             packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries)
             if packed or sum(e.file_size for e in entries) > size:
                 raise CheckpointError(
-                    f"{name} declares more data than its {size} bytes can contain (torch never "
-                    "compresses), like a zip bomb. It was not unpacked."
+                    f"{name} is compressed, which torch never does, or declares more data than its "
+                    f"{size} bytes can contain, like a zip bomb. It was not unpacked."
                 )
             checked = any(e.CRC for e in entries)
             if not checked:  # switched off by torch.serialization.set_crc32_options
@@ -266,7 +268,7 @@ def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
         )
     try:
         body = file.read()
-        # Its own reader first: it validates the header, so that no check is needed here.
+        # The library validates the header, so the metadata in it need no check here.
         tensors: dict[str, Any] = dict(sorted(safetensors.torch.load(body).items()))
         meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
         return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}

@@ -1,8 +1,8 @@
 """Inert stand-ins for objects of any class, built by ``torch.load`` with ``weights_only=True``.
 
-A stand-in stores its arguments and does nothing else: it does not call, print, hash or compare
-them. A file's tensors can therefore be read whatever other objects it contains, and no code from
-the file runs.
+A stand-in stores what the file passes to it and does nothing else: it does not call, print, hash or
+compare these values. The tensors of a file can therefore be read whatever other objects it
+contains, and no code from the file runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 
 _LOCK = threading.Lock()  # torch has one list of safe names per process
 _MAX_DEPTH = 100  # levels of nested modules
-_MAX_ENTRIES = 200_000  # shared parts are counted at every occurrence
+_MAX_ENTRIES = 200_000  # parameters, buffers and modules; shared ones count at every occurrence
 _NUMERIC_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
@@ -36,6 +36,8 @@ class StandIn:
         The arguments of its constructor.
     state : object
         The state set afterwards, usually its attributes; None if it was not set.
+    class_name : str
+        Qualified name of the class, such as ``numpy.dtype``.
     """
 
     __slots__ = ("arguments", "state")
@@ -56,14 +58,14 @@ class StandIn:
 
 
 class _AsDict(StandIn):
-    """Becomes an OrderedDict, since the pickle adds entries to it."""
+    """Replaces objects to which the pickle adds entries: each becomes an OrderedDict."""
 
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
 class _AsList(StandIn):
-    """Becomes a plain list, since the pickle appends to it."""
+    """Replaces objects to which the pickle appends: each becomes a plain list."""
 
     def __new__(cls, *args: Any) -> Any:
         return []
@@ -82,8 +84,8 @@ def load_inert(file: IO[bytes], names: Mapping[str, str]) -> Any:
     ----------
     file : binary file
     names : mapping of str to str
-        Qualified name of every class to replace, and how its objects are used: ``dict``, ``list``
-        or ``object``. As returned by `inspect_pickles`.
+        Qualified name of every class or function to replace, and how its objects are used:
+        ``dict``, ``list`` or ``object``; as returned by `inspect_pickles`.
     """
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (type("StandIn", (_KINDS[kind],), {"__slots__": (), "class_name": name}), name)
@@ -111,7 +113,7 @@ def attributes(value: Any) -> dict[Any, Any]:
 
 
 def is_module(value: Any) -> bool:
-    """Return whether a stand-in replaces a ``torch.nn.Module``."""
+    """Return whether a value is a stand-in for a ``torch.nn.Module``."""
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
     entries = attributes(value)
     return all(isinstance(dict.get(entries, part), dict) for part in ("_parameters", "_modules"))
@@ -119,6 +121,13 @@ def is_module(value: Any) -> bool:
 
 def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled network from its stand-ins.
+
+    Parameters
+    ----------
+    module : StandIn
+        For which `is_module` is true.
+    name : str
+        The file's name, for errors.
 
     Raises
     ------
@@ -156,9 +165,10 @@ def _entries(
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """Return the NumPy array or scalar of plain numbers in a stand-in; None for anything else.
+    """Return the array of plain numbers that a stand-in for a NumPy array or scalar contains.
 
-    It is decoded here rather than by NumPy, which would trust the sizes declared in the file.
+    Return None for anything else. The array is decoded here rather than by NumPy, which would trust
+    the sizes declared in the file.
     """
     if not isinstance(value, StandIn):
         return None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @command("demo", "Train on digits, analyze, report: start here.", "wgeo demo --out runs/demo")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
 @click.option("--epochs", default=30, show_default=True, help="Training epochs.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 def demo(out: str, epochs: int, seed: int) -> None:
     """Train a small ResNet on handwritten digits, analyze it, and write its report.
 
@@ -98,10 +98,12 @@ def analyze(
 ) -> None:
     """Analyze saved networks: transport, straightness, collapse; write records and a report.
 
-    CHECKPOINT is a file, or a folder of features that `wgeo trace` stored. Writes
-    OUT/analysis.json, OUT/figures and OUT/report. Each of several checkpoints gets its own folder,
-    and OUT/series.json and OUT/report compare them: over the epochs of a training run, or network
-    by network. Checkpoints that are already analyzed are not analyzed again.
+    CHECKPOINT is a saved network, or a folder of features that `wgeo trace` stored. Writes
+    OUT/analysis.json, OUT/figures and OUT/report.
+
+    Of several checkpoints, each gets its own folder in OUT, and OUT/series.json and OUT/report
+    compare them: over the epochs of a training run, or network by network. Those that were already
+    analyzed with the same settings are not analyzed again.
 
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
     each on its own GPU if available. After a stop, it resumes from the stored features.
@@ -165,7 +167,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from ..report.building import engine
 
     if pdf:
-        engine()  # a missing engine is an error before any work
+        engine()  # first, to fail early if no TeX engine is installed
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a separate folder: --out DIR.")

@@ -93,7 +93,15 @@ def gather(
     part: tuple[int, int] = (1, 1),
     processes: int = 1,
 ) -> None:
-    """Run jobs (`run_all`), compare all finished analyses, and report failures."""
+    """Run jobs (`run_all`), and compare the analyses unless other parts are still unfinished.
+
+    Raises
+    ------
+    RecordError
+        Files that wgeo did not write would be replaced; no job was run.
+    WgeoError
+        Some checkpoints could not be analyzed; the other analyses are saved.
+    """
     from ..analysis import Series
     from ..analysis.saving import require_writable
     from ..storage.records import SERIES
@@ -127,7 +135,7 @@ _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.j
 def folder_names(
     targets: list[str], prefix: str = "", existing: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Return targets by folder name: the target's stem, numbered if it is already in use.
+    """Return targets by folder name: the target's stem, with a number if the stem is in use.
 
     Some file systems do not distinguish upper and lower case, or composed and decomposed accents,
     so names that differ only in these count as equal.
@@ -188,7 +196,7 @@ def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str
 def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     """Draw figures that are missing because a run was killed after writing the record.
 
-    Returns an error message, or "". Folders that are locked or not writable are left unchanged.
+    Return an error message, or "". Folders that are locked or not writable are left unchanged.
     """
     from .. import plots
     from ..plots.files import current_files
@@ -218,10 +226,10 @@ def _message(error: Exception) -> str:
 
 
 def _run(job: Job, folder: Path, command_line: str) -> str:
-    """Run a job and save it; return an error message, or ""."""
+    """Run a job and save the analysis; return an error message, or ""."""
     try:
         with locked(folder):
-            if _record_of(job, folder) is None:  # else another run finished it before the lock
+            if _record_of(job, folder) is None:  # another run may have finished it meanwhile
                 job.measure(command_line).save(folder)
     except Exception as error:  # a checkpoint can make a library raise any error
         return _message(error)
@@ -260,8 +268,8 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
                 except EOFError:
                     process.join()
                     error = (
-                        f"its process ended with {process.exitcode} (-9: killed, usually because "
-                        "memory ran out; fewer --jobs need less)"
+                        f"its process ended with code {process.exitcode} (-9: killed, usually "
+                        "because memory ran out; fewer --jobs need less)"
                     )
                 process.join()
                 yield name, error

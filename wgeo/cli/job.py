@@ -1,4 +1,4 @@
-"""A single analysis: a checkpoint or stored features, and the plan of its analysis."""
+"""A single analysis: a checkpoint or stored features, and the plan for analyzing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Job:
 
     @classmethod
     def of(cls, target: str, given: Mapping[str, Any]) -> Job:
-        """Build a job from the settings that were given explicitly, before anything is computed.
+        """Build a job from the settings that were given explicitly, and check them.
 
         Raises
         ------
@@ -44,11 +44,14 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """The key of the plan for this target, which the record of a finished analysis contains."""
+        """The key of the plan for this target; the record of the finished analysis contains it."""
         return self.plan.key(self.target)
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
-        """Run the analysis, storing features in `store`; its provenance contains the key."""
+        """Run the analysis, and store the features of a network in `store`, if it is given.
+
+        The provenance in the result contains the key.
+        """
         from ..analysis.pipeline import analyze_features, analyze_network
         from ..runtime.memory import memory_limit
         from ..trajectory import Trajectory

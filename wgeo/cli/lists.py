@@ -17,7 +17,7 @@ def list_(what: str) -> None:
 
         rows = [
             *SUMMARIES.items(),
-            ("torchvision:NAME", "any torchvision classification ResNet, as torchvision:resnet18"),
+            ("torchvision:NAME", "any torchvision classifier, such as torchvision:vit_b_16"),
             ("timm:NAME", "any timm model, if timm is installed"),
             ("package.module:factory", "your own function that returns the network"),
         ]

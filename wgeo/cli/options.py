@@ -11,9 +11,9 @@ from .root import SEED, Choice, combined
 
 
 def _setting(flag: str, name: str = "", **options: Any) -> Any:
-    """Return the option of a setting of `AnalysisPlan`, with its default; the plan checks it.
+    """Return the option for a setting of `AnalysisPlan`, with the same default.
 
-    `name` is that of Python's parameter, if the flag has another one.
+    The plan checks the value. `name` is the Python parameter, if the flag has a different name.
     """
     name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
     options = {"default": SETTINGS[name].default, "show_default": True, **options}
@@ -21,13 +21,18 @@ def _setting(flag: str, name: str = "", **options: Any) -> Any:
 
 
 network_options = combined(
-    _setting("--arch", help="Architecture; checkpoints made by wgeo record theirs."),
+    _setting(
+        "--arch",
+        help="Architecture; see `wgeo list archs`. Checkpoints made by wgeo record theirs.",
+    ),
     _setting(
         "--num-classes",
         type=int,
         help="Number of classes, if the checkpoint's head does not determine it.",
     ),
-    _setting("--prefix", help="Prefix of the network's tensors in the file, such as 'encoder_q.'."),
+    _setting(
+        "--prefix", help="Prefix of the names of the network's tensors, such as 'encoder_q.'."
+    ),
     _setting(
         "--container", help="Entry of the file that holds the weights, such as state_dict_ema."
     ),
@@ -35,7 +40,7 @@ network_options = combined(
         "--trust-checkpoint",
         "trust",
         is_flag=True,
-        help="Load pickled networks, too, which runs code that the file names.",
+        help="Also load pickled networks. This runs code that the file names.",
     ),
 )
 """Options for reading a checkpoint."""
@@ -69,9 +74,12 @@ reading_options = combined(
         type=Choice(["post", "pre"]),
         help="Read a block's features after or before its last activation.",
     ),
-    _setting("--layers", help="Comma-separated module names, instead of detected blocks."),
+    _setting(
+        "--layers",
+        help="Names of modules, separated by commas, to use instead of the detected blocks.",
+    ),
     _setting("--device", help="auto, cpu, cuda, ..."),
-    _setting("--batch-size"),
+    _setting("--batch-size", help="Number of images per batch."),
     _setting(
         "--memory",
         metavar="SIZE",
@@ -84,18 +92,18 @@ reading_options = combined(
 measuring_options = combined(
     _setting(
         "--solver",
-        help=f"{', '.join(SOLVERS)}; options as sinkhorn:epsilon=0.01.",
+        help=f"{', '.join(SOLVERS)}; options follow a colon, as in sinkhorn:epsilon=0.01.",
     ),
-    _setting("--bootstrap", help="Resamples; 0 for none."),
+    _setting("--bootstrap", help="Number of resamples for 95 % intervals; 0 for none."),
     _setting(
         "--embed",
-        help="Also embed the whole network in one space: pad, or pca:D (D components).",
+        help="Also measure the whole network in one space: pad (zeros), or pca:D (D components).",
     ),
     _setting(
         "--reference",
-        help="Reference for straightness: init (randomly initialized networks), shuffled "
-        "(layers), none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored "
-        "features.",
+        help="Reference for straightness: init (randomly initialized networks), shuffled (the "
+        "network's own layers in another order), none, a checkpoint such as "
+        "RUN/checkpoints/epoch-0000.pt, or stored features.",
     ),
     _setting(
         "--reference-networks",
@@ -106,18 +114,19 @@ measuring_options = combined(
         metavar="POINTS",
         type=int,
         help="Number of images at which to test whether a block is the gradient of a convex "
-        "function; 0 for none; by default 4 to 8 if that takes seconds.",
+        "function; 0 for none; by default 4 to 8 if the network is small enough.",
     ),
     _setting(
         "--alignment",
         metavar="POINTS",
         type=int,
         help="Number of images at which the residual Jacobians of the blocks are compared; 0 "
-        "for none; by default 4 if that takes seconds.",
+        "for none; by default 4 if the network is small enough.",
     ),
     _setting(
         "--mufm/--no-mufm",
-        help="Whether to fit MUFM; by default only if that takes at most about a minute.",
+        help="Whether to fit the multilayer unconstrained feature model (MUFM); by default only if "
+        "that takes at most about a minute.",
     ),
 )
 """Options for measuring features."""

@@ -68,7 +68,10 @@ def with_flags(text: str, command: click.Command | None = None) -> str:
 
 
 def _flags(option: click.Parameter, value: str) -> str | None:
-    """Return an option with a value as typed in a shell; None if it cannot have this value."""
+    """Return an option with its value as typed in a shell.
+
+    None for a positional argument, and for a value that a flag cannot express.
+    """
     if not isinstance(option, click.Option):
         return None
     name = max(option.opts, key=len)
@@ -104,9 +107,9 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group that turns all errors but click's own into one line and exit code 2.
+    """A group that prints every error except click's own in one line and exits with code 2.
 
-    `--debug` shows tracebacks.
+    With `--debug` it shows the traceback instead.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -170,7 +173,7 @@ def _quiet_on_closed_pipe() -> Iterator[None]:
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Escape click's own errors, which quote arguments, such as file names from a shell's ``*``."""
+    """Escape unprintable characters in click's own errors, which quote file names, for example."""
     try:
         yield
     except click.ClickException as error:
@@ -227,7 +230,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _process() -> str:
-    """Return the label of this process, if there are several."""
+    """Return the label of this process in messages, or "" if it is the only one."""
     return f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
 
 
@@ -269,8 +272,8 @@ def command(
 ) -> Callable[[F], click.Command]:
     """Return a decorator that adds a command to `main` or to the group `within`.
 
-    The command's help ends in an example. If `together` is true, the command may run in several
-    processes (torchrun; `wgeo.runtime.processes`).
+    The command's help ends in an example. If `together` is true, several processes may run the
+    command together, under torchrun (see `wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
@@ -318,8 +321,8 @@ def _single_process(name: str, function: F) -> F:
 def main() -> None:
     """The optimal-transport geometry of trained deep networks.
 
-    From a saved checkpoint and labeled images, measures Wasserstein distances between layers,
-    the straightness of the network's path, and neural collapse; writes a report.
+    wgeo reads a saved checkpoint and labeled images. It measures Wasserstein distances between
+    layers, the straightness of the network's path, and neural collapse, and writes a report.
 
     New here? Start with:  wgeo demo
     """
@@ -332,7 +335,13 @@ def lock_folder(out: str) -> Path:
 
 
 def number(text: str, option: str) -> int:
-    """Parse an option's text as a nonnegative integer."""
+    """Parse an option's text as a nonnegative integer.
+
+    Raises
+    ------
+    ArgumentError
+        The text is not such a number; the message names the option.
+    """
     if not text.strip().isdecimal():
         raise ArgumentError(f"{option}: {text!r} is not a whole number.")
     return int(text)

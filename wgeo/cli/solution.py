@@ -28,7 +28,8 @@ def print_solution(record: Mapping[str, Any]) -> None:
     console = Terminal(100)
     console.print(_headline(record))
     console.print(_objective(record))
-    console.print(fit_to_width(_layers(record), console.width, title="Collapse, 0 if complete"))
+    title = "Collapse: 0 if complete, except the accuracy"
+    console.print(fit_to_width(_layers(record), console.width, title=title))
     for line in _verdict(record):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -59,14 +60,14 @@ def _objective(record: Mapping[str, Any]) -> Table:
         table.add_row("deep neural collapse", f"{collapsed:.12g}")
     values = record["values"]
     if len(values) > 1:
-        table.add_row(f"{len(values)} random starts ended at", f"{min(values):.9g}")
-        table.add_row("  and up to", f"{max(values):.9g}")
+        table.add_row(f"best of {len(values)} starts", f"{min(values):.9g}")
+        table.add_row("worst", f"{max(values):.9g}")
     return table
 
 
 def _layers(record: Mapping[str, Any]) -> list[Column]:
     curve = record["curve"]
-    weights = "deep" in curve[0]  # a model with weights, not MUFM
+    weights = "deep" in curve[0]  # one row per weight matrix; MUFM has one per layer
     deep = DEEP if weights and len(curve) > 1 else {}
     columns = {
         key: name

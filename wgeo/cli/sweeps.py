@@ -28,7 +28,14 @@ from .root import command, with_flags
     "wgeo sweep sweep.toml                                    # runs what is missing, compares all",
 )
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--jobs", "processes", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--jobs",
+    "processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of checkpoints analyzed in parallel.",
+)
 @click.option(
     "--index", metavar="I/N", help="Run only every N-th analysis, from the I-th (1 to N)."
 )
@@ -37,8 +44,8 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
-    The file has `out`, `checkpoints` (paths, with `*` allowed) and options of `wgeo analyze` that
-    are settings of an analysis; numbers are not in quotes:
+    The file contains `out`, `checkpoints` (paths; `*` is allowed) and options of `wgeo analyze`
+    that are settings of an analysis. Numbers are written without quotes:
         out = "runs/sweep"
         data = "digits"
         samples = 500
@@ -51,9 +58,9 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
         [[run]]
         checkpoints = "features/c"
 
-    Every [[run]] inherits the options above it. If its checkpoints are features stored by
-    `wgeo trace`, the options for images and networks are not inherited. Paths are relative to the
-    current folder.
+    Every [[run]] inherits the options at the top of the file. If its checkpoints are features
+    stored by `wgeo trace`, the options for images and networks are not inherited. The folders of
+    its analyses begin with its `name`, if any. Paths are relative to the current folder.
     """
     out, jobs = read_config(config)
     if len(jobs) < 2:
@@ -70,8 +77,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
     Raises
     ------
     ArgumentError
-        The file is missing or not TOML, an option is unknown or invalid, or there are no
-        checkpoints.
+        The file is missing or not TOML, an option is unknown or invalid, a run's name cannot be the
+        name of a folder, or there are no checkpoints.
     """
     try:
         require_regular(path)
@@ -97,7 +104,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         targets = _matching_files(table.get("checkpoints"), path)
         shared, own = _settings(config, path), _settings(run, path)
         for name, target in folder_names(targets, prefix, tuple(jobs)).items():
-            if is_stored(target):  # settings for networks have no effect
+            if is_stored(target):
                 inherited = {k: value for k, value in shared.items() if k not in NETWORK_SETTINGS}
             else:
                 inherited = shared
@@ -135,7 +142,7 @@ def _matching_files(patterns: Any, path: Path) -> list[str]:
 
 
 def _settings(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return settings of an analysis under Python's names; a file has the names of the options."""
+    """Return a table's settings of an analysis, with options renamed to Python's parameters."""
     names = {
         option.opts[0].removeprefix("--"): option.name
         for option in analyze.params

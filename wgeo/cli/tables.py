@@ -51,7 +51,7 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
 
 
 def _header(record: Record) -> list[str]:
-    """Return lines that state what was analyzed, and facts about its reliability."""
+    """Return lines that state what was analyzed, and how far the results can be trusted."""
     origin, trust = record.provenance, record.trust
     split = f" ({origin.split})" if origin.split else ""
     net = (origin.arch or "features") + _in_parentheses(
@@ -140,7 +140,7 @@ def print_series(series: Series) -> None:
     def column(
         name: str, show: Callable[[Row], str], drop_order: int = 0, *, once: bool = False
     ) -> Column:
-        """Return a column; with `once`, only the first row of each analysis has a cell."""
+        """Return a column; with `once`, only the first row of each analysis is filled."""
         cells = [
             "" if once and again else show(row) for row, again in zip(rows, repeated, strict=True)
         ]

@@ -34,7 +34,7 @@ from .root import command, say
     "--project",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Project layers of more than K features at random to K features (Johnson-Lindenstrauss).",
+    help="Project layers of more than K features onto K random ones (Johnson-Lindenstrauss).",
 )
 @network_options
 @data_options(limit=0)
@@ -49,10 +49,11 @@ def trace(
     project: int | None,
     **_: Any,
 ) -> None:
-    """Store features before and after every block, in one file per layer that is read as needed.
+    """Store the features before and after every block, in one file per layer.
 
     If the command was killed or the disk was full, run it again: it resumes, and produces the same
-    bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
+    bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`; features are read
+    from the disk as needed.
     """
     require_inputs([checkpoint], source)
 

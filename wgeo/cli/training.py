@@ -33,7 +33,7 @@ from .root import SEED, Choice, command, lock_folder, number, say
     type=Choice(["all", "unnormalized"]),
     default="all",
     show_default=True,
-    help="unnormalized: no weight decay on convolutions followed by a batch norm.",
+    help="unnormalized: no weight decay on layers followed by a batch norm.",
 )
 @click.option(
     "--precision",
@@ -61,7 +61,8 @@ from .root import SEED, Choice, command, lock_folder, number, say
     type=Choice(["learned", "etf", "etf-keep"]),
     default="learned",
     show_default=True,
-    help="etf: fixed to a simplex ETF, one feature per class; etf-keep: fixed, same width.",
+    help="etf: a fixed simplex ETF, on one feature per class; etf-keep: the same, without "
+    "changing the number of features.",
 )
 @click.option(
     "--option",
@@ -88,7 +89,7 @@ from .root import SEED, Choice, command, lock_folder, number, say
     "--resume/--no-resume",
     default=True,
     show_default=True,
-    help="Continue the run in OUT, if there is one, or replace it by a new run.",
+    help="Continue the run in OUT, if there is one; with --no-resume, replace it by a new run.",
 )
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")

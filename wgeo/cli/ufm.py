@@ -1,4 +1,4 @@
-"""``wgeo ufm``: solve the unconstrained-feature models."""
+"""``wgeo ufm``: solve unconstrained feature models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from .root import CONTEXT, SEED, Choice, as_typed, combined, command, lock_folde
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
 
-@main.group("ufm", context_settings=CONTEXT, short_help="Solve an unconstrained-feature model.")
+@main.group("ufm", context_settings=CONTEXT, short_help="Solve an unconstrained feature model.")
 def ufm() -> None:
-    """Solve an unconstrained-feature model, and certify, print and plot the solution.
+    """Solve an unconstrained feature model, and certify, print and plot the solution.
 
-    The last-layer features of a network are free variables, with the network's own loss and weight
-    decay: with cross-entropy (ce), squared loss (mse), more layers of weights (deep), or
-    tied to data by optimal transport (mufm).
+    In these models, the last-layer features of a network are free variables, with a network's loss
+    and weight decay: cross-entropy (ce), squared loss (mse), or squared loss and several layers of
+    weights (deep). In mufm, the features of every layer are free, and optimal transport ties them
+    to data.
     """
 
 
@@ -31,7 +32,7 @@ label_options = combined(
     click.option("--per-class", default=10, show_default=True, help="Samples per class."),
     click.option(
         "--counts",
-        help="Samples of imbalanced classes, such as 6,3,2; replaces the two options above.",
+        help="Samples of each class, such as 6,3,2; replaces the two options above.",
     ),
     click.option("--dim", type=int, help="Dimension d of the features; K by default."),
 )
@@ -54,13 +55,13 @@ def decay_options(layers: bool) -> Any:
             type=kind,
             default=kind(DECAY["weight_decay"]),
             show_default=True,
-            help="lambda_W: F has (lambda_W/2) ||W||^2." + several,
+            help="lambda_W, in the term (lambda_W/2) ||W||^2 of F." + several,
         ),
         click.option(
             "--feature-decay",
             default=DECAY["feature_decay"],
             show_default=True,
-            help="lambda_H: F has (lambda_H/2) ||H||^2.",
+            help="lambda_H, in the term (lambda_H/2) ||H||^2 of F.",
         ),
     )
 
@@ -71,12 +72,12 @@ def bias_option(default: str) -> Any:
         "--bias",
         default=default,
         show_default=True,
-        help="Bias: none, free, or its weight decay lambda_b.",
+        help="none, free (without decay), or the weight decay lambda_b of the bias.",
     )
 
 
 def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
-    """Return options for solving the model."""
+    """Return options for solving the model; `restarts` describes the default."""
     return combined(
         click.option(
             "--method", type=Choice(methods), default="auto", show_default=True, help=help_
@@ -146,7 +147,8 @@ def mse(bias: str, **settings: Any) -> None:
     F = (1/2N) ||W H + b 1^T - Y||^2
         + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 + (lambda_b/2) ||b||^2
 
-    Without a bias, the class means form an orthogonal frame; with a free bias, a simplex ETF.
+    If the classes are balanced, their means form an orthogonal frame without a bias, and a simplex
+    ETF with a free bias.
     """
     from ..ufm import fit_mse
 
@@ -224,7 +226,7 @@ def deep(
     "--transport",
     default=1.0,
     show_default=True,
-    help="Transport penalty lambda of all layers together.",
+    help="lambda, the weight of the transport terms.",
 )
 @click.option("--feature-decay", default=0.0, show_default=True, help="lambda_H of the last layer.")
 @bias_option("none")
@@ -234,7 +236,8 @@ def deep(
     type=Choice(["trajectory", "class", "free"]),
     default="trajectory",
     show_default=True,
-    help="The input that each feature is tied to.",
+    help="The input to which a sample's features are tied: its own (trajectory), any of its class "
+    "(class), or any at all (free).",
 )
 @click.option("--restarts", default=4, show_default=True, help="Number of random starts.")
 @output_options

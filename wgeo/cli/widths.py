@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..text import printable
 
-_MAX_NAME_WIDTH = 24  # characters a column of names must get; longer names may have to be folded
+_MAX_NAME_WIDTH = 24  # characters that a column of names needs at most; longer names are folded
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def _lines(columns: Sequence[Column]) -> list[Text]:
-    """Return for every row a heading, made of its names, and one line per number."""
+    """Return a heading for every row, made of its names, and one line per number."""
     lines = []
     for row in range(len(columns[0].cells)):
         names = [c.cells[row] for c in columns if c.names and c.cells[row]]

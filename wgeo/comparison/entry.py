@@ -49,7 +49,8 @@ def compare(
 ) -> Comparison:
     r"""Compare the layers of a trained network with the predictions of theoretical models.
 
-    In every model features move on straight lines. The models use different parts of the network:
+    In all models but the plain UFM, features move on straight lines. The models use different parts
+    of the network:
 
     - The *geodesic model* uses the first and last layer, H_0 and H_L. It describes a network on a
       Wasserstein geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv
@@ -72,43 +73,43 @@ def compare(
     - the mean :math:`\bar h_l` of the layer, because MUFM with a free bias commutes with
       translations of its features, and a translation of all samples contains no information about
       classes;
-    - a scale :math:`g_l`, fitted by least squares, because the network's scale is determined by its
-      normalization and removed by that of the next layer;
+    - a scale :math:`g_l`, fitted by least squares, because the network's scale is determined by one
+      normalization layer and removed by the next;
     - the time :math:`t_l` of an inner layer, because MUFM with a different transport strength for
       every step has straight paths at arbitrary times and is otherwise the same problem;
     - a rotation :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for the geodesic
       model and for MUFM with the network's own classifier.
 
-    The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`. Its
-    ``r2`` is 0, and that of a perfect prediction is 1. Collapse metrics of a prediction depend only
-    on the times. Features are read in chunks of rows. For a stored trajectory, the features of the
-    models are stored on disk too, in temporary files.
+    The baseline is the first layer with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`.
+    Its ``r2`` is 0, and that of a perfect prediction is 1. Of these parameters, only the times
+    affect the collapse metrics of a prediction. Features are read in chunks of rows. For a stored
+    trajectory, the features of the models are stored on disk too, in temporary files.
 
     Parameters
     ----------
     traj : Trajectory
     model : MUFMSolution, optional
-        Fitted to the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
-        traj.labels, layers=...)``), to compare instead of one with fitted settings.
+        A solution for the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
+        traj.labels, layers=...)``), to compare instead of MUFM with fitted settings.
     mufm : bool or None
-        Whether to fit MUFM if no `model` is given. By default it is fitted if the network has a
-        classifier and the fit is expected to take at most a minute on one core, as it does for up
-        to thousands of features, tens of thousands of samples and hundreds of classes. ``skipped``
-        gives the reason if MUFM is not fitted, or if the models that rotate features need too much
-        memory.
+        Whether to fit MUFM if no `model` is given. None: only if the network has a classifier and
+        the fit is expected to take at most a minute on one core. ``skipped`` states why MUFM is not
+        fitted, for example because the models that rotate features need too much memory.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]. ``nearest``: the time at which the model's
         path is nearest to the layer, whatever its speed. ``length``: the sum of the root mean
         squared steps up to the layer, divided by the sum of all steps. ``uniform``: l / L, constant
         speed over the layers.
     seed : int
-        Random seed of the halves and of the samples for W2 (300, the same number of each class).
+        Random seed of the halves and of the samples for W2 (about 300, the same number of each
+        class if it has that many).
 
     Raises
     ------
     ArgumentError
         The numbers of layers, samples or features of `model` differ from those of the segment,
-        `model` was fitted to other inputs, or `time` is unknown.
+        `model` was fitted to other inputs, `time` is unknown, or a label is not a class of the
+        network's classifier.
     FeatureError
         All samples are of one class, or `model` needs too much memory.
 
@@ -141,7 +142,7 @@ def model_predictions(
     time: str = "nearest",
     seed: int = 0,
 ) -> Comparison:
-    """Compare like `compare`, but without the collapse metrics of the network."""
+    """Return the result of `compare` without the collapse metrics of the network."""
     traj = as_trajectory(traj)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
@@ -259,7 +260,7 @@ class _Evaluator:
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
-        """Evaluate a prediction of every layer of a segment, or of its last one."""
+        """Evaluate a prediction of every layer of a segment, or only of its last one."""
         targets = list(zip(segment.names, segment.arrays, strict=True))
         layers = []
         for prediction, (name, array) in zip(
@@ -303,7 +304,10 @@ class _Evaluator:
 def _classifier_weight(
     traj: Trajectory, segment: Segment, classes: Int[np.ndarray, " K"]
 ) -> Float[np.ndarray, "K d"] | None:
-    """Return the classifier's rows for the samples' classes; None if it reads another layer."""
+    """Return the classifier's rows for the samples' classes.
+
+    None without a classifier, or if it does not read the segment's last layer.
+    """
     if traj.classifier is None or segment.names[-1] != traj.layers[-1].name:
         return None
     weight = traj.classifier.weight

@@ -42,10 +42,10 @@ from .predictions import (
 from .procrustes import MAX_DIRECTIONS, Block, TargetSubspace, nuclear_norm
 from .result import ClassifierModel, HeldOut
 
-# Newton's decrement at which the search stops; features are then accurate to about 0.1 %
+# Newton's decrement at which a fit during the search stops; features are accurate to about 0.1 %
 _SEARCH_TOLERANCE = 1e-3
 _TOLERANCE = 1e-6  # Newton's decrement of the final fit
-# Evaluations of Nelder-Mead after the grid; for a given classifier 4 times as many
+# Evaluations of Nelder-Mead after the grid; 4 times as many for the network's own classifier
 REFINEMENTS = 20
 # Grid of log10 sqrt(lw mu) and log10 (sqrt(lw / mu) / energy), with lw the weight decay and energy
 # the mean squared distance of the first layer's samples from their mean. With K balanced classes
@@ -76,7 +76,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores classifiers on the layers of samples to which they were not fitted.
+    """Scores classifiers W and strengths mu by how well MUFM with them predicts a segment's layers.
 
     The sums over samples are formed once, so that the cost of each further score does not depend on
     the number of samples.
@@ -167,9 +167,9 @@ def choose_settings(
 ) -> Settings:
     """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
 
-    `first` and `last` are layers of other samples than `stats`, if classes can be halved. H is
-    shifted, scaled and rotated to fit the last layer M; the unexplained variance of M is then
-    1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
+    `first` and `last` contain other samples than `stats`, unless a class has a single sample. H is
+    shifted, scaled and rotated to fit the last layer M; the unexplained fraction of M's variance is
+    then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)
@@ -213,7 +213,7 @@ def choose_settings(
 def choose_classifier_model(
     scorer: Scorer, unit: Float[np.ndarray, "K d"], energy: float
 ) -> ClassifierModel:
-    """Scale a classifier of norm 1, and choose mu, so that the model explains the layers best."""
+    """Choose the scale of a classifier `unit` of norm 1, and mu, to explain the layers best."""
 
     def model_at(logs: Sequence[float]) -> ClassifierModel:
         # The classifier's norm in units of 1 / sqrt(energy), and mu in units of the squared norm.
@@ -249,9 +249,10 @@ class MUFMFit:
     Settings are chosen on half B of the samples, with the classifier fitted to half A. Then the
     halves are swapped: the classifier, the times and the layer fits come from B, and the held-out
     scores from A, of which only the first layer and the labels have been used. The solution uses
-    all samples. If several processes work together, only one of them fits MUFM, because a nearly
-    degenerate minimizer (for example with fewer features than classes) would depend on the rounding
-    of distributed sums.
+    all samples, and so do settings if a class has a single sample; then there are no held-out
+    scores. If there are several processes, one of them fits MUFM, because a nearly degenerate
+    minimizer (for example with fewer features than classes) would depend on the rounding of
+    distributed sums.
 
     Raises
     ------
@@ -281,7 +282,13 @@ class MUFMFit:
         self.halved = half is not None
 
     def fit(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
-        """Return MUFM with the settings that predict best."""
+        """Return the solution with the best settings, its predictions and its held-out scores.
+
+        Raises
+        ------
+        ConvergenceError
+            Newton's method did not converge.
+        """
         arrays = self.segment.arrays
         steps = len(arrays) - 1
         settings = processes.on_rank_zero(self._settings)
@@ -309,9 +316,9 @@ class MUFMFit:
     def fit_with_classifier(
         self, weight: Float[np.ndarray, "K d"]
     ) -> tuple[ClassifierModel, Iterator[Prediction], HeldOut] | None:
-        """Return MUFM with the network's own classifier; None if its rows are equal.
+        """Return MUFM with the network's own classifier, its predictions and its held-out scores.
 
-        The mean of the rows cancels in the softmax and is subtracted.
+        None if the rows of `weight` are equal. Their mean cancels in the softmax and is subtracted.
         """
         centered = weight - weight.mean(0)
         norm = float(np.linalg.norm(centered, 2))

@@ -1,4 +1,4 @@
-"""Each model's predictions of the features of a segment's layers."""
+"""Predictions of the features of a segment's layers, by each model."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..errors import ArgumentError
 from ..trajectory import Segment
 from .procrustes import Block, Procrustes, Product, TargetSubspace, nearest_rotated_time
 
-ROUNDING = 1e-20  # relative error of the baseline below which it counts as zero
+ROUNDING = 1e-20  # fraction of the variance below which a squared error of the baseline is zero
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A model's features of one layer, fitted to the network's mean and size.
+    """A model's features of one layer, shifted, scaled and perhaps rotated to fit the network's.
 
     Attributes
     ----------
     features : LazyRows, (n, d)
     baseline : LazyRows, (n, d)
-        The input, fitted to the layer with the same degrees of freedom.
+        The segment's first layer, fitted with the same degrees of freedom.
     time, scale : float
         See ``time`` and ``gain`` of `ModelLayer`.
     """
@@ -48,11 +48,16 @@ class Prediction:
 
 
 def layer_times(segment: Segment, kind: str) -> list[float] | None:
-    """Return the time of every layer on a path from first to last; None if fitted to each model.
+    """Return the time of every layer on a path from first to last; None if times are fitted.
 
-    ``nearest`` gives None: the time is that at which the model's path is nearest to the layer.
-    ``length`` gives the sum of the root mean squared steps up to the layer, divided by the sum of
-    all steps, and ``uniform`` gives l / L.
+    `kind` is the parameter `time` of `compare`. ``nearest`` gives None: each time is fitted, as the
+    one at which a model's path is nearest to the layer. ``length`` gives the sum of the root mean
+    squared steps up to the layer, divided by the sum of all steps, and ``uniform`` gives l / L.
+
+    Raises
+    ------
+    ArgumentError
+        `kind` is unknown.
     """
     steps = len(segment.arrays) - 1
     uniform = [i / steps for i in range(steps + 1)]
@@ -72,15 +77,16 @@ def layer_times(segment: Segment, kind: str) -> list[float] | None:
 
 @dataclass(frozen=True, eq=False)
 class LayerFit:
-    """A straight path fitted to a layer: its time, and how its features are mapped to the layer.
+    """A straight path fitted to a layer: the layer's time, and maps of the path to the layer.
 
     Attributes
     ----------
     time : float
+        Time of the layer, in [0, 1].
     mean : ndarray, (d,)
         Mean of the layer.
     model, baseline : Procrustes
-        Fit of the path at that time, and of its start.
+        Maps of the path at this time, and of its start, to the layer.
     """
 
     time: float
@@ -129,7 +135,7 @@ class StraightPath:
     def fit_layers(
         self, layers: Sequence[Sliceable], times: Sequence[float] | None, *, rotate: bool
     ) -> Iterator[LayerFit]:
-        """Yield the fit to every layer; at the nearest times if `times` is None."""
+        """Yield the fit to every layer; inner ones at their nearest times if `times` is None."""
         xx, xd, dd = self.products
         for i, layer in enumerate(layers):
             t = times[i] if times is not None else end_time(i, len(layers))
@@ -165,7 +171,7 @@ class StraightPath:
         return of_x, of_d
 
     def predict(self, fit: LayerFit, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
-        """Return the fitted features of a layer; about `mean` if given, else the layer's mean."""
+        """Return the fitted features of a layer, with mean `mean` or else the layer's mean."""
         center = fit.mean if mean is None else mean
 
         def transformed(procrustes: Procrustes, t: float) -> LazyRows:
@@ -191,10 +197,10 @@ def end_time(index: int, count: int) -> float | None:
 def fit_scale(
     products: tuple[float, float, float], layer_products: tuple[float, float], t: float | None
 ) -> tuple[float, float, float]:
-    """Return t, the scale g >= 0 for which g (x + t d) is nearest to m, and the explained square.
+    """Return t, the scale g >= 0 for which g (x + t d) is nearest to m, and the explained variance.
 
-    `products` are <x, x>, <x, d>, <d, d>; `layer_products` are <x, m>, <d, m>. If t is None, the
-    nearest t in [0, 1] is returned.
+    `products` are <x, x>, <x, d>, <d, d>; `layer_products` are <x, m>, <d, m>. If t is None, it is
+    fitted in [0, 1]. The explained variance is <m, m> minus the remaining squared distance.
     """
     xx, xd, dd = products
     xm, dm = layer_products
@@ -217,9 +223,9 @@ def simplex_etf_prediction(
 ) -> Prediction | None:
     """Predict complete collapse onto the simplex ETF nearest to the class means; None if d < K - 1.
 
-    The plain model does not determine the rotation and the size of the frame, so they are fitted.
-    With the class means M (K x d) and E = I - J / K, the frame is c Q, where Q is the polar factor
-    of E M of rank K - 1 and c = ||E M||_* / (K - 1).
+    The plain UFM does not determine the rotation and the size of the ETF, so they are fitted. With
+    the class means M (K x d) and E = I - J / K, J all ones, the ETF is c Q, where Q is the polar
+    factor of E M of rank K - 1 and c = ||E M||_* / (K - 1).
     """
     classes = int(labels.max()) + 1
     if features.shape[1] < classes - 1:

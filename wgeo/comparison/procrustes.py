@@ -17,7 +17,7 @@ Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # x^T layer in a subspace, or <x, layer>
 MAX_DIRECTIONS = 256  # of a target subspace; of a wider layer, only its leading directions are used
 SUBSPACE_SAMPLES = 1024  # samples from which the leading directions are computed
-RANK_TOLERANCE = 1e-8  # directions with a smaller relative variance or singular value are ignored
+RANK_TOLERANCE = 1e-8  # directions of smaller relative variance or singular value are ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Procrustes:
     scale : float
         A factor, at least 0.
     rotation : callable or None
-        Rotates features (rows); may include a reflection. None for the identity.
+        Rotates features (rows); it may include a reflection. None for the identity.
     """
 
     scale: float
@@ -41,7 +41,7 @@ class Procrustes:
 
     @classmethod
     def fit(cls, size: float, product: Product, target: TargetSubspace | None) -> Procrustes:
-        """Fit centered features x to a layer by least squares; rotate only if there is a target.
+        """Fit centered features x to a layer by least squares, with a rotation only if `target`.
 
         `size` is ||x||^2. `product` is x^T layer in the target subspace, or <x, layer> without a
         target. If x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
@@ -69,7 +69,7 @@ class Procrustes:
 
 @dataclass(frozen=True, eq=False)
 class TargetSubspace:
-    """The span of a layer's leading directions, or the whole space, into which features rotate.
+    """The subspace into which features are rotated: a layer's leading directions, or all.
 
     Attributes
     ----------
@@ -85,9 +85,10 @@ class TargetSubspace:
 
     @classmethod
     def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:
-        """Return the span of the leading directions of `SUBSPACE_SAMPLES` samples.
+        """Return the whole space, or the span of the leading directions of a wide layer.
 
-        If there are several processes, one of them computes the basis for all.
+        A layer is wide if it has more than `MAX_DIRECTIONS` features. Its directions are computed
+        from at most `SUBSPACE_SAMPLES` samples, by one process for all.
         """
         if layer.shape[1] <= MAX_DIRECTIONS:
             return cls()
@@ -111,7 +112,7 @@ def _leading_directions(
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
     """Return the sum of the singular values.
 
-    For a tall matrix, each is computed with an error of about 1e-8 times the largest.
+    For a tall matrix, the error of each is about 1e-8 times the largest.
     """
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())

@@ -19,9 +19,8 @@ from ..ufm.mufm.solution import MUFMSolution
 class ModelLayer(Result):
     """A model's prediction of one layer, compared with the network's features.
 
-    Errors are sums of squared distances over samples. The baseline consists of the features that
-    enter the segment, fitted to the layer with the same degrees of freedom as the model; see
-    `compare`.
+    Errors are sums of squared distances over samples. The baseline is the segment's first layer,
+    fitted to the layer with the same degrees of freedom as the model; see `compare`.
 
     Attributes
     ----------
@@ -29,24 +28,26 @@ class ModelLayer(Result):
         The layer of the network.
     time : float
         Time of the layer on the model's path from first to last layer, in [0, 1].
-    gain : float
+    gain : float in [0, inf)
         The scale by which the model's features are multiplied to fit the layer.
-    relative_error : float or None
-        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, and 1 if the
-        prediction is no better than the baseline. None if the baseline has no error.
-    r2 : float or None
+    relative_error : float in [0, inf), or None
+        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, and 1 for one
+        as good as the baseline. None if the baseline has no error.
+    r2 : float in (-inf, 1], or None
         1 - relative_error^2.
-    r2_means : float or None
-        The same as `r2`, for the class means only.
-    r2_line : float or None
+    r2_means : float in (-inf, 1], or None
+        The same as `r2`, for the class means only, weighted by samples.
+    r2_line : float in (-inf, 1], or None
         Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
-        the geodesic model itself, and for the first and last layer, which are given to it.
-    missed : float or None
-        Unexplained variance: error of the model / variance of the layer.
-    w2 : float or None
-        W2 between the model's and the network's features, divided by the root of the layer's
-        variance. It is 0 if the distributions agree, whatever the pairing of samples, and about 1
-        if the prediction is a single point.
+        the geodesic model itself, and if its error is zero, as for the first and last layer, which
+        are given to it.
+    missed : float in [0, inf), or None
+        Unexplained variance: error of the model / variance of the layer. None if the variance is 0.
+    w2 : float in [0, inf), or None
+        W2 between the model's and the network's features (of about 300 samples), divided by the
+        square root of the layer's variance. It is 0 if the distributions agree, whatever the
+        pairing of samples, and about 1 if the prediction is a single point. None if the variance
+        is 0.
     collapse : LayerCollapse
         Collapse metrics of the predicted features.
 
@@ -87,7 +88,7 @@ class HeldOut(Result):
     ----------
     r2, r2_means : float or None
         As in `ModelLayer`, with layers weighted by their inverse variance. None if a class has only
-        one sample.
+        one sample, the model was not fitted, or the baseline has no error.
     """
 
     r2: float | None = None
@@ -117,7 +118,7 @@ class ClassifierModel:
             return materialize([x], self.last_layer(x, labels))
 
     def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> LazyRows:
-        """Return the same, computed when rows are read."""
+        """Return the features H of `features`, computed when rows are read."""
         eye, mean = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
         frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
@@ -140,15 +141,17 @@ class Comparison(Result):
     network : tuple of LayerCollapse
         Collapse metrics measured at every layer of every segment.
     geodesic : tuple of ModelLayer
-        For every segment: the straight line from its first to its last layer.
+        The geodesic model of every segment: the straight line from its first to its last layer.
     mufm : tuple of ModelLayer
-        For the last segment, whose last layer enters the classifier.
+        MUFM of the last segment; empty without a `solution`.
     given : tuple of ModelLayer
-        MUFM with the network's own classifier; empty without a classifier.
+        MUFM of the last segment with the network's own classifier; empty if MUFM was not fitted or
+        the classifier does not read the segment's last layer.
     ufm : tuple of ModelLayer
-        For the last layer: complete collapse onto a simplex ETF, rotated and scaled to fit. Empty
-        if the layer has fewer than K - 1 features.
+        The plain UFM of the last layer: complete collapse onto a simplex ETF, rotated and scaled to
+        fit. Empty if the layer has fewer than K - 1 features.
     solution : MUFMSolution or None
+        The model of `mufm`.
     reading : ClassifierModel or None
         The model of `given`.
     held_out, held_out_given : HeldOut
@@ -216,7 +219,7 @@ class Comparison(Result):
         return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per model and layer, and per layer of the network: errors and metrics.
+        """Return errors and metrics: a row per layer of the network, and per model and layer.
 
         Examples
         --------

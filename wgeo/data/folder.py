@@ -34,7 +34,7 @@ from .source import Source
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GRAY = ("1", "L", "LA")
 _HIGH_DEPTH = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_MAX_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
+_MAX_FILE = 2**28  # bytes of one file; larger ones are not read
 _RATIO_CHECK_ABOVE = 2**24  # bytes; smaller zip members are exempt from the zip-bomb check
 _EVALUATION = 256 / 224  # the ImageNet evaluation crop: scale to 256, crop to 224
 _MIXED_SIZE = 224
@@ -48,15 +48,15 @@ def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
     The classes are the folders of all splits, including empty ones, in alphabetical order as in
     torchvision's ImageFolder, so a class has the same number in all splits. Images are in
     alphabetical order within their class, independent of the file system. A single folder that
-    wraps everything is ignored. Without a split level ``split`` has no effect.
+    wraps everything is ignored. If there are no folders of splits, `split` has no effect.
 
     Images in one folder without classes take their labels from a table in the same folder: a CSV
     with a header such as ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or
     Tiny ImageNet's ``val_annotations.txt``.
 
-    If all images have the same size, they keep it unless `size` is given: then the shorter side is
-    scaled to `size` and the central square is cropped. Images of different sizes are scaled to
-    size * 256/224 (shorter side) and cropped to the central size x size, as in ImageNet's
+    Images of one size keep it, unless `load_images` is called with a `size`: then the shorter side
+    is scaled to `size` and the central square is cropped. Of images of different sizes, the shorter
+    side is scaled to size * 256/224 and the central size x size is cropped, as in ImageNet's
     evaluation; the default size is 224. Images are gray, (1, h, w), if all selected ones are, else
     RGB; transparency is dropped.
 
@@ -77,7 +77,7 @@ def open_table(path: str | os.PathLike[str], split: str | None) -> Source:
     Raises
     ------
     DataError
-        None of the named images exists, or an image has two labels.
+        The table cannot be read, none of the named images exists, or an image has two labels.
     """
     path = Path(path)
     return _source(path.parent, split, path.name)
@@ -170,7 +170,7 @@ def decode_images(
     """Return the pixels of files, uint8 (n, c, h, w).
 
     The headers are read first, since they determine the size and mode of all images. `read`
-    returns the bytes for a name; by default it reads a file in the folder or zip `path`.
+    returns the bytes for a name; by default it reads this file from the folder or zip `path`.
     """
     with nullcontext(read) if read else _reader(path) as read, _strict():
         local_names = track(names[shard(len(names))], "reading image headers")
@@ -215,7 +215,7 @@ def _decode_fully(image: Image.Image) -> None:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Raise an error for decompression bombs, of which Pillow only warns up to twice its limit."""
+    """Make Pillow raise an error for decompression bombs; up to twice its limit it only warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
@@ -223,7 +223,7 @@ def _strict() -> Iterator[None]:
 
 
 def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -> T:
-    """Apply `use` to an image file; the error for a damaged file names it."""
+    """Return ``use(image)`` of an image file; the error for a damaged file names the file."""
     try:
         with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as image:
             return use(image)

@@ -1,4 +1,4 @@
-"""Labeled images in memory, and the normalization of their pixels."""
+"""Labeled images, and the normalization of their pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ class Normalization:
     mean, std : tuple of float
         One value for all channels, or one per channel.
     name : str
-        The preset's name, or the values in the format of `normalization`.
+        The preset's name; by default, the values in the format of `normalization`.
+
+    Raises
+    ------
+    ArgumentError
+        The numbers of means and standard deviations differ or are 0, a value is not finite, or a
+        standard deviation is not positive.
     """
 
     mean: tuple[float, ...]
@@ -95,14 +101,14 @@ PRESETS: dict[str, Normalization] = {
 
 
 def normalization(spec: str | Normalization | None) -> Normalization:
-    """Return the normalization for a preset's name or a pair of lists.
+    """Return the normalization for a preset's name, or for lists of values.
 
     Parameters
     ----------
     spec : str, Normalization or None
         A preset (see `PRESETS`), ``"mean,...;std,..."`` such as
-        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value for all channels, or one per channel), or None
-        for no normalization: pixels stay in [0, 1].
+        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value per channel, or one for all), or None for no
+        normalization: pixels stay in [0, 1].
 
     Raises
     ------
@@ -135,7 +141,8 @@ class Images(Displayed):
     Attributes
     ----------
     x : Tensor, (n, c, h, w)
-        uint8 in [0, 255] or float32 in [0, 1], not normalized.
+        Pixels, uint8 in [0, 255] or float32 in [0, 1]; or already normalized, if `normalize` is the
+        preset ``none``.
     y : ndarray of int64, (n,)
         Class indices; a list or tensor of whole numbers is converted.
     class_names : tuple of str
@@ -145,13 +152,13 @@ class Images(Displayed):
     split : str or None
         Name of the split; None if the source has no splits.
     normalize : Normalization or None
-        The normalization passed explicitly.
+        The normalization to use, if it was passed explicitly.
     preset : str or None
         Name of the data set's own normalization, if known.
     skipped : tuple of str
         Images that could not be decoded and were skipped (``skip_broken=True``).
     notes : tuple of str
-        Notes on the numbering of classes, if another numbering could be expected.
+        Notes on what could be unexpected, such as the numbering of the classes.
 
     Raises
     ------
@@ -197,7 +204,7 @@ class Images(Displayed):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, shape and labels: sets with the same fingerprint are equal."""
+        """SHA-256 of pixels, shape and labels; class names and notes do not affect it."""
         x = self.x.contiguous().cpu().numpy()
         digest = hashlib.sha256(f"{x.dtype.str}{x.shape}".encode())
         digest.update(x.data)
@@ -208,7 +215,7 @@ class Images(Displayed):
     def copies_of(self) -> Int[np.ndarray, " n"]:
         """Index of the first copy of every image, its own if it is the first; labels are ignored.
 
-        Copies have equal pixels, or differ by less than 1e-6 of the distance between images.
+        Copies have equal pixels, or differ by less than 1e-6 of the median distance between images.
         """
 
         def pixels(rows: Any) -> np.ndarray:
@@ -218,7 +225,7 @@ class Images(Displayed):
 
     @property
     def distinct(self) -> Int[np.ndarray, " m"]:
-        """Indices of the first image of each group of equal images: the rows to resample from."""
+        """Indices of the first image of each group of copies: the rows to resample from."""
         return np.flatnonzero(self.copies_of == np.arange(len(self)))
 
     def facts(self, head: int | None = None) -> dict[str, Any]:
@@ -233,11 +240,11 @@ class Images(Displayed):
         -------
         dict
             ``samples``; ``samples_per_class``, for the smallest class that occurs; ``distinct``
-            and ``duplicates``, the numbers of distinct images and of copies of them;
-            ``relabelled``, the number of copies with a different label; ``classes``: ``named``
-            (number of classes, with or without images), ``present``, ``missing`` (names of those
-            without images, at most ten), ``head``, and ``beyond``, the number of images whose
-            class has no output in the head; ``notes`` on the numbering of classes.
+            and ``duplicates``, the numbers of distinct images and of further copies of them;
+            ``relabelled``, the number of copies with a different label; ``classes``, a dict of
+            ``named`` (number of classes, with or without images), ``present`` (number of those with
+            images), ``missing`` (names of those without, at most ten), ``head``, and ``beyond``
+            (number of images whose class has no output in the head, or None); ``notes``.
 
         Examples
         --------

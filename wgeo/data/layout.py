@@ -77,7 +77,7 @@ def folder_names(path: Path) -> Iterator[str]:
     visited = set()
     for folder, folders, files in os.walk(path, followlinks=True, onerror=raise_error):
         real = os.path.realpath(folder)
-        if real in visited:  # a link to a parent folder
+        if real in visited:  # a link to a folder that was already listed
             folders.clear()
             continue
         visited.add(real)
@@ -98,7 +98,7 @@ def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> Labe
     path : Path
         For messages.
     read : callable
-        Returns the bytes of a file of the listing.
+        Returns the bytes of a file in the listing.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def _no_images(listing: Listing, path: Path) -> str:
 
 
 def _wrapper_depth(files: list[Entry], split: str | None) -> int:
-    """Return the number of nested folders that wrap everything: neither splits nor classes."""
+    """Return the number of nested folders, neither splits nor classes, that wrap everything."""
     depth = 0
     while files:
         tops = {parts[depth] for parts, _ in files}
@@ -212,7 +212,7 @@ class _ClassFolders:
     groups: dict[str, dict[str, int]]
 
     def unlabeled(self, name: str) -> bool:
-        """Return whether a split's images are in a single folder that is no class elsewhere."""
+        """Return whether a split has a single folder, which is not a class of another split."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)
@@ -222,7 +222,7 @@ class _ClassFolders:
         return self.union(name for name in self.groups if not self.unlabeled(name))
 
     def union(self, names: Iterable[str]) -> list[str]:
-        """Return, in order, the classes of splits and of all other splits that share a class.
+        """Return the sorted classes of splits, and of all other splits connected by common classes.
 
         Splits without a common class belong to different tasks, as in data for few-shot learning.
         """
@@ -258,7 +258,7 @@ class _ClassFolders:
         )
 
     def no_classes(self, split: str | None, tables: list[Entry]) -> str:
-        """Return the message for images whose classes are unknown, even from tables."""
+        """Return the message for images whose classes neither folders nor tables give."""
         labeled = [name for name in self.groups if not self.unlabeled(name)]
         problem = (
             self.no_split(split, labeled)
@@ -287,7 +287,7 @@ def _from_folders(
 
 
 def _order_notes(classes: list[str]) -> tuple[str, ...]:
-    """Return a note if all class folders are numbers in other than alphabetical order."""
+    """Return a note if all class folders are numbers whose numeric order is not alphabetical."""
     if not all(name.isascii() and name.isdigit() for name in classes):
         return ()
     by_value = sorted(classes, key=int)
@@ -311,7 +311,7 @@ def _from_table(
 ) -> LabeledFiles:
     """Label images from a table, since their folders are not classes.
 
-    If `inside`, the files are in the split's folder; otherwise the table may have a split column.
+    If `inside`, all files belong to the split; otherwise the table may have a column of splits.
     """
     table = labels_of(files, listing.tables, read, str(tree.path))
     if table is None:
@@ -341,13 +341,21 @@ def _part(table: LabelTable, split: str | None, path: Path) -> tuple[set[str], s
 def number_texts(
     labels: set[str], classes: list[str], source: str
 ) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """Number text labels: by value if all are numbers, else in sorted order with `classes`.
+    """Number text labels.
+
+    If all are numbers, these are the class indices, those of `classes` if it has enough; labels
+    from 1 to K are shifted to 0 to K - 1. Otherwise, labels and `classes` are sorted together.
 
     Returns
     -------
     index : dict of str to int
     class_names : tuple of str
     notes : tuple of str
+
+    Raises
+    ------
+    DataError
+        All labels are numbers, and one is a fraction, negative or too large.
     """
     numbers = {label: float(label) for label in labels if _NUMBER.fullmatch(label)}
     if len(numbers) < len(labels):

@@ -31,9 +31,9 @@ from .pixels import pixel_tensor
 _X = ("pixel_values", "image", "img", "images", "x", "inputs")
 _Y = ("label", "labels", "y", "target", "targets", "fine_label")
 _BATCH = 64
-# Pixels normalized with any preset are at most 2.8, and at most 5 if CIFAR-10 is divided by its
-# standard deviations only; the largest raw pixel of a single image of CIFAR-10 or MNIST is at least
-# 140. Pixels that are sometimes negative have had a mean subtracted.
+# Pixels normalized with any preset are below 3, and below 5 if CIFAR-10 is only divided by its
+# standard deviations. The largest raw pixel of any image of CIFAR-10 or MNIST is at least 140. If
+# some pixels are negative, a mean was subtracted.
 _MAX_NORMALIZED = 50.0
 _SHAPES = "The images of the data set have different shapes; add a transform that makes them equal."
 _EXPECTED = (
@@ -48,18 +48,22 @@ def as_images(images: Any) -> Images:
     Parameters
     ----------
     images : Images, (x, labels), Dataset or DataLoader
-        A pair is used as it is: floats count as already normalized; uint8 is divided by 255 and
-        normalized for the network. The same holds for the pairs of a map-style or iterable
-        Dataset, after its ``transform``; PIL images are converted to uint8. A DataLoader that
-        shuffles is read in the data set's own order, with a warning, since results must not
+        In a pair, uint8 pixels are divided by 255 and normalized for the network; other types,
+        such as floats, count as already normalized. The same holds for the pairs of a map-style or
+        iterable Dataset, after its ``transform``; PIL images are converted to uint8. A DataLoader
+        that shuffles is read in the data set's own order, with a warning, since results must not
         depend on a random order.
 
     Raises
     ------
     ArgumentError
-        The argument is something else, or a loader that samples with replacement.
+        The argument is something else, or a loader that can draw different samples each time; or
+        the labels are not one class index per image.
+    FeatureError
+        The pixels of a pair are not numbers, or contain NaN or infinity.
     DataError
-        The items are not pairs of an image and a class index, or have different shapes.
+        The data set is empty or cannot be read, or its items are not pairs of an image and a class
+        index, with images of one shape.
     """
     if isinstance(images, Images):
         return images
@@ -115,7 +119,7 @@ def _of_loader(loader: DataLoader) -> Images:
 
 
 def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Tensor, np.ndarray]:
-    """Return images and labels of a map-style data set, read once by the loader's workers."""
+    """Return images and labels of a map-style data set in its order, read as by the loader."""
     if len(data) == 0:
         raise DataError("The data set is empty.")
     default = loader.collate_fn in (default_collate, default_convert)
@@ -169,7 +173,7 @@ def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
         notes.append("the DataLoader shuffles; its subset was read in the data set's order")
         return sorted(int(row) for row in sampler.indices)
     raise ArgumentError(
-        f"A DataLoader with a {type(sampler if plain else batches).__name__} draws different "
+        f"A DataLoader with a {type(sampler if plain else batches).__name__} can draw different "
         "samples each time. Pass its data set, or a Subset of it, in a fixed order."
     )
 
@@ -226,7 +230,7 @@ def _pairs(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _read_iterable(loader: DataLoader) -> tuple[torch.Tensor, np.ndarray]:
-    """Return all images and labels of a loader without a length, in its order, in one pass."""
+    """Return all images and labels of an iterable data set, in the loader's order, in one pass."""
     parts = list(_pairs(loader))
     if not parts:
         raise DataError("The data set is empty.")

@@ -40,32 +40,31 @@ def load_images(
     Parameters
     ----------
     source : str or path
-        A name (``digits`` needs no download; ``wgeo list datasets`` lists them); ``npz:PATH``, a
+        A name (``wgeo list datasets`` lists them; ``digits`` needs no download); ``npz:PATH``, a
         NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
         ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
-        The prefix may be omitted for an ``.npz``, a ``.zip`` or a folder. A folder may also
-        contain images and a table of their names and labels (the table, ``.csv`` or ``.tsv``, can
-        also be given itself), files downloaded by torchvision (``cifar-10-batches-py``,
+        The prefix may be omitted for a folder, or a file with a usual extension. A folder may also
+        contain images and a table of their names and labels (the path of the table, ``.csv`` or
+        ``.tsv``, is accepted, too), files downloaded by torchvision (``cifar-10-batches-py``,
         ``MNIST/raw``, ``stl10_binary``, SVHN), or a Hugging Face data set (Parquet or
         ``save_to_disk``; needs ``wgeo[hf]``).
     split : str, optional
         Name of the split in the source; None or ``all`` selects all. If the source has no splits,
         all of it is used and the result's ``split`` is None.
     limit : int, optional
-        Total number of images in a subset, balanced over the classes as far as possible. It must
-        be at least twice the number of classes. A given seed selects the same subset on any
-        machine.
+        Total number of images in a subset, balanced over the classes as far as possible; at least
+        twice the number of classes. By default, all images.
     seed : int
-        Random seed of the subset.
+        Random seed of the subset, which is the same on any machine.
     normalize : str or Normalization, optional
         A normalization that overrides those of the network and the data set: see
         `normalization`.
     size : int, optional
-        Scale the images to ``size`` x ``size``. By default they are not scaled, except to 224 if
-        a folder contains images of different sizes.
+        Scale and crop the images to ``size`` x ``size`` pixels. By default they are not scaled,
+        except to 224 if they have different sizes.
     root : path, optional
-        Folder of torchvision's data sets; by default the environment variable ``WGEO_DATA``, else
-        ``./data``.
+        Folder of torchvision's data sets; by default that in the environment variable
+        ``WGEO_DATA``, else ``./data``.
     skip_broken : bool
         Skip images that cannot be decoded, in a folder or a zip: `Images.skipped` names them and a
         `WgeoWarning` reports their number. By default the first such image raises an error.
@@ -75,8 +74,8 @@ def load_images(
     ArgumentError
         The limit, size, seed or normalization is invalid.
     DataError
-        The name is unknown; the path is missing, damaged, empty or has fewer than two classes;
-        the split does not exist; or an image is damaged.
+        The name is unknown; the path does not exist; the data is damaged, empty or has fewer than
+        two classes; the split does not exist; or an image is damaged.
 
     Examples
     --------

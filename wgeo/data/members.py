@@ -6,17 +6,17 @@ import zipfile
 
 from ..errors import DataError
 
-_MAX_RATIO = 200  # deflate reaches a thousand; images and arrays of images never reach this
+_MAX_RATIO = 200  # deflate can reach a thousand, but not for images or arrays of images
 _SMALL = 2**24  # bytes to which a file may unpack at any ratio
 
 
 def max_unpacked(packed: int) -> int:
-    """Return the bytes to which a file of `packed` bytes may unpack; beyond that it is a bomb."""
+    """Return the largest size of the contents of a file of `packed` bytes that is no zip bomb."""
     return max(_SMALL, _MAX_RATIO * packed)
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise a `DataError` if the members together are larger than the archive.
+    """Raise a `DataError` if the compressed members together are larger than the archive.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and those of torchvision, downloaded on first use."""
+"""Data sets by name: scikit-learn's digits, and torchvision's, downloaded on first use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,13 @@ def open_svhn(path: Path, split: str | None) -> Source:
 
 
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
-    """Open one of `names.NAMES`; ``all`` (or None) joins training and test set, in this order."""
+    """Open one of `names.NAMES`; ``all`` (or None) joins training and test set, in this order.
+
+    Raises
+    ------
+    DataError
+        The split does not exist, or the data set is not in `root` and cannot be downloaded.
+    """
     splits = ("train", "test") if name == "digits" else TORCHVISION[name][1]
     if split not in (None, "all", *splits):
         raise DataError(f"{name} has no split {split!r}; choose from {', '.join(splits)} and all.")
@@ -63,7 +69,7 @@ def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
 
 
 def _digits(split: str) -> Part:
-    """Return handwritten digits, 8 x 8 in 17 gray levels; 360 of all 1,797 are the test set."""
+    """Return handwritten digits, 8 x 8 in 17 gray levels; 360 of the 1,797 are the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -113,7 +119,7 @@ def _short(error: Exception) -> str:
 
 @contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """Set a timeout, since torchvision sets none and a download could hang without end."""
+    """Set a timeout, since torchvision sets none and a download could hang forever."""
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:

@@ -9,7 +9,7 @@ from ..errors import DataError
 from ..storage.files import as_path
 from ..text import printable, suggestion
 
-# torchvision's class, its splits, and the place of its files under the root.
+# torchvision's class, its splits, and where its files are below the root.
 TORCHVISION = {
     "mnist": ("MNIST", ("train", "test"), "MNIST/raw/"),
     "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
@@ -42,7 +42,7 @@ _ADVICE["pth"] = _ADVICE["pt"]
 
 
 def advice_on(ending: str) -> str:
-    """Return what to do with a file that wgeo does not read, from its name's ending."""
+    """Return advice on a file that wgeo does not read, given its extension without the dot."""
     return _ADVICE.get(
         ending.lower(),
         "Read it in Python and pass the pair (x, y), or a Dataset, to wgeo.trace or wgeo.analyze.",
@@ -50,12 +50,12 @@ def advice_on(ending: str) -> str:
 
 
 def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
-    """Return the name of a data set and None, or the kind of a file ("" if not given) and its path.
+    """Return a data set's name and None, or the kind of a file ("" if not given) and its path.
 
     Raises
     ------
     DataError
-        The name is unknown, or the path is missing.
+        There is no data set of this name, and no file or folder at this path.
     """
     name = os.fspath(as_path(source, "source"))
     if name in NAMES:

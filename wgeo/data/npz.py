@@ -24,8 +24,8 @@ _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
 _LABELS = ("y", "labels", "label", "targets", "target", "arr_1")
 K = TypeVar("K")
 _CLASS_KEYS = ("class_names", "classes")
-# Arrays of up to this many bytes are exempt from the zip-bomb check: sorted labels compress
-# extremely well.
+# Arrays of at most this size in bytes are exempt from the zip-bomb check, since sorted labels
+# compress extremely well.
 _RATIO_CHECK_ABOVE = 2**26
 
 
@@ -75,6 +75,11 @@ def index_labels(
     """Return the class indices of each split, the names of the classes, and notes.
 
     The indices are common to all splits.
+
+    Raises
+    ------
+    DataError
+        The labels are not text, class indices or one-hot, or are not among `classes`.
     """
     if all(y.dtype.kind in "US" and y.ndim == 1 and y.size for y in labels.values()):
         texts = {key: _as_text(y).tolist() for key, y in labels.items()}
@@ -93,7 +98,7 @@ def index_labels(
     indices = {key: checked_labels(_class_indices(y), source, None) for key, y in labels.items()}
     first, notes = first_label(np.concatenate(list(indices.values())))
     last = max(int(y.max()) for y in indices.values())
-    if classes is not None and len(classes) > last:  # class 0 has a name, too
+    if classes is not None and len(classes) > last:  # class 0 has a name as well
         first, notes = 0, ()
     indices = {key: y - first for key, y in indices.items()}
     if classes is not None:
@@ -116,7 +121,7 @@ def _class_indices(y: np.ndarray) -> np.ndarray:
 
 
 def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
-    """Return the keys of the images and labels of each split; None if there are no splits."""
+    """Return the keys of images and labels by split; the split is None if there are no splits."""
     by_name = {key.lower(): key for key in reversed(keys)}
     for x, y in itertools.product(_IMAGES, _LABELS):
         unnamed = x == "arr_0" or y == "arr_1"

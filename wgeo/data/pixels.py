@@ -26,13 +26,14 @@ def pixel_tensor(
 ) -> torch.Tensor:
     """Return all pixels, (n, c, h, w); `decode` yields the images of some rows.
 
-    They are in memory or, if they need more than half of it, in an anonymous temporary file. If
-    several processes run on this host, they share one file and each decodes a part of it.
+    They are in memory or, if they need more than half of the available memory, in an anonymous
+    temporary file. Several processes on one host always share such a file if the disk has enough
+    space; each process decodes a part of it.
 
     Raises
     ------
     DataError
-        Neither the memory nor the disk is large enough.
+        Neither the memory nor the disk has enough space.
     """
     size, available = math.prod(shape) * np.dtype(dtype).itemsize, available_bytes()
     fits = size <= (total_memory() if available is None else available) / 2

@@ -21,10 +21,10 @@ _MAX_CLASSES = 100_000
 class Source:
     """Labeled images whose pixels are read later.
 
-    ``fetch(rows, size)`` reads the pixels of some images, (k, c, h, w), scaled to `size`.
-    ``broken(rows)`` maps the rows that cannot be read to their names; it is None if images cannot
-    be damaged individually. ``notes`` are sentences without a period on the numbering of classes,
-    if another numbering could be expected.
+    ``fetch(rows, size)`` reads the pixels of some images, (k, c, h, w), scaled to `size` unless it
+    is None. ``broken(rows)`` maps the rows that cannot be read to their names; it is None if images
+    cannot be damaged individually. ``notes`` are sentences without a period on what could be
+    unexpected, such as the numbering of the classes.
     """
 
     name: str
@@ -73,10 +73,18 @@ def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int
 def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[np.ndarray, " n"]:
     """Return class indices as int64.
 
+    Parameters
+    ----------
+    labels : ndarray, (n,) or (n, 1)
+    source : str
+        Origin of the labels, for errors.
+    classes : int or None
+        Number of classes; None allows up to 100,000.
+
     Raises
     ------
     DataError
-        The labels are not integers, not one per image, negative, or out of range.
+        The labels have another shape, are not whole numbers, or are out of range.
     """
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if y.ndim != 1 or y.size == 0:
@@ -100,7 +108,8 @@ def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[
 def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
     """Return the label of class 0, and notes about it.
 
-    It is 1 if the labels of all splits are exactly 1, 2, ..., K, and 0 otherwise.
+    It is 1 if the distinct labels are exactly 1, 2, ..., K, with K > 1, and 0 otherwise. `labels`
+    must be those of all splits.
     """
     present = np.unique(labels)
     if len(present) < 2 or present[0] != 1 or present[-1] != len(present):
@@ -143,8 +152,8 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
     Raises
     ------
     DataError
-        The shape or type is not supported, or values are NaN (the message names the first sample)
-        or out of range.
+        The shape or type is not supported; or values are NaN or infinite (the message names the
+        first such image), out of range, or integers of only 0 and 1.
     """
     if x.ndim == 3:
         x = x[:, None]

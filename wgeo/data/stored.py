@@ -35,7 +35,13 @@ class _Part:
 
 
 def find_stored(path: Path) -> Path | None:
-    """Return the folder, `path` or one right below it, with batches, IDX files or STL10."""
+    """Return the folder with batches, IDX files or STL10: `path` or one below it; None if missing.
+
+    Raises
+    ------
+    DataError
+        There are several such folders.
+    """
     inside = ("", *_CIFAR, "stl10_binary", "raw", *(f"{name}/raw" for name in _PRESETS))
     folders = [path / name for name in inside if _batches(path / name) or _pairs(path / name)]
     if len(folders) > 1:
@@ -110,7 +116,7 @@ def _batches(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pairs(folder: Path) -> list[_Part]:
-    """Return the image files that have label files, uncompressed if both exist."""
+    """Return the image files with their label files; uncompressed ones if both kinds exist."""
     parts: dict[str, _Part] = {}
     names = _files(folder)  # sorted: the uncompressed file comes before the compressed one
     for split in ("train", "test"):
@@ -141,7 +147,7 @@ def _bytes(file: Path) -> bytes:
             body = packed.read(limit + 1)
     except (OSError, EOFError) as error:
         raise DataError(f"Cannot read {file}: {printable(str(error), 200)}") from error
-    except Exception as error:  # errors of zlib
+    except Exception as error:  # zlib's
         raise DataError(f"{file} is damaged: {printable(str(error), 200)}") from error
     if len(body) > limit:
         raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
@@ -149,7 +155,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _images(file: Path) -> np.ndarray:
-    """Return images (n, h, w) of an IDX file, or (n, 3, 96, 96) of STL10 (column-major)."""
+    """Return images (n, h, w) of an IDX file, or (n, 3, 96, 96) of STL10, stored column-major."""
     if file.suffix != ".bin":
         return _array(file, 3)
     pixels = np.frombuffer(_bytes(file), np.uint8)

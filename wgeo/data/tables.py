@@ -16,7 +16,7 @@ from ..text import first_names, printable
 Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
 
-MAX_BYTES = 2**26  # of a table; a million rows take about half of it
+MAX_BYTES = 2**26  # of a table; a million rows take about half of this
 _MAX_TABLES = 50  # number of tables that are read
 _LISTS = re.compile(
     r"(train|val|test)(_annotations|_list)?|(file_?)?list|labels|annotations|.*ground_truth.*|.*synset_labels.*"
@@ -45,7 +45,7 @@ class LabelTable:
     splits : dict of str to str
         Split of every image file, if the table has a column of splits.
     notes : tuple of str
-        Rows that were ignored, and why.
+        Numbers of rows that were ignored, and why.
     """
 
     labels: dict[str, str]
@@ -113,7 +113,7 @@ def _text(body: bytes, name: str) -> str:
 
 
 class _Finder:
-    """Finds the image file that a table refers to: by path, or by name if only one has it."""
+    """Finds the image file that a table refers to: by its path, or by a name that no other has."""
 
     def __init__(self, files: Iterable[Entry], folder: Parts) -> None:
         self.folder = folder
@@ -236,7 +236,7 @@ def _rows(text: str, name: str) -> list[list[str]]:
 
 
 def _json_rows(lines: list[str], name: str) -> list[list[str]]:
-    """Return one JSON object per line as rows, as in a Hugging Face folder of images."""
+    """Return rows from lines with one JSON object each, as in a Hugging Face folder of images."""
     try:
         objects = [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:

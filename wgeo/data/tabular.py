@@ -20,7 +20,7 @@ from .source import Source, chosen_splits
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _MAX_IMAGE = 2**28  # bytes
-_BATCH_ROWS = 64  # decoded at a time
+_BATCH_ROWS = 64  # rows decoded at a time
 _INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[hf]'."
 
 
@@ -30,7 +30,7 @@ def is_tabular(path: Path) -> bool:
 
 
 def _parts(path: Path) -> dict[str, list[Path]]:
-    """Return the files of each split; the key is an empty string if there are no splits."""
+    """Return the files of each split; the key of files without a split is an empty string."""
     if path.is_file():
         return {"": [path]}
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -51,9 +51,10 @@ def _parts(path: Path) -> dict[str, list[Path]]:
 def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
-    A column ``image`` (``img``, ...) contains encoded images, ``{bytes, path}`` or bytes. Only
-    the bytes are read; paths are never followed. A column ``label`` contains text or class indices,
-    whose names may be in the file's ``huggingface`` metadata. All splits share the same indices.
+    A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``. Only
+    the bytes are read; paths are never followed. A column ``label`` contains text or class indices;
+    the names of the classes may be in the file's ``huggingface`` metadata. The indices are common
+    to all splits.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def _table(file: Path) -> Any:
 
 
 def _unpack(parquet: Any, file: Path) -> Any:
-    """Return all rows; raise DataError if they would need far more memory than the file.
+    """Return all rows; raise a DataError if they need far more bytes than the file has.
 
     Parquet can store a repeated value once, so even a small file can contain a huge table.
     """

@@ -14,5 +14,5 @@ __all__ = [
     "trace",
 ]
 
-if not TYPE_CHECKING:  # otherwise every name would count as defined
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
     __getattr__ = moved_names(__name__)

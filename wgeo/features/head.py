@@ -19,10 +19,10 @@ from ..models.parts import logits_of, tables_in, usual_head
 from .residual_blocks import evaluating, first_tensor, hooked, run
 
 # Relative to the largest logit. In 15 networks of torchvision and timm, the classifier's outputs
-# differ from the network's by exactly 0 in every precision, and by at most 1e-6 if a softmax or a
-# scaling follows in float32. The nearest wrong layer differs by 1e-2: one of two heads trained on
-# the same features, if the network returns their mean. Rounding after a softmax in half precision
-# is as large, so no layer is found in that case.
+# equal the network's exactly, in every precision; if a softmax or a scaling follows, they differ by
+# at most 1e-6 in float32. The closest wrong layer differs by 1e-2: one of two heads trained on the
+# same features, in a network that returns their mean. In half precision, the rounding of a softmax
+# is as large, so the layer before it is not found.
 _TOLERANCE = 1e-3
 _TINY = 1e-300  # logits that are all 0
 
@@ -40,7 +40,8 @@ class Head:
         The linear layer that computes the logits, up to a scale, a softmax or its logarithm; None
         if there is no such layer.
     output : int or None
-        Index of the logits among the tensors (n, k) that the network returns; None if unknown.
+        Index of the logits among the tensors (n, k) in the network's output, in the order of
+        `tables_in`; None if unknown.
     """
 
     name: str | None = None
@@ -50,9 +51,10 @@ class Head:
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
-    If several outputs come from linear layers, the logits are the one named ``logits``, otherwise
-    that of the layer with a usual name (`usual_head`). If no output comes from a linear layer, the
-    logits are known only if the network returns a single tensor (n, k), or names one ``logits``.
+    If several outputs come from linear layers, the logits are the one named ``logits``, or else
+    that of the layer with a usual name (`usual_head`); without either, they are unknown. If no
+    output comes from a linear layer, the logits are known only if the network returns a single
+    tensor (n, k), or names one ``logits``.
 
     Parameters
     ----------
@@ -60,6 +62,11 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
         Unchanged afterwards.
     images : Tensor, (n, ...)
         A few inputs of the network, on its device.
+
+    Raises
+    ------
+    FeatureError
+        The network cannot process the images.
     """
     calls: list[_Call] = []
 
@@ -104,7 +111,7 @@ def _choose(
     assert isinstance(layer, nn.Linear)
     parts = [None if t is None else t.detach().to(y.dtype) for t in (x, layer.weight, layer.bias)]
     again = nn.functional.linear(*parts)  # in the layer's own precision, as under autocast
-    linear = _distance(again, y) <= _TOLERANCE  # not a cosine classifier
+    linear = _distance(again, y) <= _TOLERANCE  # not for a subclass that computes cosines
     return Head(name if linear else None, index)
 
 
@@ -115,7 +122,7 @@ def _is_named(output: Any) -> bool:
 
 
 def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:
-    """Return the layers whose outputs are a table of logits; of equal ones, the last first."""
+    """Return the calls whose outputs match a table, the closest first; of equals, the last."""
     candidates = [(distance(call[2], table), call) for call in reversed(calls)]
     return [call for d, call in sorted(candidates, key=lambda pair: pair[0]) if d <= _TOLERANCE]
 
@@ -129,7 +136,10 @@ def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
 
 
 def _distance_rescaled(y: torch.Tensor, table: torch.Tensor) -> float:
-    """Return the same after fitting a y + b, a > 0 with one b per sample, or its exponential."""
+    """Return the same for a y + b, fitted to the table or to its logarithm.
+
+    There is one a > 0, and one b per sample.
+    """
     if y.shape != table.shape or not y.numel():
         return math.inf
     distances = [math.inf]

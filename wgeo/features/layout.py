@@ -1,16 +1,16 @@
 """Detect the sample axis and the channel axis of feature maps by experiment.
 
-Feature maps may have the axes (n, c, h, w) or (n, h, w, c), be tokens (n, t, c), (n, c, t) or (t,
-n, c), or video, or have windows folded into the batch. Shapes do not distinguish these, and a mean
-over the wrong axes is meaningless.
+Feature maps may have the axes (n, c, h, w) or (n, h, w, c). They may be tokens (n, t, c), (n, c, t)
+or (t, n, c), or video, and their sample axis may contain windows. Shapes do not distinguish these
+cases, and a mean over the wrong axes is meaningless.
 
 To find the samples, one image is replaced: along the sample axis, only one sample changes.
 
 To find the channels, derivatives are computed: the derivative of the map with respect to one entry
 of a bias (or one row of a weight) is confined to one slice of the channel axis, but not of other
 axes. The last conclusive parameter before the map is used, since the token axis of a mixer has
-weights too. If derivatives are inconclusive, the channel axis is the axis that has the length of
-such a parameter, if there is only one.
+weights too. If no derivative is conclusive, the channel axis is the only axis that is as long as a
+parameter of one of the last modules before the map.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .residual_blocks import BlockSpec, evaluating, hooked, run
 from .taps import tensor_hooks
 
 _MAX_IMAGES = 2  # for derivatives
-_MAX_DERIVATIVES = 16  # modules with parameters, from the last, whose derivatives are tried
-_MAX_LENGTHS = 4  # modules whose lengths are tried
-_MIN_CONFINED = 0.95  # of a derivative's squared norm in one slice; gates may leak the rest
+_MAX_DERIVATIVES = 16  # modules, from the last, whose parameters' derivatives are tried
+_MAX_LENGTHS = 4  # modules, from the last, whose parameters' lengths are tried
+_MIN_CONFINED = 0.95  # of a derivative's squared norm in one slice; gates may spread the rest
 _MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
 
 
@@ -44,15 +44,15 @@ class Layout(Result):
     Attributes
     ----------
     shape : tuple of int
-        Shape of one sample's map, as returned, without the sample axis (windows folded into the
-        batch are a separate axis).
+        Shape of one sample's map: that of the tensor without the sample axis. If this axis contains
+        windows, they are the map's first axis.
     samples : int
-        The axis of samples in the tensor.
-    folded : str
-        ``outer`` or ``inner`` if that axis contains parts of samples: in the first case the parts
-        of a sample are consecutive, in the second case the samples of a part.
+        The sample axis of the tensor.
+    folded : {"", "outer", "inner"}
+        Whether the sample axis contains parts of samples, such as windows. If ``outer``, the parts
+        of one sample are consecutive; if ``inner``, the samples of one part are.
     channels : int or None
-        The channel axis in a sample's map, counted from 1; None if unknown.
+        The channel axis of a sample's map, counted from 1; None if unknown.
     evidence : str
         How the channel axis was determined.
     """
@@ -64,7 +64,7 @@ class Layout(Result):
     evidence: str = "one vector per sample"
 
     def samples_first(self, maps: torch.Tensor, n: int) -> torch.Tensor:
-        """Return the map with its n samples on the first axis."""
+        """Return maps with their n samples on the first axis."""
         maps = maps.movedim(self.samples, 0)
         if self.folded == "outer":
             return maps.unflatten(0, (n, -1))
@@ -73,7 +73,7 @@ class Layout(Result):
         return maps
 
     def channels_first(self, maps: torch.Tensor, n: int) -> torch.Tensor:
-        """Return the map as (n, c, ...)."""
+        """Return maps as (n, c, ...)."""
         assert self.channels is not None
         return self.samples_first(maps, n).movedim(self.channels, 1)
 
@@ -92,7 +92,7 @@ def find_layouts(
     images: torch.Tensor,
     channels: str | None = None,
 ) -> dict[str, Layout]:
-    """Return the layout of every tensor that `tensor_hooks` returns.
+    """Return the layout of every tensor that `tensor_hooks` records, by its key.
 
     Parameters
     ----------
@@ -101,14 +101,14 @@ def find_layouts(
     specs : sequence of BlockSpec
     tap : {"post", "pre"}
     images : Tensor, (n, ...)
-        A few inputs of the network, on its device.
+        A few inputs of the network, at least two, on its device.
     channels : {"first", "last"}, optional
-        The position of the channel axis, if given by the user.
+        The position of the channel axis, if the user specifies it.
 
     Raises
     ------
     FeatureError
-        A tensor has no sample axis.
+        A tensor has no sample axis, or the network cannot process the images.
     """
     n = len(images)
     with evaluating(module):
@@ -127,12 +127,12 @@ def find_layouts(
         with _differentiable(module), torch.enable_grad():
             graph = _Graph(module, specs, tap, images[:_MAX_IMAGES])
             for key in sorted(unknown, key=lambda key: key.startswith(entry_key(""))):
-                total = layouts.get(key.replace(entry_key(""), features_key(""), 1))
-                # A shortcut has the same layout as the sum it is part of.
-                same_shape = total is not None and total.shape == layouts[key].shape
-                if same_shape and total is not None and total.channels is not None:
+                block = layouts.get(key.replace(entry_key(""), features_key(""), 1))
+                # A shortcut's output has the same layout as the sum to which it is added.
+                same_shape = block is not None and block.shape == layouts[key].shape
+                if same_shape and block is not None and block.channels is not None:
                     layouts[key] = replace(
-                        layouts[key], channels=total.channels, evidence=total.evidence
+                        layouts[key], channels=block.channels, evidence=block.evidence
                     )
                 else:
                     layouts[key] = graph.with_channels(key, layouts[key])
@@ -214,7 +214,7 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _Graph:
-    """Maps of a few images with their derivatives, and the modules that ran before each."""
+    """The maps of a few images, for derivatives, and the modules that ran before each map."""
 
     def __init__(
         self, module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
@@ -242,7 +242,10 @@ class _Graph:
         return hook
 
     def with_channels(self, key: str, layout: Layout) -> Layout:
-        """Find the channel axis of one map, by derivatives or otherwise by lengths."""
+        """Return a map's layout with its channel axis, from derivatives or else from lengths.
+
+        If both are inconclusive, the layout is unchanged.
+        """
         if key not in self.maps:
             return layout
         maps = layout.samples_first(self.maps[key], self.n)
@@ -252,7 +255,7 @@ class _Graph:
                 for kind, parameter in _test_parameters(part):
                     axis = _channel_axis(maps, parameter)
                     if axis is not None:
-                        evidence = f"one entry of {name}.{kind} acts on one slice of it"
+                        evidence = f"one entry of {name}.{kind} acts on one slice of this axis"
                         evidence = evidence.replace(" .", " ")
                         return replace(layout, channels=axis, evidence=evidence)
         for name, part in last[:_MAX_LENGTHS]:
@@ -266,7 +269,7 @@ class _Graph:
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of a module to test: vectors (bias first), else the others."""
+    """Return the parameters of a module to test: its vectors (bias first), or else all others."""
     parameters = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in parameters if max(p.shape, default=0) == p.numel() > 1]
     return vectors or parameters
@@ -276,7 +279,7 @@ def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis along which one entry (or row) of a parameter changes only one slice.
 
     Different entries must change different slices: if all change only the class token, they do not
-    distinguish tokens from channels.
+    distinguish tokens from channels. None if there is no such axis, or more than one.
 
     The derivative of the maps in a direction of the parameter is computed as the derivative of
     <d<maps, v>/dp, direction> with respect to v.
@@ -316,7 +319,7 @@ def _derivative(
 
 
 def _confined(derivative: torch.Tensor | None) -> dict[int, int]:
-    """Map axes along which a derivative is confined to one slice to the index of that slice."""
+    """Return the axes along which a derivative is confined to one slice, and the slice's index."""
     if derivative is None:
         return {}
     square = derivative.detach().double().square()

@@ -30,7 +30,7 @@ def normalization_for(net: Network | nn.Module, images: Images) -> Normalization
 
 
 def declared_normalization(net: Network | nn.Module) -> str | None:
-    """Return a network's normalization; ``"none"`` if its own forward normalizes."""
+    """Return a network's normalization; ``"none"`` if it normalizes itself, None if unknown."""
     if isinstance(net, Network) and net.normalize is not None:
         return net.normalize
     return "none" if normalizers(module_of(net).state_dict()) else None
@@ -47,6 +47,14 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
     layers : sequence of str, optional
         Modules to follow instead of detected blocks; checked against the network.
 
+    Raises
+    ------
+    FeatureError
+        There are no blocks, a module does not exist or did not run, or the images do not fit the
+        network.
+    ArgumentError
+        `net` is not a network, or `images` is of another type.
+
     Examples
     --------
     >>> import torch
@@ -62,7 +70,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
 def inputs(
     net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
 ) -> Float[torch.Tensor, "r ..."]:
-    """Return images as inputs of the network: normalized, in its precision, on its device."""
+    """Return the images `rows` as inputs: normalized, in the network's precision, on its device."""
     images, module = as_images(images), module_of(net)
     device, dtype = device_and_dtype(module)
     return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(device, dtype)
@@ -85,8 +93,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     """Return what determines the features: weights, structure, images, normalization.
 
-    The weights are hashed, not their file, so that a checkpoint that is saved again counts as the
-    same network.
+    The hash of the checkpoint's file is included, since the features' provenance names it. A
+    checkpoint saved again may therefore count as another network, even if its weights are equal.
     """
     module, norm = module_of(net), normalization_for(net, images)
     weights = hashlib.sha256()
@@ -107,7 +115,7 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
     """Return normalized images on the network's device, for probing it.
 
-    These are two images of the data, and the same two with noise (in case the two are equal).
+    These are the first two images, and the same two with noise, in case the two are equal.
     """
     x, _ = next(iter(images.batches(2, normalization_for(net, images))))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -141,7 +149,7 @@ def _advice(value: Any) -> str:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return the device and precision of a network's weights."""
+    """Return the device and dtype of a network's first weight; torch's defaults if it has none."""
     first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return first.device, first.dtype
 

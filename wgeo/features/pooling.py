@@ -18,14 +18,15 @@ def pooling(pool: str) -> Pool:
 
     Its input has the samples on the first axis and the channels on the second: (n, c, h, w),
     tokens (n, c, t), video (n, c, t, h, w). `wgeo.trace` finds the axes of a network's outputs
-    and moves them there.
+    and moves them there. Features (n, d) are unchanged.
 
     ``gap``
-        Mean over space, the input of a convolutional network's classifier, or over tokens.
+        Mean over space (as before a convolutional network's classifier) or over tokens.
     ``flat``
         All entries.
     ``grid:K``
-        K x K adaptive average over space, then flat; smaller maps keep every pixel.
+        Averages over the cells of a grid of K x K (for video, K x K x K), flattened. Along an axis
+        shorter than K, every pixel is kept.
     ``cls``
         The first token.
 
@@ -36,6 +37,9 @@ def pooling(pool: str) -> Pool:
     ------
     ArgumentError
         The name is unknown.
+    FeatureError
+        Raised by the returned function: for ``cls``, the features are not tokens; for ``grid:K``,
+        they are tokens, or have more than three axes besides samples and channels.
     """
     method, separator, axis = pool.partition("@")
     kind, _, size = method.partition(":")

@@ -26,8 +26,14 @@ class Projection:
     Parameters
     ----------
     width : int
+        Number of dimensions of the projection, at least 1.
     seed : int
-        R depends only on the seed and on the width of the features.
+        R depends only on the seed, `width`, and the width of the features.
+
+    Raises
+    ------
+    ArgumentError
+        `width` is not a positive integer.
 
     Examples
     --------
@@ -66,9 +72,9 @@ class Projection:
         Returns
         -------
         dict
-            ``all``: the smallest and largest factor by which any distance changes, with
-            probability 99 %; W2 between projected layers changes by a factor in the same range.
-            ``typical``: the standard deviation of one distance's factor, whose mean is 1.
+            ``all``: with probability at least 99 %, every distance changes by a factor between
+            these two; so does W2 between projected layers of equal width. ``typical``: the
+            standard deviation of one distance's factor, whose mean is about 1.
 
         Examples
         --------

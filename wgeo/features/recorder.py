@@ -45,7 +45,7 @@ class Recorder:
         Whether the classifier's input is a separate layer, because it differs from the features of
         the last block (a norm or a choice of tokens is between them).
     max_batch : int or None
-        Number of images that fit on the device, after memory ran out once.
+        Maximum number of images per pass, once the device has run out of memory; None before.
     """
 
     module: nn.Module
@@ -83,13 +83,18 @@ class Recorder:
         return recorder
 
     def record(self, x: torch.Tensor, device: torch.device) -> Batch:
-        """Pass a batch through the network, in halves if the device runs out of memory.
+        """Pass a batch through the network, in smaller parts if the device runs out of memory.
 
         Returns
         -------
         dict of str to ndarray, (b, d)
             Features and entries by their keys in a store; also the classifier's input and output,
-            as `HEAD_INPUT` and `LOGITS`.
+            if known, as `HEAD_INPUT` and `LOGITS`.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            A single image does not fit on the device.
         """
         parts: list[Batch] = []
         start = 0
@@ -108,7 +113,7 @@ class Recorder:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def stages(self) -> list[tuple[str, int | None]]:
-        """Return the layers in execution order, each with the number of its feature space."""
+        """Return the names of the layers in execution order, each with its stage."""
         layers: list[tuple[str, int | None]] = [("input", None), ("stem", 0)]
         stage, space = 0, self._space(features_key("stem"))
         for spec in self.specs:
@@ -119,7 +124,7 @@ class Recorder:
         return [*layers, (PENULTIMATE, None)] if self.penultimate else layers
 
     def describe_axes(self) -> list[dict[str, Any]]:
-        """Return, for a record, the layout of each layer and how its channels were found."""
+        """Return the layout of each layer, and how its channels were found, for the record."""
         return [
             {"layer": key.partition(":")[2], **self.layouts[key].to_dict()}
             for key in map(features_key, ("stem", *(spec.name for spec in self.specs)))
@@ -130,10 +135,11 @@ class Recorder:
         return layout.shape if keeps_all(self.pool) else layout.space
 
     def _drop_entries(self) -> None:
-        """Drop the input of an identity shortcut, which repeats the previous layer's output.
+        """Drop the entries of identity shortcuts, which usually repeat the previous layer.
 
-        Keep it if the feature space changed since the previous layer, or if the block adds its
-        branch to an argument other than its first.
+        An entry is kept if the feature space has changed since the previous layer (except for the
+        first block, whose input is the stem), or if the block adds its branch to an argument other
+        than its first.
         """
         previous = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
         for last, spec in zip(previous, self.specs, strict=False):

@@ -29,11 +29,11 @@ Put = Callable[[str, torch.Tensor], None]
 def tensor_hooks(
     module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put
 ) -> Iterator[None]:
-    """Call ``put(key, tensor)`` for tensors as a pass computes them, with their keys in a store.
+    """Call ``put(key, tensor)`` for the stem, and every block's features and entry, during a pass.
 
-    The stem is the input of the first block. A block's entry is its shortcut's output, or the input
-    of the identity. A key may occur twice if an activation is used twice: the last one counts.
-    Tensors may be overwritten later, so `put` must copy them at once.
+    Keys are those of a store. The stem is the input of the first block. The entry of a block is its
+    shortcut's output, or the input of an identity shortcut. The network may overwrite tensors
+    later, so `put` must copy them at once.
 
     Raises
     ------

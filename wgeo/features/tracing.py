@@ -57,48 +57,58 @@ def trace(
     """Follow labeled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
-    block), one per block, and ``penultimate``, the classifier's input, if it differs from the
-    features of the last block (for example after a final norm, or if only the class token is read);
-    no block leads to it. If a block changes the feature space, its own shortcut s identifies the
-    two spaces: the layer's ``entry`` is s(x) for the previous layer's features x.
+    block), one per block, and possibly ``penultimate``: the classifier's input, if it differs from
+    the features of the last block (for example after a final norm, or if only the class token is
+    read). If a block changes the feature space, its shortcut s maps the old space to the new one:
+    the layer's ``entry`` is s(x) for the block's input x.
 
     Parameters
     ----------
     net : Network or nn.Module
         Unchanged afterwards: weights, hooks, device, train or eval mode of every module.
     images : Images, (x, labels), Dataset or DataLoader
-        A pair, x (n, c, h, w), is used as it is: floats count as normalized. The same holds for
+        In a pair, x (n, c, h, w) is used as it is: floats count as normalized. The same holds for
         the pairs of a torch Dataset or DataLoader; a loader that shuffles is read in the order of
         its data set, with a warning.
     pool : str
-        How features are averaged over space: see `pooling`.
+        How feature maps become vectors: ``gap`` (mean over space or tokens), ``flat`` (all
+        entries), ``grid:K`` (means over a grid of K x K cells) or ``cls`` (the first token). Append
+        ``@first`` or ``@last`` if an error says that the channel axis could not be found.
     tap : {"post", "pre"}
         Record a block's features after its final activation, or the sum before it.
     layers : sequence of str, optional
-        Names of modules to follow, for networks without residual blocks.
+        Names of modules to follow instead of detected blocks.
     batch_size : int
-        Halved when the GPU runs out of memory.
+        Number of images per pass, at least 1; reduced if the GPU runs out of memory.
     device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        ``auto`` (the GPU if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:1``.
     store : path, optional
         Write the features into this folder as they are computed, and return them as memory maps
-        (`Trajectory.load`). If interrupted, the same call resumes; if complete, it returns at once.
+        (`Trajectory.load`). If interrupted, the same call resumes; if complete, it computes
+        nothing.
     dtype : {"float32", "float16", "bfloat16", "float64"}, optional
-        Precision of the store; by default the network's own.
+        Precision of the store; by default float64 for features in float64, and otherwise float32.
     project : int, optional
-        Project layers with more features to this number (`Projection`); the settings record the
-        distortion of distances.
+        Project wider layers to this number of features (`Projection`); `Trajectory.settings`
+        records the distortion of distances.
 
     Raises
     ------
     FeatureError
         No blocks were found, a layer contains NaN or infinite values (the message names the
-        layer), the images do not fit the network, or there are fewer than two.
+        layer), the images do not fit the network, a label exceeds its classes, there are fewer than
+        two images, or their features do not fit in memory.
     ArgumentError
-        The pool, tap, device or dtype is unknown, or the batch size is less than 1.
+        The pool, tap, device or dtype is unknown, `dtype` is given without `store`, `project` is
+        not a positive integer, or the batch size is less than 1.
     RecordError
         The store contains features of another network, other images or other options, or its disk
         is full. Rows already written are kept.
+
+    Warns
+    -----
+    WgeoWarning
+        The network also adds tensors outside the blocks, which may be residual blocks.
 
     Examples
     --------
@@ -164,8 +174,8 @@ def stream(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
     """Follow labeled images as `trace` does, and yield the features of each batch.
 
-    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images and needs
-    memory only for one batch and the class means.
+    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images in memory
+    that does not grow with their number.
 
     Parameters
     ----------
@@ -178,12 +188,13 @@ def stream(
         Features by layer name, in execution order.
     labels : ndarray of int, (b,)
     predictions : ndarray of int, (b,), or None
-        The predicted classes; None if the network returns no logits.
+        The predicted classes; None if the logits are unknown.
 
     Raises
     ------
     FeatureError, ArgumentError
-        As for `trace`, raised when the first batch is requested.
+        As for `trace`, when the first batch is requested, or a later one that contains a label
+        which exceeds the network's classes. NaN and infinity in features are not checked here.
 
     Examples
     --------
@@ -256,7 +267,7 @@ class _Sink(Protocol):
 
 
 class _MemorySink:
-    """Rows in this process's memory; raises if there is not enough."""
+    """Rows in this process's memory; raises `FeatureError` if there is not enough."""
 
     def __init__(self, columns: Batch, rows: int) -> None:
         self.rows = rows
@@ -297,7 +308,7 @@ class _RowWriter:
         processes.raise_on_any(partial(self._write, sink, spans, batch_size))
 
     def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
-        """Compute the rows of images and write them, a few batches at a time."""
+        """Compute the rows of images and write them, one shard (a few batches) at a time."""
         batches = [
             (part, batch)
             for span in spans
@@ -360,7 +371,7 @@ def _shared_store(
 
 
 def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) -> Batch:
-    """Return the rows that a trajectory stores: finite, and projected if requested."""
+    """Return the rows that a trajectory stores, checked to be finite, projected if requested."""
     stored: Batch = {}
     for key, rows in batch.items():
         if key in (HEAD_INPUT, LOGITS):
@@ -395,7 +406,7 @@ def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
 
 
 def _classifier(recorder: Recorder, stored: Batch, last: str) -> Classifier | None:
-    """Return the classifier, if its input is the last layer's stored features."""
+    """Return the classifier; None if unknown, or if the last layer is stored projected."""
     name = recorder.head.name
     if name is None:
         return None

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # or every name would count as defined
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name != "verdict":

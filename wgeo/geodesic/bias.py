@@ -26,7 +26,7 @@ from .paths import resolution
 class BiasPoint(Result):
     """Means over random subsets of one size, and standard deviations between subsets.
 
-    A value is None if it is undefined, and so is a deviation if there was only one subset.
+    An undefined value is None, and so is the deviation of a single subset.
     """
 
     size: int
@@ -40,7 +40,7 @@ class BiasPoint(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BiasCurve(Result):
-    """Measures of a pair of layers over the number of samples, in ascending order.
+    """Measures of a pair of layers at increasing numbers of samples.
 
     ``to_pandas()`` has a row per number of samples.
 
@@ -57,11 +57,12 @@ class BiasCurve(Result):
     points: tuple[BiasPoint, ...]
 
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
-        """Return the number of samples at which the resolution is `wanted`; None if unattainable.
+        """Return the number of samples at which the resolution is `wanted`.
 
         Between measured sizes, the curve is interpolated. Beyond them it is continued by a power
         law, whose exponent is fitted to all sizes: in k effective dimensions, distances to nearest
-        neighbors decrease like N^(-1/k), while displacements keep their size.
+        neighbors decrease like N^(-1/k), while displacements keep their size. The result is None if
+        fewer than two sizes have a resolution, if it does not increase, or above 1e12 samples.
 
         Examples
         --------
@@ -90,7 +91,7 @@ class BiasCurve(Result):
         return int(np.ceil(np.exp(exponent))) if exponent < np.log(1e12) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, ready for JSON; ``enough`` is `samples_for`."""
+        """Return the plain values, ready for JSON; ``enough`` is ``samples_for()``."""
         return {**super().to_dict(), "enough": self.samples_for()}
 
     def _record(self) -> dict[str, Any]:
@@ -120,18 +121,18 @@ def bias_curve(
 ) -> BiasCurve:
     """Measure paired clouds on random subsets of growing size.
 
-    Empirical W2 converges like N^(-1/d) in d effective dimensions (Fournier and Guillin 2015, thm
-    1), so a distance or an ot_score from few samples is biased. If the curve is still changing at
-    its end, the value depends on the number of samples. The method is m-out-of-n subsampling: the
-    spread between subsets times sqrt(m / n) estimates the sampling spread at n, and the drift of
-    the mean shows the bias.
+    Empirical W2 converges like N^(-1/d) in d > 4 effective dimensions (Fournier and Guillin 2015,
+    thm 1), so a distance or an ot_score from few samples is biased. If the curve is still changing
+    at its end, the value depends on the number of samples. The method is m-out-of-n subsampling:
+    the spread between subsets of m samples, times sqrt(m / n), estimates the sampling spread at n,
+    and the trend of the mean shows the bias.
 
     Parameters
     ----------
     x, y : array_like, (n, d)
         Samples before and after, row by row.
     sizes : sequence of int, optional
-        Default n/16, n/8, n/4, n/2, n.
+        Numbers of samples between 2 and n; default n/16, n/8, n/4, n/2, n.
     repeats : int
         Number of subsets per size, which are disjoint if n is large enough. The whole sample is
         measured once.
@@ -141,7 +142,13 @@ def bias_curve(
         Random seed of the subsets.
     whole : TransportResult, optional
         The solver's result for all samples, if it is already known (``wasserstein(x, y)``). It is
-        not computed again, and `Exact` starts from its potentials on the subsets.
+        not computed again, and on subsets `Exact` starts from its potentials.
+
+    Raises
+    ------
+    ArgumentError
+        x and y differ in shape, a size or `repeats` is out of range, or `whole` is the result of
+        another solver or for another number of samples.
 
     Examples
     --------
@@ -199,7 +206,7 @@ def _distance(
     solver: Solver,
     whole: TransportResult | None,
 ) -> float:
-    """Return W2 of a subset; the potentials of the whole sample are nearly optimal for it."""
+    """Return W2 of a subset; `Exact` starts from the potentials of the whole sample, if given."""
     if whole is not None and len(rows) == len(x):
         return whole.distance
     if whole is None or whole.potentials is None or type(solver) is not Exact:

@@ -1,8 +1,8 @@
 """The correlation score of a pair of layers, and W2 between centered clouds.
 
 A translation does not change which coupling is optimal: with m = mean(y - x), u = x - mean x and
-v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``. Centered values therefore need no further
-solve.
+v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``. Centered values are therefore computed without
+another solve, unless the subtraction of |m|^2 loses too many digits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ..transport import Solver, Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
-_CANCELLED = 1e-6  # relative width of the interval of a centered W2^2 that indicates cancellation
+# Width of the interval of W2^2(u, v), relative to sd_x^2 + sd_y^2, above which digits cancelled.
+_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Moments:
     centers : ndarray, (L + 1, d)
         The layers' means, as rounded to float64.
     rest : ndarray, (L + 1, d)
-        Mean of x - center, the rounding error of the centers.
+        Mean of x - center, the rounding error of each center.
     products : ndarray, (L + 1, L + 1)
         mean <u_i, u_j> of the centered features.
     floor : float
@@ -72,7 +73,10 @@ class Moments:
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
     ) -> CenteredPair:
-        """Return the centered pair of layers i and j, given the solved W2 between them."""
+        """Return the centered pair of layers i and j, given W2 between them.
+
+        The potentials are kept only if `potentials` is true.
+        """
         result = result if potentials else replace(result, potentials=None)
         return CenteredPair.of(self, i, j, result)
 
@@ -84,7 +88,7 @@ class CenteredPair:
     Attributes
     ----------
     transport : TransportResult
-        W2(u, v) with its interval, and potentials of u and v.
+        W2(u, v) with its interval, and the potentials of u and v, if kept.
     shift : float
         |m|^2.
     corr_score : (value, low, high), or None
@@ -97,7 +101,7 @@ class CenteredPair:
 
     @classmethod
     def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:
-        """Subtract the shift from a solved pair; solve again only if digits cancel."""
+        """Subtract |m|^2 from a solved pair; solve again only if digits cancel."""
         shift, error = _squared_shift(moments, i, j)
         total = float(moments.products[i, i] + moments.products[j, j])
         low, high = result.lower**2 - shift - error, result.upper**2 - shift + error
@@ -139,7 +143,7 @@ def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
     n, d = moments.arrays[0].shape
     vector = moments.shift(i, j)
     length = float(np.linalg.norm(vector))
-    # Errors: n roundings of a spread for the mean of x - center, one for a difference of means.
+    # Rounding errors: n, relative to the spreads, for the means of x - center; one for m.
     error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
     return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 
@@ -157,8 +161,8 @@ def _corr_score(
     bound = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
     total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
     paired, paired_error = float(moments.products[i, j]), _relative_error(moments) * bound
-    # Bounds on the largest mean <u, v> over all couplings, such as the given or an unrelated
-    # pairing.
+    # Bounds on the largest mean <u, v> over all couplings. The given pairing (`paired`) and the
+    # independent coupling (0) are lower bounds.
     low = max((total - interval[1] - error) / 2, paired - paired_error, 0.0)
     high = max(min((total - interval[0] + error) / 2, bound + paired_error), low)
     if high == 0 or (paired - paired_error < 0 and low == 0):
@@ -211,7 +215,7 @@ def _along_shift(
 
 
 def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:
-    """Solve between the centered clouds, starting from the known coupling, with `Exact`."""
+    """Solve between the centered clouds with `Exact`, starting from the known coupling."""
     clouds = []
     for layer in (i, j):
         array, center = moments.arrays[layer], moments.centers[layer]

@@ -49,14 +49,14 @@ planar rotation by 5.7 degrees has this asymmetry.
 NEARLY_SYMMETRIC = 0.1
 """Largest asymmetry at which a Jacobian counts as nearly symmetric.
 
-A planar rotation by 17.5 degrees has this asymmetry. Its correlation score is 0.95, the smallest at
-which a map of samples is called nearly optimal.
+A planar rotation by 17.5 degrees has this asymmetry. Its correlation score on an isotropic cloud is
+0.95, the smallest at which a map of samples is called nearly optimal.
 """
 CONVEX = 0.01
 """Largest size of a negative eigenvalue, relative to the largest eigenvalue, that counts as 0."""
 
 _BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
-_NEGATIVE = 1e-9  # rounding of an eigenvalue, relative to the largest
+_NEGATIVE = 1e-9  # rounding error of an eigenvalue, relative to the largest
 _ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
 _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
 
@@ -86,11 +86,11 @@ class BrenierResult(Result):
         not the gradient of a convex function. The Lanczos value is an upper bound, and an
         eigenvalue lies within `residual` of it.
     lowest_eigenvalue : float
-        The minimum over all points.
+        The minimum of the smallest eigenvalue over all points.
     negative_share : float in [0, 1]
         Fraction of points at which the smallest eigenvalue is negative beyond rounding.
     relative_eigenvalue : float in [-1, 1]
-        Mean over points of the smallest eigenvalue, relative to the largest in absolute value.
+        Mean over points of the smallest eigenvalue, divided by the largest absolute eigenvalue.
     residual : float
         Largest bound, over points, on the distance from the computed value to an eigenvalue.
     intervals : dict of (low, high)
@@ -183,7 +183,7 @@ def brenier(
         A block, a composition of blocks (``nn.Sequential``), or any function that treats samples
         independently. A module is copied (to float64, eval mode) and not modified.
     x : array_like, (n, ...)
-        Points of the map's input space, of any shape. Use full spatial features, not pooled ones.
+        Points of the map's input space. Use full spatial features, not pooled ones.
     probes : int
         Number of random sign vectors per point (Hutchinson 1990); each takes two products.
     lanczos : int
@@ -191,20 +191,21 @@ def brenier(
         exact if it is at least the dimension.
     tolerance : float
         The Lanczos steps of a point stop when its `residual` is at most this fraction of its
-        largest eigenvalue.
+        largest absolute eigenvalue; if 0, none stop early.
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
         If 0, no intervals are computed. The value has no other effect: the intervals do not use
         resamples, because resampling a few points gives intervals that are too narrow.
     seed : int
+        Random seed of the sign vectors and of the Lanczos starts.
 
     Raises
     ------
     ArgumentError
-        The output and the input have different shapes, samples influence each other, or the map
-        cannot be differentiated. (An optimal map is defined within one space; at a change of stage,
-        test the blocks after it.)
+        `probes`, `lanczos` or `batch_size` is less than 1, `tolerance` is negative, or `x` is empty
+        or not finite; the output and the input have different shapes (at a change of stage, test
+        the blocks after it), samples influence each other, or the map cannot be differentiated.
 
     Examples
     --------
@@ -395,7 +396,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Return whether the map ends in a ReLU, as a module or a function.
 
-    A ReLU is recognized by its outputs for inputs of both signs.
+    A ReLU is recognized by its many zeros, and no negative outputs, for random inputs.
     """
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -404,7 +405,7 @@ def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
 
 
 def _active(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
-    """Return the derivative of the final ReLU at every output: 1 or 0 (1 without a ReLU)."""
+    """Return the derivative of the final ReLU at every output, 0 or 1; 1 without a final ReLU."""
     if not clamped:
         return torch.ones_like(x)
     with torch.no_grad():

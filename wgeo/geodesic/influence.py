@@ -1,4 +1,4 @@
-"""The contribution of each sample to a segment's measures, so that a resample is a matrix product.
+"""Contributions of samples to a segment's measures, from which resamples are computed quickly.
 
 Every measure of a segment is a function of column means: of per-sample measures, of squared
 displacements, and of the influence functions of W2^2.
@@ -48,12 +48,12 @@ class SegmentSample:
     end : TransportResult or None
         W2 between the first and the last layer.
     floor : float
-        Largest distance that rounding of the features can cause; distances up to this count as
-        zero.
+        Largest distance that rounding of the features can cause; distances up to it count as zero.
     centered : bool
-        Whether each layer's mean was subtracted; if so, there are correlation scores too. Resamples
-        use the means of all samples. The variation of these means has only a second-order effect on
-        every cost, and none on a line shape if centered paths are as likely as their mirror images.
+        Whether each layer's mean was subtracted; if so, there are correlation scores too. From
+        resamples, the means of all samples are subtracted. The variation of the means has only a
+        second-order effect on every cost, and none on a line shape if centered paths are as likely
+        as their mirror images.
     """
 
     path: PathMeasures
@@ -76,7 +76,7 @@ class SegmentSample:
     def centered_of(
         cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
     ) -> SegmentSample:
-        """Measure the centered layers; `steps` and `end` are the results between these."""
+        """Measure the centered layers; `steps` and `end` are the transport results between them."""
         path = path_measures(moments.arrays, centres=moments.centers)
         return cls(path, steps, end, moments.floor, True)
 
@@ -147,8 +147,8 @@ def _transport_measures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndar
     """Return the measures of W2 lengths `steps` (m, L) and `end` (m,)."""
     length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
     count = steps.shape[1]
-    # Ratios can be below 1 only because of a solver's error or the linearization.
     moving = length**2 / np.where(length > 0, (steps**2).sum(1), np.nan)
+    # A ratio can be below 1 only because of a solver's error or the linearization.
     return {
         "moving_blocks": moving,
         "sqrt_moving_blocks": np.sqrt(moving),
@@ -165,11 +165,10 @@ def _ot_score(distance: np.ndarray, paired: np.ndarray) -> np.ndarray:
 
 
 def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
-    """Return n values with mean W2^2: f(x_i) + g(y_i) if the solver has potentials.
+    """Return n values with mean W2^2: f(x_i) + g(y_i), or W2^2 if the solver has no potentials.
 
-    To first order, resampling these values is exact (del Barrio and Loubes 2019, thm 4.1). Their
-    mean is shifted to the computed cost, from which the feasible dual value may differ by the gap
-    of the certificate.
+    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). These
+    values are shifted, since their mean, a lower bound, may differ from the computed cost.
     """
     if result.potentials is None:
         return np.full(n, result.cost)

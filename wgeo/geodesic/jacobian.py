@@ -21,7 +21,7 @@ _FIRST_CHECK, _CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is chec
 
 @contextmanager
 def differentiable_everywhere() -> Iterator[None]:
-    """Use the attention kernel that has forward derivatives; the fused kernels have none."""
+    """Use an attention kernel with forward derivatives; the fused kernels have none."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -35,7 +35,7 @@ def jvp(map_: Map, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return J v, the derivative of the map at `x` along `v`.
 
     The first forward derivative in a process makes torch import rules that it compiles with its own
-    deprecated `torch.jit.script`. Its warning is ignored, since users can do nothing about it.
+    deprecated `torch.jit.script`. This warning is ignored, since users can do nothing about it.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
@@ -70,7 +70,7 @@ class Jacobian:
 def _linearized(map_: Map, x: torch.Tensor) -> Map | None:
     """Trace the map once and return v -> J v; None if it cannot be traced.
 
-    A product takes a quarter to a third of the time of `torch.func.jvp`.
+    A product then takes a quarter to a third of the time of `torch.func.jvp`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.fx warns about constants of the trace
@@ -96,15 +96,16 @@ def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
 def lowest_eigenvalue(
     jacobian: Jacobian, steps: int, tolerance: float, streams: Streams
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return each point's smallest eigenvalue, its error bound, and the largest one in size.
+    """Return each point's smallest eigenvalue, its error bound, and the largest absolute value.
 
     The eigenvalues are those of the Jacobian's symmetric part. The Lanczos method with full
     reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
     Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
     orthogonal to the first space are not missed. The smallest Ritz value theta bounds the smallest
     eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta, where S is
-    the symmetric part and u the Ritz vector. Each point keeps the values of the step at which it
-    converged, so that they do not depend on the rest of its batch.
+    the symmetric part and u the Ritz vector. A point has converged when this bound is at most
+    `tolerance` times its largest absolute Ritz value. It keeps the values of this step, so that
+    they do not depend on the rest of its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()
@@ -143,7 +144,7 @@ def lowest_eigenvalue(
 def _ritz(
     tridiagonal: Float[torch.Tensor, "n k k"], beta: Float[torch.Tensor, " n"]
 ) -> Float[torch.Tensor, "3 n"]:
-    """Return the smallest Ritz value, a bound on its error, and the largest Ritz value in size."""
+    """Return the smallest Ritz value, a bound on its error, and the largest absolute Ritz value."""
     values, vectors = torch.linalg.eigh(tridiagonal)
     return torch.stack([values[:, 0], beta * vectors[:, -1, 0].abs(), values.abs().amax(1)])
 

@@ -36,8 +36,8 @@ from .resampling import Resampled
 from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
 
 Null = Mapping[Ends, Sequence[NullScore]]
-_SAME_COST = 1e-6
-_ROUNDING = 4  # width of an interval that is only rounding error, divided by the bound on it
+_SAME_COST = 1e-6  # relative difference up to which two costs count as equal
+_ROUNDING = 4  # an interval up to this multiple of the rounding bound is only rounding error
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 
@@ -66,41 +66,42 @@ def straightness(
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
-        Whether to solve between every two layers of each segment (for more than 10 layers, between
-        9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default,
-        the missing k pairs, of n samples with d features, are solved if k n^2 (d + 100) <= 4e10,
-        about half a minute per segment on one core. 8 blocks with 2,000 samples of 64 features are
-        within this limit.
+        Whether to solve all pairs of layers of each segment (for more than 10 layers, of 9 evenly
+        spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default, the k
+        missing pairs, of n samples with d features, are solved if k n^2 (d + 100) <= 4e10, which
+        takes about half a minute per segment on one core. 8 blocks with 2,000 samples of 64
+        features are within this limit.
     nulls : int
-        Null maps of each kind (`NullScore`) for every block, every segment and, if `pairs` are
-        solved, every map from one of their layers to the segment's last layer; 0 for none.
+        Number of null maps of each kind (`NullScore`) for every block, every segment and, if
+        `pairs` are solved, every map from one of their layers to the last layer; 0 for none.
     groups : array_like of int, (n,), optional
         Samples with the same number are copies of one image. They are resampled together, and null
         maps use one sample per group.
     seed : int
+        Random seed of the resamples and of the null maps.
 
     Notes
     -----
-    Trajectory measures (line shapes, angles, shares, ``paired``) are recomputed exactly on every
-    resample, and their intervals cover the population's values. Measures that contain W2 are
-    linearized. With optimal potentials f, g, the influence of a sample on W2^2 is f(x_i) + g(y_i)
-    (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample with weights w is sum_i w_i
-    (f_i + g_i), without another solve. **The intervals of these measures cover the expected value
-    at this number of samples**, not its limit: empirical W2 is biased (upwards if clouds move
-    little compared with their spacing), which no resampling can remove. `bias_curve` shows it: it
-    solves again on random subsets of m < n samples, whose spread times sqrt(m / n) is about the
-    same, but whose bias is larger. Without potentials from the solver, the measures that contain W2
-    have no interval.
+    Measures of the samples' paths (line shapes, ``turning_angle``, ``orthogonal_share``,
+    ``paired``) are exact on every resample; their intervals cover the population's values. Measures
+    that contain W2 are linearized: with optimal potentials f, g, the influence of a sample on W2^2
+    is f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so to first order the W2^2 of a
+    resample with weights w is sum_i w_i (f_i + g_i), without another solve. **Their intervals cover
+    the expected value at this number of samples**, not its limit: empirical W2 is biased (upwards
+    if clouds move little compared with their spacing), and no resampling can remove this bias.
+    `bias_curve` shows how it depends on the number of samples. If the solver returns no potentials,
+    measures that contain W2 have no interval.
 
-    Centered values are linearized likewise, with the layers' means fixed: their variation has only
-    a second-order effect on every cost.
+    Centered values are linearized in the same way, with the layers' means fixed: the variation of
+    the means has only a second-order effect on every cost.
 
     Raises
     ------
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, or `nulls` is not a whole number of at least 0.
+        `groups` is not one whole number per sample, `bootstrap` is 1, or `bootstrap`, `nulls` or
+        `seed` is not a whole number of at least 0.
 
     Examples
     --------
@@ -193,7 +194,7 @@ class _MeasuredSegment:
         return len(self.segment.arrays) - 1
 
     def optimality(self, i: int, j: int, null: Null, suffix: str) -> dict[str, Any]:
-        """Return the fields of `Optimality` for layers i to j; their measures end in `suffix`."""
+        """Return the fields of `Optimality` for layers i to j, whose measures end in `suffix`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
         paired = self.resampled_raw.values[f"paired{suffix}"]
@@ -217,7 +218,7 @@ class _MeasuredSegment:
         }
 
     def length_ratio_at_most(self, seed: int) -> float | None:
-        """Return the bound from second moments, computed on as many samples as null maps use."""
+        """Return the bound from second moments, on no more samples than a null map uses."""
         arrays = self.segment.arrays
         if self.last < 2:
             return None  # a single step has length ratio 1
@@ -252,7 +253,7 @@ def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
 def _solve_missing(
     segment: Segment, pairs: bool | None, solver: Solver, feature_bytes: int
 ) -> dict[Ends, TransportResult]:
-    """Solve the pairs of a segment that a chain lacks."""
+    """Solve the pairs of layers that are not part of a chain (`missing_pairs`)."""
     keys = missing_pairs(segment, pairs)
     clouds = [
         (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
@@ -346,7 +347,7 @@ def _segment(
 
 
 def _path(resampled: Resampled) -> dict[str, Any]:
-    """Return every measure of a path by name."""
+    """Return the measures of a path by name."""
     return {name: defined(resampled.values[name]) for name in _PATH}
 
 
@@ -363,7 +364,10 @@ def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]
 
 
 def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
-    """Return the centered length divided by the largest estimate of a null map's W2 end to end."""
+    """Return the centered length divided by the largest W2 of a null map from end to end.
+
+    Null maps may use fewer samples, so their W2 is estimated from their OT scores.
+    """
     highest = max((each.ot_score for each in null), default=0.0)
     paired = sample.resampled_centered.values["paired"] * np.sqrt(highest)
     return float(sample.resampled_centered.values["length"] / paired) if paired > 0 else None
@@ -372,7 +376,7 @@ def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> f
 def _interpolation(
     segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Solver
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return each layer's distance to the geodesic, and the time at which it is taken.
+    """Return each layer's distance to the geodesic, and the time of the point it is compared with.
 
     Distances are fractions of W2 between the ends; times are fractions of the arc length.
     """
@@ -397,8 +401,8 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # A good pairing to start from: sample i of an early layer is near the geodesic that starts
-        # at sample i, that of a late layer near the one that ends at sample i.
+        # Start from the better pairing: sample i of an early layer is near the geodesic that
+        # starts at sample i, and sample i of a late layer near the one that ends at sample i.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
@@ -408,7 +412,7 @@ def _interpolation(
 def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float) -> bool:
     """Return whether the coupling is a permutation that the result's interval proves optimal.
 
-    It is proved to the solver's tolerance, or to rounding, which `floor` bounds.
+    It must be optimal to within the solver's tolerance or rounding, which `floor` bounds.
     """
     match = end.coupling
     proved = end.status is Status.CERTIFIED or end.upper - end.lower <= _ROUNDING * floor

@@ -1,13 +1,13 @@
 """Null maps: can these samples distinguish an optimal map from one that is not optimal?
 
-In many dimensions samples are sparse, so that any small displacement looks optimal. Null maps show
-whether it does. Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null map
-has the same centered displacements s_i = v_i - u_i, but permuted or rotated, and is scored in the
-same way as the network's own pairing:
+In many dimensions samples are sparse, so that any small displacement may look optimal. Null maps
+show whether it does. Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null
+map has the same centered displacements s_i = v_i - u_i, but permuted or rotated, and is scored in
+the same way as the network's own pairing:
 
 * *dealt* (permuted): x_i + s_p(i), with p a random permutation;
 * *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. The Jacobian of
-  an optimal map is symmetric, I + M. That of its null map is I + A M, which is not symmetric; the
+  an optimal map is symmetric, I + M. That of its null map is I + A M, which in general is not; its
   antisymmetric part grows with the displacements.
 
 If the score of a null map is as high as that of the network's own pairing, the samples cannot show
@@ -52,8 +52,15 @@ def null_scores(
     draws : int
         Number of null maps of each kind; 0 for none.
     seed : sequence of int
+        Random seed of the maps and of the subset.
     groups : ndarray of int, (n,), optional
         Samples with the same number are copies of one image; one of each group is used.
+
+    Returns
+    -------
+    tuple of NullScore
+        One per kind. Empty for no draws, for fewer than two samples, or if the pairing's own score
+        is undefined.
 
     Notes
     -----
@@ -81,7 +88,7 @@ def null_scores(
 def has_power(null: Sequence[NullScore]) -> bool | None:
     """Return whether the score of the pairing clearly exceeds every null score.
 
-    None without null scores.
+    Its certified lower bound is compared with their upper bounds. None without null scores.
     """
     if not null:
         return None
@@ -100,21 +107,21 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
 
 
 def null_bytes(n: int, d: int) -> int:
-    """Return the memory of `null_scores`: copies of the clouds, and one dense problem."""
+    """Return the bytes of memory that `null_scores` needs: copies of the clouds, one problem."""
     return 10 * 8 * min(n, _limit(d)) * d + 2**28
 
 
 def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Return rows of distinct samples, a random subset if they are too many for their width d."""
+    """Return a row of every distinct sample, or of a random subset of at most `_limit(d)`."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     limit = _limit(d)
     return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
 
 
 def _limit(d: int) -> int:
-    """Return the number of samples that are scored, for their width d."""
+    """Return the largest number of samples of width d that are scored."""
     return min(MAX_SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
 
 
@@ -127,7 +134,7 @@ def _turned(
 
 
 def _scores(x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]) -> tuple[Score, float]:
-    """Return the correlation score of x -> x + step, and the upper bound of its OT score.
+    """Return the correlation score of x -> x + step, and an upper bound on its OT score.
 
     If the correlation score is undefined, it is replaced by 0 with the interval [0, 1].
     """

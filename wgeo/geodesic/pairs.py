@@ -1,4 +1,4 @@
-"""Transport between every two layers of a segment: optimality of maps, length over k runs."""
+"""Transport between all pairs of layers of a segment, and path lengths over k runs of blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .result import NullScore, Pairs
 
 MAX_LAYERS = 10  # 45 pairs; in a longer segment, 9 evenly spaced layers are compared
 _RUNS = (2, 4, 8)
-# Budget for the sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000
-# samples of 64 features takes about 0.4 s; the 100 is for the sparse problem, at any width.
+# Largest sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000 samples
+# of 64 features takes about 0.4 s. The 100 is the cost of the sparse problem, for any width d.
 _WORK = 4e10
 Solutions = Mapping[tuple[int, int], TransportResult]
 
@@ -21,8 +21,7 @@ Solutions = Mapping[tuple[int, int], TransportResult]
 def evenly_spaced(blocks: int, runs: int) -> list[int]:
     """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
-    The layers for 2k runs include those for k runs, so a length over runs does not decrease from k
-    to 2k.
+    The layers for 2k runs include those for k runs, so the path through them is at least as long.
     """
     return [(2 * j * blocks + runs) // (2 * runs) for j in range(runs + 1)]
 
@@ -34,7 +33,7 @@ def compared_layers(segment: Segment) -> list[int]:
 
 
 def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]:
-    """Return the pairs missing from a chain if `pairs` is true, or None and they are affordable."""
+    """Return the pairs to solve beyond those of a chain; by default (None), only if affordable."""
     last = len(segment.arrays) - 1
     keys = [
         (i, j)
@@ -57,7 +56,7 @@ def solutions_by_pair(
 def length_over_runs(
     blocks: int, distances: Mapping[tuple[int, int], float]
 ) -> dict[int, float | None]:
-    """Return {k: L(k) / D} for each k for which all distances are known."""
+    """Return {k: L(k) / D} for each k for which all distances are known; None if D is 0."""
     end = distances[0, blocks]
     ratios: dict[int, float | None] = {}
     for runs in [*(k for k in _RUNS if k < blocks), blocks]:
@@ -74,7 +73,7 @@ def as_matrices(
     centered: Mapping[tuple[int, int], CenteredPair],
     null: Mapping[tuple[int, int], Sequence[NullScore]],
 ) -> Pairs | None:
-    """Return the results as matrices; None for only two layers, or if pairs are missing."""
+    """Return the results as matrices; None for only two layers, or if a pair was not solved."""
     layers = compared_layers(segment)
     if len(layers) < 3 or any(ends not in solutions for ends in combinations(layers, 2)):
         return None

@@ -1,6 +1,6 @@
 """Straightness of each sample's path through the layers, and the resolution of the samples.
 
-All measures here are Euclidean and per sample; `measure` adds the measures of transport.
+None of these measures needs optimal transport; `measure` adds those that do.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ class PathMeasures:
     line_shape_ratio : ndarray, (n,), in [1, inf)
         LSR = sum_l ||Delta_l|| / ||x_L - x_0||. Undefined if the path is closed.
     line_shape_score : ndarray, (n,), in [1, inf)
-        LSS = L / ||sum_l Delta_l / ||Delta_l|| || over the L steps that are not zero (Gai and
+        LSS = M / ||sum_l Delta_l / ||Delta_l|| || over the M steps that are not zero (Gai and
         Zhang 2021, arXiv 2102.09235). Undefined if the path is closed or its unit steps cancel.
     turning_angle : ndarray, (n,), degrees in [0, 180]
-        Mean angle between consecutive non-zero steps. Undefined with fewer than two of them.
+        Mean angle between consecutive non-zero steps. Undefined if there are fewer than two.
     orthogonal_share : ndarray, (n,), in [0, 1)
         sum_l ||Delta_l - <Delta_l, e> e||^2 / sum_l ||Delta_l||^2, with e the chord's direction.
+        Undefined if the path is closed.
     step_cost : ndarray, (n, L)
-        ||Delta_l||^2, squared units of the features.
+        ||Delta_l||^2, in squared units of the features.
     chord_cost : ndarray, (n,)
         ||x_L - x_0||^2.
     square : ndarray, (n, L + 1)
@@ -65,7 +66,7 @@ def path_measures(
     arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
         Features of the same samples, layer by layer, in one space.
     centres : ndarray, (L + 1, d), optional
-        Points to subtract from each layer, such as its mean for paths of centered features.
+        The point to subtract from each layer, for example its mean.
     """
     eps = _precision(arrays)
 
@@ -94,7 +95,7 @@ def _measure(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
         along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
-        # The error of a unit step is tolerance / length, and that of their sum is:
+        # A unit step has an error of at most tolerance / length, and their sum at most:
         blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
         unit_sum = np.linalg.norm(units.sum(0), axis=1)
         score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)
@@ -111,7 +112,7 @@ def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
     total, turns = np.zeros(rows), np.zeros(rows)
     last, started = units[0].copy(), moved[0].copy()
     for unit, moves in zip(units[1:], moved[1:], strict=True):
-        # Kahan's angle between unit vectors, accurate also for nearly equal vectors.
+        # Kahan's angle between unit vectors, accurate even for nearly equal vectors.
         angle = 2 * np.arctan2(
             np.linalg.norm(unit - last, axis=1), np.linalg.norm(unit + last, axis=1)
         )
@@ -129,7 +130,7 @@ def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
 
     Coincident samples can be exchanged without cost, so they do not affect which couplings are
     optimal. NaN if all samples coincide. If there are more than `_MAX_QUERIES` samples, the median
-    is over that many of them, each of which is compared with all others, read in parts.
+    is over this number of them, evenly spaced, each compared with all others.
     """
     n, d = x.shape
     center = mean_of(x)
@@ -160,7 +161,7 @@ def _least_distinct(
 ) -> Float[np.ndarray, " q"]:
     """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i.
 
-    All entries are compared with the threshold only in the rows in which the least is below it.
+    If a row's least entry is above the threshold for coincidence, no other entry is compared.
     """
     squares = (points**2).sum(1)
     squared = np.column_stack([points, np.ones(len(points))]) @ factor
@@ -184,8 +185,8 @@ def resolution(
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
     The mean displacement is subtracted because a translation does not change which coupling is
     optimal. If every remaining displacement is at most half the nearest-neighbor distance, the
-    pairing of x_i with y_i is optimal for any map. Below `LOW_RESOLUTION` = 1/2, an ot_score of 1
-    is therefore not evidence of an optimal map.
+    pairing of x_i with y_i is optimal, whatever the map. Below `LOW_RESOLUTION` = 1/2, an ot_score
+    of 1 is therefore not evidence of an optimal map.
 
     Parameters
     ----------

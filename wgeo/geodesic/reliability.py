@@ -1,8 +1,8 @@
 """Can the samples show that a path is straight? Effective sample size and a bound by moments.
 
 A single distant sample can make a whole path look straight; the effective number of samples detects
-this. In many dimensions, samples can be so far apart that transport cannot tell a rotation of all
-samples from straight motion; a bound that uses only second moments rules this out.
+this. In many dimensions, samples can be so far apart that transport cannot distinguish a rotation
+of all samples from straight motion; a bound that uses only second moments can.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def effective_samples(
     Parameters
     ----------
     path : PathMeasures
-        The measures of the centered layers.
+        Measures of the centered layers.
     squared_distances : {(i, j): ndarray, (n,)}
-        Squared distances by which transport moves the samples; see `costs`.
+        Squared distances by which transport moves the samples (`costs`), between consecutive layers
+        and from i to j.
     i, j : int
         Indices of the first and the last layer.
     groups : ndarray of int, (n,), optional
@@ -79,7 +80,8 @@ def costs(
 ) -> Float[np.ndarray, " n"]:
     """Return ||v_c(k) - u_k||^2 for every sample k, with c the optimal coupling.
 
-    If the coupling is not a permutation, return `paired`, each sample's own squared distance.
+    If the coupling is not a permutation, return `paired`, the squared distances under the network's
+    own pairing.
     """
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
@@ -121,7 +123,7 @@ def length_ratio_at_most(
     Returns
     -------
     float or None
-        None for fewer than 20 samples, or if the lower bound on W2 is not positive.
+        None for fewer than 20 samples, or if the lower bound on W2 or the length is not positive.
     """
     if len(u) < _MIN_SAMPLES:
         return None
@@ -168,7 +170,7 @@ def _shrink(covariance: Float[np.ndarray, "d d"], mean: float, weight: float) ->
 def _gaussian_map(
     x: Float[np.ndarray, "d d"], y: Float[np.ndarray, "d d"]
 ) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
-    """Return the optimal map A between two Gaussians (A x A = y, A > 0), and its inverse."""
+    """Return the optimal map A from covariance x to y (A x A = y, A > 0), and its inverse."""
     root, inverse = _roots(x)
     middle, middle_inverse = _roots(root @ y @ root)
     return inverse @ middle @ inverse, root @ middle_inverse @ root

@@ -40,7 +40,8 @@ class Resampled:
     draws : dict of ndarray, (draws,)
         The measures of bootstrap resamples (n of n samples, with replacement).
     left_out : dict of ndarray, (n,)
-        The measures with sample (or group) i left out, for influence and pseudo-values.
+        The measures with sample i left out, for influence and pseudo-values; one per group if the
+        samples have groups.
     """
 
     values: dict[str, float]
@@ -80,10 +81,16 @@ def resample(
     measures : callable, (m, c) -> {name: (m,)}
         Measures as functions of the column means, for m sets of means.
     draws : int
-        Number of bootstrap resamples; 0 for none.
+        Number of bootstrap resamples; 0 for none, otherwise at least 2.
     seed : int
+        Random seed of the resamples.
     groups : ndarray of int, (n,), optional
         Rows with the same number are copies of one sample, and are drawn or left out together.
+
+    Raises
+    ------
+    ArgumentError
+        `draws` is 1, or `draws` or `seed` is not a whole number of at least 0.
     """
     if as_count(draws, "bootstrap") == 1:
         raise ArgumentError("bootstrap must be 0 or at least 2, not 1.")
@@ -110,7 +117,7 @@ def resample(
 def _by_group(
     columns: Float[np.ndarray, "n c"], groups: Int[np.ndarray, " n"] | None
 ) -> tuple[Float[np.ndarray, "g c"], Int[np.ndarray, " g"]]:
-    """Return the sum of the rows of every group, and their number."""
+    """Return the sum of the rows of every group, and the number of its rows."""
     if groups is None:
         return columns, np.ones(len(columns), dtype=np.int64)
     indices = np.unique(groups, return_inverse=True)[1]
@@ -121,11 +128,11 @@ def _by_group(
 def mean_interval(
     values: Float[np.ndarray, " n"], *, positive: bool = False
 ) -> tuple[float, float] | None:
-    """Return Student's t interval for the mean of a few values (NaN ignored; None below two).
+    """Return Student's t interval for the mean of a few values, without NaN; None below two.
 
-    Because `positive` values are skewed, their interval is symmetric on a log scale: m exp(-+ t s /
-    m), where s is the standard error of the mean m. Resampling would give intervals that are much
-    too narrow: 95 % BCa intervals of 4 values contain the mean in 80 % of samples.
+    If the values are `positive`, and therefore skewed, the interval is symmetric on a log scale:
+    m exp(-+ t s / m), where s is the standard error of the mean m. Resampling would give intervals
+    that are much too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
     """
     defined = values[~np.isnan(values)]
     n = len(defined)
@@ -147,7 +154,8 @@ def bca_interval(
 
     The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration
     a = sum u^3 / (6 (sum u^2)^(3/2)) with the leave-one-out influence u, which corrects for
-    skewness. The interval covers the spread under resampling, but not the finite-sample bias.
+    skewness. The interval covers the spread under resampling, but not the finite-sample bias. It is
+    None if the value is not finite or there are no draws.
     """
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:
@@ -167,7 +175,7 @@ def bca_interval(
 
 
 def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: int) -> float:
-    """Return the one-sided p-value of "mean difference > 0" between paired samples.
+    """Return the one-sided p-value of paired samples; a small one means "mean difference > 0".
 
     Signs are flipped at random, or in all possible ways if there are at most `draws` of these. The
     test is exact if the two samples of a pair are exchangeable, and asymptotically valid whenever
@@ -191,7 +199,7 @@ def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: 
 def permutation_p_value(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], *, draws: int, seed: int
 ) -> float:
-    """Return the one-sided p-value of "mean a > mean b" between independent samples.
+    """Return the one-sided p-value of independent samples; a small one means "mean a > mean b".
 
     The statistic is Welch's t under random relabeling, or under all relabelings if there are at
     most `draws` of these. The test is exact if a and b have the same distribution, and

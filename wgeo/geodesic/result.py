@@ -23,14 +23,15 @@ class NullScore:
     kind : str
         ``dealt`` (permuted) or ``turned`` (rotated); see ``wgeo.geodesic.nulls``.
     score : (value, low, high)
-        The highest value of all draws; ``low`` and ``high`` are the lowest and the highest
-        certified bounds of all draws.
+        The highest value of all draws, the lowest certified lower bound, and the highest
+        certified upper bound.
     draws : tuple of float
         The score of every draw.
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.MAX_SAMPLES``.
+        Number of samples on which the scores were computed, at most
+        ``wgeo.geodesic.nulls.MAX_SAMPLES``.
     ot_score : float
         The highest certified upper bound of the draws' centered OT scores.
     """
@@ -45,18 +46,19 @@ class NullScore:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Transport between every two layers of a segment, in (k, k) matrices.
+    """Transport between all pairs of layers of a segment, in (k, k) matrices.
 
     Attributes
     ----------
     layers : tuple of str
-        The k layers compared: all layers of the segment, or evenly spaced ones if it is long.
+        The k layers compared: all layers of the segment, or 9 evenly spaced ones of more than 10.
     distance, lower, upper : tuple of tuple of float
         W2 and an interval that contains it; symmetric, with zeros on the diagonal.
     corr_score, corr_low, corr_high : tuple of tuple of (float or None)
         The correlation score and its certified interval; None if undefined.
     null : tuple of tuple of (float or None), or None
-        The highest certified bound of the null scores of each pair; None without null scores.
+        The highest certified upper bound of each pair's null scores. An entry is None for a pair
+        without null maps; the matrix is None if no pair has any.
     """
 
     layers: tuple[str, ...]
@@ -83,33 +85,35 @@ class Optimality(Result):
     distinct : int
         Number of distinct images: n, or the number of ``groups`` (`straightness`).
     spread : tuple of float
-        sd of every layer of the pair or of the segment, in units of the features.
+        sd of each layer, in units of the features.
     spread_ratio : float, or None if x is a point
-        sd_y / sd_x of the ends.
-    effective_samples : float in [1, distinct], or None if nothing moves
+        sd_y / sd_x.
+    effective_samples : float in [1, distinct], or None if all weights w are 0
         Effective number of samples behind these values: the smallest of (sum w)^2 / sum w^2 for
-        three weights w of a sample, which are ||u|| ||v||, its transport cost from end to end, and
-        the cost of all its steps. If it is near 1, a single sample determines the values.
+        three choices of a sample's weight w: ||u|| ||v||, its centered transport cost from end to
+        end, and the sum of those of its steps. If it is near 1, a single sample determines the
+        values.
     relative_displacement : float, or None if both are points
         sqrt(mean ||v - u||^2) / max(sd_x, sd_y). If it is near the rounding of the features (1e-6
         or less), nothing has moved except for a common shift, and scores are meaningless.
     relative_rounding : float, or None if both are points
-        The largest displacement that rounding of the features can cause, in the same units.
+        The largest displacement that rounding of the features can cause, divided by
+        max(sd_x, sd_y).
     shift_share : float in [0, 1], or None if nothing moves
         ||m||^2 / mean ||y - x||^2, the fraction of the motion that is a shift common to all
         samples. Such a shift does not change which coupling is optimal.
-    ot_score_centred : float in [0, 1], or None
+    ot_score_centred : float in [0, 1], or None if nothing moves except for a common shift
         W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
     corr_score : (value, low, high), or None if undefined
         mean <u, v> divided by its maximum over all couplings, (S - mean ||v - u||^2) / (S - W2^2(u,
-        v)). It is at most 1, and equals 1 if and only if the pairing is optimal; for an unrelated
+        v)). It is at most 1, and equals 1 if and only if the pairing is optimal; for a random
         pairing it is 0 on average. It does not change if either cloud is translated or scaled. (The
         OT score, in contrast, is at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any*
         pairing if one cloud is much larger than the other.) ``low`` and ``high`` are certified,
         from the interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if
         a cloud is a point, or if nothing bounds the score from below.
     null : tuple of NullScore
-        Scores of null maps with the same displacements; empty if none were computed.
+        Scores of null maps; empty if none were computed.
     power : bool or None
         Whether these samples can distinguish an optimal map from null maps (see
         `wgeo.geodesic.nulls.has_power`). A score near 1 is evidence only if they can. A score
@@ -133,7 +137,7 @@ class Optimality(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTransport(Optimality):
-    """One block as a pushforward: W2 between its input and output, and its own pairing.
+    """One block as a pushforward: W2 between its input and output, and the network's own pairing.
 
     It has these attributes and those of `Optimality`, for the map from `source` to `target`.
 
@@ -153,14 +157,14 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Median displacement, without the mean displacement, over the median distance to the nearest
-        neighbor. Below 1/2 the OT score is no evidence of an optimal map. None if all samples
-        coincide.
-    status, solver, seconds
-        As the solver reports them.
+        Median displacement, after the mean displacement is subtracted, divided by the median
+        distance to the nearest neighbor. Below 1/2 the OT score is not evidence of an optimal map.
+        None if all samples coincide.
+    status, solver, seconds : str, str, float
+        As in `TransportResult`.
     intervals : dict of (low, high)
         95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
-        `corr_score`; see `straightness`.
+        `corr_score`, if they exist; see `straightness`.
 
     Examples
     --------
@@ -205,11 +209,11 @@ class BlockTransport(Optimality):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentStraightness(Optimality):
-    """Straightness of a run of layers in one space; None if a measure is undefined.
+    """Straightness of a run of layers in one space; an undefined measure is None.
 
-    Notation: W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L), and x_l are a sample's features at layer
-    l. It has these attributes and those of `Optimality`, for the map from the first layer to the
-    last.
+    Notation: mu_l is the distribution of the features x_l of layer l, W_l = W2(mu_l, mu_{l+1}), and
+    D = W2(mu_0, mu_L). The segment has these attributes and those of `Optimality`, for the map from
+    its first layer to its last.
 
     Attributes
     ----------
@@ -232,10 +236,10 @@ class SegmentStraightness(Optimality):
         sqrt(B), the length ratio that mutually orthogonal steps of these lengths would have. A path
         whose length ratio is near sqrt(B) is not straight, even if the ratio is close to 1.
     length_over_runs : dict of {k: float or None}
-        L(k) / D for k = 2, 4, 8, ... and L. L(k) is the length of the path through k + 1 evenly
-        spaced layers, that is, over k runs of blocks. It does not decrease from one power of two to
-        the next or to L, so networks of different depth are compared at equal k. If `pairs` is
-        None, only k = L is available.
+        L(k) / D for k = L and for each k < L of 2, 4 and 8. L(k) is the length of the path through
+        k + 1 evenly spaced layers, that is, over k runs of blocks. It does not decrease with k, so
+        networks of different depth are compared at equal k. If `pairs` is None, only k = L is
+        available.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
         Means over the samples for which they are defined; see ``wgeo.geodesic.paths.PathMeasures``.
     paired : float
@@ -243,32 +247,32 @@ class SegmentStraightness(Optimality):
     ot_score : float in [0, 1], or None
         D^2 / paired^2.
     resolution : float or None
-        Resolution of the pair of end layers: see ``resolution``.
+        Resolution of the map from the first layer to the last; see `BlockTransport`.
     interpolation_gap : tuple of (float or None), one per layer
         W2(mu_l, nu_t) / D, where nu_t is the displacement interpolation of the end layers (McCann
-        1997), that is, the law of (1 - t) x_0 + t T(x_0) with their optimal coupling T, and t is
-        the arc length up to layer l divided by `length`. It is 0 at both ends. None unless the
-        solver returns a permutation and proves it optimal, as `Exact` does, and (with a warning)
-        for stored layers if the disk has no space for nu_t.
+        1997), that is, the distribution of (1 - t) x_0 + t T(x_0) with their optimal map T, and t
+        is the length of the path up to layer l divided by `length`. It is 0 at both ends. None if
+        D is 0, if the solver does not return a permutation with a proof that it is optimal (`Exact`
+        does), or, with a warning, if the disk has no space for the nu_t of stored layers.
     interpolation_time : tuple of (float or None), one per layer
-        The t of each layer: the point on the geodesic with which it is compared.
+        The t of each layer, in [0, 1]; None if D is 0.
     quantiles : dict
         {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures.
     undefined_samples : dict of int
-        Number of samples for which each trajectory measure is undefined (closed or short paths).
+        Number of samples for which each per-sample measure is undefined (``PathMeasures``).
     intervals : dict of (low, high)
         95 % bootstrap intervals; see `straightness`.
     centred : dict
         Every measure of the path with each layer's mean subtracted, under the same names:
         `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
-        `length_over_runs` and their `intervals`. They need no further solve, because W2^2 = ||m||^2
-        + W2^2(u, v). Two more values say whether the samples are dense enough to detect a turn:
-        ``null_length_ratio``, the length divided by the largest W2 between the ends of a null map;
-        and ``length_ratio_at_most``, a one-sided 95 % bound on the population's length ratio from
-        second moments (``wgeo.geodesic.reliability``).
+        `ot_score`, `length_over_runs` and their `intervals`. They follow from the solved problems,
+        because W2^2 = ||m||^2 + W2^2(u, v). Two more values say whether the samples are dense
+        enough to detect a turn: ``null_length_ratio``, the length divided by the largest W2 between
+        the ends of a null map; and ``length_ratio_at_most``, a one-sided 95 % upper bound on the
+        population's length ratio from second moments (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
-        Transport between every two layers; None for only two layers, or if it was not affordable.
+        Transport between all pairs of layers; None for only two layers, or if it was not computed.
 
     Examples
     --------
@@ -370,7 +374,7 @@ class Straightness(Result):
 
 
 def _row(block: BlockTransport) -> dict[str, Any]:
-    """Return a block as columns with one value each."""
+    """Return a block as a row of a table, with one value per column."""
     row = {
         name: value
         for name, value in block.to_dict().items()

@@ -46,23 +46,25 @@ class StraighterThan(Result):
     difference : float
         value - reference.
     interval : (low, high)
-        95 % interval of the difference, from the values (or pseudo-values) of images, or from the
-        values of networks.
+        95 % Student's t interval of the difference, from the values (or pseudo-values) of images,
+        or from the values of networks.
     effect_size : float
         Cohen's d: the gain in straightness divided by the standard deviation over images or
-        networks (of the differences if paired). It is positive if the network is straighter.
+        networks (of the differences if paired). It is positive if the network is straighter, and 0
+        if this deviation is 0.
     p_value : float in (0, 1]
         One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
         One-sided, for "the network is not less straight than the reference".
     paired : bool
-        Whether both networks saw the same images, or each network has a partner on the other side.
+        Whether both networks processed the same images, or each network has a partner on the other
+        side.
     samples : int
         Number of images of the network, or number of networks, for which the statistic is defined.
     over : {"images", "networks"}
-        What was resampled. With ``images`` there is one network on each side, and the test is only
-        about these two networks: two training runs of one recipe usually differ significantly too.
-        With ``networks`` there are several on each side, and the test is about the recipes.
+        The units of the test. With ``images`` there is one network on each side, and the test is
+        only about these two: two training runs of one recipe usually differ significantly too. With
+        ``networks`` there are several on each side, and the test is about the recipes.
 
     Examples
     --------
@@ -117,14 +119,14 @@ def straighter_than(
 ) -> tuple[StraighterThan, ...]:
     """Test, segment by segment, whether a network is straighter than a reference.
 
-    *One network on each side*: the test is over images. The images are resampled, and the two
-    networks are fixed. Two training runs of one recipe differ by more than the sampling error over
-    images, so this test says nothing about recipes, only about these two networks.
+    *One network on each side*: the test is over images, a random sample, and the two networks are
+    fixed. Two training runs of one recipe differ by more than the sampling error over images, so
+    this test says nothing about recipes, only about these two networks.
 
     *Several networks on each side*: the test is over networks, and only this test can show that one
     recipe gives straighter networks than another. Each network contributes one value, measured on
-    its images. A difference can be significant only with at least four networks on each side, or
-    with six pairs if networks are paired.
+    its images. With equal numbers of networks, a difference can be significant only with at least
+    four on each side, or six pairs if networks are paired.
 
     Good references are the same architecture at initialization, its counterpart without shortcuts,
     and the network with its layers in another order (`shuffled`).
@@ -138,33 +140,38 @@ def straighter_than(
     centred : bool
         Whether to subtract each layer's mean, so that a shift common to all samples does not count.
     paired : bool, optional
-        With one network on each side: whether both networks saw the same samples, row by row. By
-        default, they are paired if the labels and the first layers (the images) agree. With
+        With one network on each side: whether both networks processed the same samples, row by row;
+        by default, whether their labels and their first layers (usually the images) are equal. With
         several: whether network i of one side belongs to network i of the other (for example,
-        because both have the same seed). By default, they are not paired.
+        because both have the same seed); by default false.
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
-        Number of resamples; the smallest p-value is 1 / (draws + 1). If there are at most `draws`
-        relabelings, as with few networks, all of them are enumerated.
+        Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If at
+        most `draws` exist, as for few networks, all of them are enumerated.
     seed : int
+        Random seed of these draws.
+
+    Returns
+    -------
+    tuple of StraighterThan
+        One test per segment, in order.
 
     Notes
     -----
     If samples are paired, the signs of the differences are flipped at random; otherwise samples are
     randomly reassigned to the two sides, with Welch's t as the statistic. Both tests are exact if
-    the two sides are exchangeable (p-values are uniform if both have the same distribution), and
-    asymptotically valid if only the expected statistics are equal. Statistics of W2 have no
-    per-sample values; their jackknife pseudo-values (Tukey 1958), linearized as in `straightness`,
-    are used instead. The finite-sample bias of these statistics depends on the number of samples,
-    so both sides must have the same number.
+    the two sides are exchangeable, and asymptotically valid if only the expected statistics are
+    equal. Statistics of W2 have no per-sample values; their jackknife pseudo-values (Tukey 1958),
+    linearized as in `straightness`, are used instead. The finite-sample bias of these statistics
+    depends on the number of samples, so both sides must have the same number.
 
     Raises
     ------
     ArgumentError
         The statistic is unknown or undefined, only one of the sides has several networks, paired
-        sides differ in size, the statistic needs equal numbers of samples, or the segments cannot
-        be compared.
+        sides differ in size, the statistic needs equal numbers of samples, the solver has no
+        potentials for a statistic of W2, or the segments cannot be compared.
 
     Examples
     --------
@@ -323,7 +330,7 @@ def _per_sample(
     if np.isnan(values).all():
         raise ArgumentError(
             f"{statistic} is undefined from {segment.names[0]} to {segment.names[-1]}: "
-            "every sample (or distribution) ends where it began."
+            "every sample (or distribution) ends where it began, or makes too few steps."
         )
     return values
 
@@ -345,11 +352,11 @@ def _deviation(values: np.ndarray) -> float:
 
 
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
-    """Return the trajectory with the inner layers of every segment in another order.
+    """Return the trajectory with the inner layers of every segment in a random, different order.
 
     The first and last layers of every segment keep their places, so distances from end to end are
-    unchanged. Straightness that remains is not due to the order of the layers. The result is a
-    useful reference for `straighter_than`.
+    unchanged. Segments with fewer than two inner layers are unchanged. Straightness that remains is
+    not due to the order of the layers. The result is a useful reference for `straighter_than`.
 
     Raises
     ------
@@ -367,7 +374,7 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
         order = rng.permutation(len(inner))
         while np.array_equal(order, np.arange(len(inner))):
             order = rng.permutation(len(inner))
-        # A stage's entry remains at the beginning of the stage, the segment's first layer.
+        # The entry of a stage is the segment's first layer, so it stays at its position.
         reordered = [
             replace(layers[inner[k]], entry=layers[i].entry)
             for i, k in zip(inner, order, strict=True)

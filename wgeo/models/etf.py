@@ -41,8 +41,9 @@ def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
 
     W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), with P^T P = I.
     The columns of P are the normalized indicators of K consecutive groups of features, so that
-    nonnegative features (after a ReLU) can align with every class: h = P e_k gives logits
-    proportional to W w_k plus a constant. A random rotation P could require negative features.
+    nonnegative features (after a ReLU) can align with every class: h = P e_k gives logits W h
+    proportional to W w_k, where w_k is row k of W. With a random P, features could have to be
+    negative.
 
     Parameters
     ----------
@@ -89,17 +90,17 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
         (or a network of the same blocks) or a CIFAR ResNet, since the last residual block is made
         narrower.
     dim : ``"K"``, ``"keep"``
-        ``"K"``: the last residual block has K output features instead of d: its last convolution
-        has K filters, and its shortcut becomes a 1 x 1 projection with batch norm. This saves
-        memory (20.7 % of ResNet-18's parameters at K = 10, 4.5 % of ResNet-50's), which a
-        projection after the pooling would not. If d = K already, the block is unchanged.
-        ``"keep"``: the features are unchanged, and only the head is fixed.
+        ``"K"``: the last residual block has K output features instead of d. Its last convolution
+        has K filters, and its shortcut becomes a 1 x 1 projection with batch norm. At K = 10, this
+        saves 20.7 % of ResNet-18's parameters and 4.5 % of ResNet-50's; a projection after the
+        pooling would save none. If d = K already, the block is not changed.
+        ``"keep"``: the features are not changed, and only the head is fixed.
 
     Returns
     -------
     nn.Module
         New layers are randomly initialized; the rest is copied. In the state dict, the fixed
-        classifier has the old head's name and no bias, by which loading recognizes it.
+        classifier has the old head's name. Loading recognizes it by the missing bias.
 
     Raises
     ------
@@ -152,7 +153,7 @@ def _last_block(net: nn.Module, width: int) -> ResidualBlock:
 
 
 def _last_conv(block: ResidualBlock) -> tuple[str, nn.Conv2d]:
-    """Return the last convolution of a block's branch, and its number."""
+    """Return the number of the last convolution of a block's branch, and the convolution."""
     from torchvision.models.resnet import Bottleneck
 
     number = "3" if isinstance(block, Bottleneck) else "2"
@@ -162,7 +163,7 @@ def _last_conv(block: ResidualBlock) -> tuple[str, nn.Conv2d]:
 
 
 def _narrow(block: ResidualBlock, width: int) -> None:
-    """Change a residual block to `width` output channels, in place."""
+    """Reduce a residual block to `width` output channels, in place."""
     number, old = _last_conv(block)
     device = old.weight.device
     size, pad = old.kernel_size[0], old.padding[0]

@@ -22,7 +22,7 @@ from .parts import USUAL_HEADS, State, axis_length
 
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
-_NO_KEY = r"(?!)"
+_NO_KEY = r"(?!)"  # matches nothing
 _TORCHVISION = "torchvision.models"
 
 
@@ -37,7 +37,7 @@ class Arch:
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
     normalize : str or None
         The normalization of its published checkpoints, in the format of
-        `wgeo.data.normalization`.
+        `wgeo.data.images.normalization`.
     infer : callable
         ``infer(state, options)`` returns the arguments of `build` that fit a state dict;
         ``options`` are settings that its shapes do not determine.
@@ -55,10 +55,10 @@ class Arch:
         Whether its code is the user's. If so, the network is built completely before shapes are
         compared.
     imports : str
-        A module that `build` imports, to be imported before: its first import must not run on the
-        meta device, nor may its errors count as those of the settings.
+        A module that `build` imports. It is imported earlier, because it must not be imported for
+        the first time on the meta device, and because its errors are not those of the settings.
     translate : callable or None
-        ``translate(state, settings)`` converts names of tensors in older files to those of the
+        ``translate(state, settings)`` converts the names of tensors in older files to those in the
         network that the library builds today.
     """
 
@@ -182,7 +182,7 @@ def _build_torchvision_resnet(
 
 
 def infer_torchvision_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer a ResNet's settings from its state dict; a 3 x 3 first kernel is a small-image stem."""
+    """Infer a ResNet's settings from its state dict; a 3 x 3 first kernel means the CIFAR stem."""
     return {
         "num_classes": axis_length(state, "fc.weight", 0, 1000),
         "in_channels": axis_length(state, "conv1.weight", 1, 3),
@@ -227,8 +227,9 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the probable number of classes and of input channels of an unknown network.
 
     The number of classes is the number of rows of the head's weight. The head is the weight with
-    one of the usual names, or otherwise the last weight with two or four axes. The channels are
-    those of the first convolution.
+    one of the usual names (the last one of a ``classifier`` with several layers), or otherwise the
+    last weight with two or four axes. The channels are those of the first convolution; if it has
+    neither 1 nor 3, but another convolution has 3, they are 3.
     """
     usual = [f"{name}.weight" for name in HEADS]
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
@@ -261,7 +262,7 @@ def _refuse_activation(name: str, activation: str) -> None:
 
 
 def _with_channels(net: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution by one with `channels` input channels."""
+    """Replace the first convolution by one with `channels` input channels, unless it has these."""
     name, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != old.in_channels:
         if old.groups != 1:
@@ -331,7 +332,7 @@ def _build_timm(
 
 
 def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """Return a mean and standard deviation per channel in the format of `data.normalization`."""
+    """Return means and standard deviations in the format of `wgeo.data.images.normalization`."""
     if tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225):
         return "imagenet"
     if set(mean) == {0.5} and set(std) == {0.5}:

@@ -16,11 +16,18 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a randomly initialized copy, on the CPU, and the names of parameters left unchanged.
 
-    The ``reset_parameters`` method of every module draws new weights from PyTorch's default
-    initialization and resets batch statistics. The network's author may have used another
-    initialization, and parameters that no such method resets (a class token, a layer scale, a
-    parametrized weight) keep their trained values; if there is a checkpoint of epoch 0, it is the
-    better reference.
+    The ``reset_parameters`` method of every module is called. In PyTorch's layers, it draws weights
+    from their default initialization and resets batch statistics. The network's author may have
+    used another initialization, and parameters that no such method resets (a class token, a layer
+    scale, a parametrized weight) keep their trained values. A checkpoint of epoch 0, if there is
+    one, is therefore a better reference.
+
+    Parameters
+    ----------
+    module : nn.Module
+        It is copied, not changed.
+    seed : int
+        Random seed of the weights.
 
     Raises
     ------
@@ -44,7 +51,7 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for parameter in fresh.parameters():
             if parameter.is_floating_point():
-                parameter.fill_(torch.nan)  # values still NaN afterwards were not reset
+                parameter.fill_(torch.nan)  # a value that is still NaN afterwards was not reset
         torch.manual_seed(seed)
         for submodule in fresh.modules():
             _reset(submodule)
@@ -61,18 +68,19 @@ def _reset(module: nn.Module) -> None:
     if callable(reset):
         try:
             reset()
-        except (TypeError, RuntimeError):  # it needs arguments, or fails: nothing was reset
+        except (TypeError, RuntimeError):  # it needs arguments, or fails
             return
 
 
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Set the running statistics of batch normalization to those of `batches`, in one pass.
 
-    In eval mode, a network whose running statistics are still those of a reset (mean 0, variance 1)
-    is not the function from which training starts, because in train mode batch normalization uses
-    the statistics of the batch. During the pass each batch normalization does so, and stores their
-    average over batches; everything else, including dropout, is in eval mode. Afterwards, modules
-    are in their previous modes. Networks without running statistics are unchanged.
+    After a reset, the running statistics are mean 0 and variance 1. With these, a network in eval
+    mode is not the function from which training starts, because in train mode batch normalization
+    uses the statistics of each batch. During the pass, batch normalization uses these as well, and
+    stores their average over all batches; everything else, including dropout, is in eval mode.
+    Afterwards, every module returns to its previous mode. Networks without running statistics are
+    not changed.
 
     Parameters
     ----------

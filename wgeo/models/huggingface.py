@@ -29,8 +29,8 @@ _NOT_SHAPES = ("attn", "dtype", "backbone", "quantization", "auto_map", "path", 
 def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
     """Return the architecture named in a checkpoint's ``config.json``, or None.
 
-    The ResNets of transformers are torchvision's with other names, and are recognized by their
-    tensors.
+    A ResNet of transformers in a standard size also gives None: it is torchvision's with other
+    names, and is recognized by its tensors.
 
     Parameters
     ----------
@@ -91,7 +91,8 @@ def huggingface_arch(folder: str) -> Arch:
     Raises
     ------
     ArgumentError
-        There is no such file, or it does not describe an image classifier of transformers.
+        There is no such file, it is damaged or does not describe an image classifier of
+        transformers, or it claims more than 1,000 layers.
     DependencyError
         transformers is not installed.
     """
@@ -160,10 +161,11 @@ def _build(
 def _translate(
     config_class: Any, shapes: Mapping[str, Any], state: State, settings: Mapping[str, Any]
 ) -> State:
-    """Return the state as loaded by transformers, which maps older names to current ones.
+    """Return a state under the names that transformers uses today; unchanged if it does not fit.
 
-    An encoder saved without a head gets its names within the classifier. The sizes are compared
-    with the network's first, so that a file cannot make transformers allocate much memory.
+    transformers itself loads the state and maps older names. An encoder saved without a head gets
+    the names that it has within the classifier. The number of weights is compared with the
+    network's first, so that a file cannot make transformers allocate much memory.
     """
     with torch.device("meta"):
         net = _build(config_class, shapes, **settings)
@@ -204,7 +206,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:
-    """Return only the logits from an object with several outputs."""
+    """Return the logits of an output that has them, else the output itself."""
     return getattr(output, "logits", output)
 
 
@@ -234,7 +236,7 @@ def _mean_and_std(settings: Mapping[str, Any], *keys: str) -> str | None:
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            raise ArgumentError(f"{name}: it contains no {path.name}. Pass the folder of one.")
+            raise ArgumentError(f"{name}: it contains no {path.name}. Pass a folder with one.")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{name}: its {path.name} is damaged: {error}") from error

@@ -22,18 +22,18 @@ from .parts import State, count_children, head_of, without_head
 from .registry import ARCHS, find
 
 _MAX_LISTED = 5  # names in a message
-# Tensors written by batch norm, weight averaging and profilers; they affect no output in eval mode.
+# Tensors of batch norm, weight averaging and profilers, which affect no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
-# Parts that self-supervised networks and transformers have in place of a classifier's head.
+# Parts that self-supervised networks and transformers have in place of a classifier.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
-# The name of a classifier beside the backbone, not of a projector.
+# Name of a classifier outside the backbone, but not of a projector.
 _HEAD_WORDS = re.compile(
     r"(?!\w*(proj|embed|contrast))(\w*(logit|class|cls|output|final|fc|linear)\w*|out|preds?)"
 )
 _MAX_HEAD_NAME = 40  # characters, since a file may contain names of any length
 _STATISTICS = re.compile(r".*\.running_(mean|var)")
 _SEQUENTIAL_HEAD = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
-_MIN_MATCHED = 0.2  # fraction of common tensors for an architecture to be suggested
+_MIN_MATCHED = 0.2  # smallest fraction of common tensors for which an architecture is suggested
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,11 +48,12 @@ class KeyReport(Result):
         Names in both with different shapes, or with integers in place of weights; both shapes or
         dtypes follow the name.
     ignored : tuple of str
-        Bookkeeping tensors on one side only, which do not affect outputs.
+        Names on one side only that do not matter: bookkeeping tensors and, if `no_head` is set,
+        the parts that the file has in place of the head.
     matched : int
         Number of tensors that fit.
     no_head : str
-        Name of the network's head, if only the head is missing; else empty.
+        Name of the network's head if only that is missing; else empty.
     """
 
     missing: tuple[str, ...] = ()
@@ -64,12 +65,12 @@ class KeyReport(Result):
 
     @property
     def fits(self) -> bool:
-        """Whether all tensors correspond."""
+        """Whether all tensors correspond, except ignored ones."""
         return not (self.missing or self.unexpected or self.misshapen)
 
     @property
     def matched_fraction(self) -> float:
-        """Tensors that fit, as a fraction of all names on either side; in [0, 1]."""
+        """Tensors that fit, as a fraction of all names that are not ignored; in [0, 1]."""
         others = len(self.missing) + len(self.unexpected) + len(self.misshapen)
         return self.matched / max(1, self.matched + others)
 
@@ -88,7 +89,7 @@ class KeyReport(Result):
         return ". ".join(parts) or "every tensor fits"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts and the first five names of each kind."""
+        """Return the number of names of each kind, and the first five."""
         kinds = ("missing", "unexpected", "misshapen", "ignored")
         counts: dict[str, Any] = {
             kind: {
@@ -145,11 +146,11 @@ class Fit:
         In eval mode.
     arch : Arch
     settings : dict
-        Settings of the architecture, inferred from the shapes; ``num_classes`` is None for an
-        encoder without a head.
+        Settings of the architecture, inferred from the shapes or passed; ``num_classes`` is None
+        for an encoder without a head.
     keys : KeyReport
     renamed : tuple of str
-        Tensors with another name in the file, as ``old -> new``.
+        Tensors whose name in the file differs from the network's, as ``old -> new``.
     """
 
     module: nn.Module
@@ -162,7 +163,7 @@ class Fit:
 def from_state(
     name: str, state: State, num_classes: int | None = None, **options: Any
 ) -> nn.Module:
-    """Build the network that fits a state dict, and load it.
+    """Build the network that fits a state dict, and load the weights.
 
     Depth, width, channels, classes, shortcut option and stem are inferred from the tensors'
     shapes.
@@ -186,12 +187,14 @@ def from_state(
         the architecture that fits or is closest.
     ArgumentError
         The architecture or a setting is unknown.
+    DependencyError
+        timm or transformers is needed but not installed.
     """
     return fit(name, state, num_classes, **options).module
 
 
 def fit(name: str, state: State, num_classes: int | None = None, **options: Any) -> Fit:
-    """Build a network as `from_state` does, and return details; same parameters and errors."""
+    """Build a network as `from_state` does, with the same arguments, and return details as well."""
     arch = find(name)
     names = _new_names(arch, state)
     state = {names[key]: tensor for key, tensor in state.items()}
@@ -220,7 +223,7 @@ def fit(name: str, state: State, num_classes: int | None = None, **options: Any)
 def exact_fits(state: State) -> list[str]:
     """Return the names of all searched architectures that fit a state dict exactly.
 
-    Architectures that fit except for a missing head are returned only if none fits completely.
+    Those that fit except for a missing head are returned only if no architecture fits completely.
     """
     reports = {name: report for name, report in _rank(state) if report.fits}
     complete = [name for name, report in reports.items() if not report.no_head]
@@ -228,17 +231,17 @@ def exact_fits(state: State) -> list[str]:
 
 
 def closest(state: State) -> tuple[str, KeyReport] | None:
-    """Return the built-in architecture closest to a state dict, or None if all differ too much.
+    """Return the architecture closest to a state dict and its report; None if all differ too much.
 
     The closest one has the largest fraction of tensors that agree in name and shape, among wgeo's
-    own architectures and torchvision's ResNets.
+    own architectures and torchvision's ResNets and vision transformers.
     """
     ranking = _rank(state)
     return ranking[0] if ranking and ranking[0][1].matched_fraction >= _MIN_MATCHED else None
 
 
 def _rank(state: State) -> list[tuple[str, KeyReport]]:
-    """Return the architectures whose characteristic tensor occurs, the best match first."""
+    """Return the architectures whose required key occurs in a state, the best match first."""
     reports = []
     depth = 6 * count_children(state, "layer1") + 2  # a CIFAR ResNet of any depth
     unusual = [f"cifar_resnet{depth}"] if 8 <= depth <= 2000 else []
@@ -270,8 +273,8 @@ def _settings(
     unknown = sorted(set(options) - {"activation", "heads"})
     if unknown:
         raise ArgumentError(
-            f"{', '.join(unknown)} is determined by the checkpoint's shapes. Only the activation "
-            "and the heads of a vit are not, and can be passed."
+            f"{', '.join(unknown)} is determined by the checkpoint's shapes, or unknown. Only the "
+            "activation and the heads of a vit can be passed."
         )
     if "activation" in options:
         settings["activation"] = options["activation"]
@@ -281,11 +284,12 @@ def _settings(
 def _compare(
     arch: Arch, settings: dict[str, Any], state: State
 ) -> tuple[KeyReport, nn.Module | None, dict[str, str]]:
-    """Compare with a network on the meta device, so that no file can exhaust memory.
+    """Compare a state with the network that the settings describe.
 
-    Some users' factories cannot build such a network, nor can torchvision's RegNets, which compute
-    their widths with tensors. They build it in memory instead, and it is returned. The third result
-    maps the file's names of the head's tensors to the network's, if these differ.
+    The network is built on the meta device, so that no file can exhaust memory. Users' factories
+    may not support this, nor do torchvision's RegNets, which compute their widths with tensors;
+    their network is built in memory and returned as well. The third result maps the file's names of
+    the head's tensors to the network's, if these differ.
     """
     if not arch.user_code:
         if arch.imports:
@@ -305,7 +309,7 @@ def _compare(
 
 
 def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
-    """Compare names; a head may have another usual name, or be missing."""
+    """Compare a network and a state, whose head may have another usual name or be missing."""
     net_state, named_head = net.state_dict(), head_of(net)
     if named_head is None:
         return compare_keys(net_state, state), {}
@@ -317,7 +321,8 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # Tensors under the head's name that are not a linear layer are a projector used in training.
+    # Tensors that have the head's name but are not a linear layer belong to a projector, which is
+    # used in training only.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
@@ -368,8 +373,8 @@ def _new_names(arch: Arch, state: State) -> dict[str, str]:
 def _other_head(state: State) -> str:
     """Return the name of a head that has none of the usual names; empty if there is none.
 
-    It is the only linear layer beside the backbone's parts, and its name says that it is a
-    classifier, since a projector used in training has the same shape.
+    It is the only linear layer outside the backbone whose name is that of a classifier. Its shape
+    alone would not tell it from a projector used in training.
     """
     linear = [key.removesuffix(".weight") for key, t in state.items() if t.ndim == 2]
     short = [name for name in linear if len(name) <= _MAX_HEAD_NAME]
@@ -379,7 +384,7 @@ def _other_head(state: State) -> str:
 
 
 def _sequential_head_names(names: Mapping[str, str], state: State) -> dict[str, str]:
-    """Return new names for a head that is the only layer with weights in a Sequential."""
+    """Return new names for a head that is the only layer with weights in an ``nn.Sequential``."""
     matches = {key: _SEQUENTIAL_HEAD.fullmatch(name) for key, name in names.items()}
     parts = {key: match for key, match in matches.items() if match}
     one_layer = len({match[2] for match in parts.values()}) == 1

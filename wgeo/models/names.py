@@ -5,7 +5,7 @@ RESNETS = (  # torchvision's
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"),
     *("resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
 )
-SMALL_IMAGE = 64  # pixels, up to which a ResNet has the small stem
+SMALL_IMAGE = 64  # pixels per side up to which torchvision's ResNets get a stem for small images
 
 SUMMARIES = {
     **{

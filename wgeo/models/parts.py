@@ -1,4 +1,4 @@
-"""Common parts of architectures: the block marker, activations, initialization, heads."""
+"""Common parts of architectures: the class of blocks, activations, initialization, heads."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 def activation(name: str) -> nn.Module:
-    """Return a new activation module, so that each use has its own hook.
+    """Return a new activation module, so that each use can have its own hook.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def activation(name: str) -> nn.Module:
 
 
 def conv_stem(inputs: int, width: int, kernel: int, stride: int) -> nn.Sequential:
-    """Return a convolution and its batch norm, as ``conv`` and ``bn``."""
+    """Return a convolution with padding 1 and its batch norm, as ``conv`` and ``bn``."""
     stem = nn.Sequential()
     stem.add_module("conv", nn.Conv2d(inputs, width, kernel, stride, 1, bias=False))
     stem.add_module("bn", nn.BatchNorm2d(width))
@@ -131,7 +131,7 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
 
 
 def tables_in(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of shape (n, k) in a network's output, one named ``logits`` first."""
+    """Return the distinct tensors of shape (n, k) in an output, one named ``logits`` first."""
     if isinstance(output, torch.Tensor):
         return [output] if output.ndim == 2 else []
     named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
@@ -157,10 +157,9 @@ def require_positive(**settings: Any) -> None:
 
 
 def axis_length(state: State, key: str, axis: int, default: int) -> int:
-    """Return a tensor's length along one axis; `default` if there is no such tensor.
+    """Return a tensor's length along one axis; `default` if it is 0, or there is no such axis.
 
-    This never raises: a state that lacks the tensor fits no network anyway, and the comparison
-    reports which tensors are missing.
+    A missing tensor is not an error here: the comparison with the network reports it later.
     """
     shape = state[key].shape if key in state else ()
     return int(shape[axis]) if -len(shape) <= axis < len(shape) and shape[axis] > 0 else default
@@ -169,7 +168,7 @@ def axis_length(state: State, key: str, axis: int, default: int) -> int:
 def count_children(state: State, prefix: str) -> int:
     """Return the number of numbered children of a module: distinct i in keys ``prefix.i.*``.
 
-    They are counted, so that a state cannot declare more layers than it has keys.
+    The largest number is not used, so that a state cannot declare more layers than it has keys.
     """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
@@ -177,9 +176,6 @@ def count_children(state: State, prefix: str) -> int:
 
 
 def classifier_of(module: nn.Module) -> nn.Linear | None:
-    """Return a network's classifier; see `head_of`.
-
-    None if it has none, or was loaded from a file without its head.
-    """
+    """Return a network's classifier as `head_of` does, without its name."""
     head = head_of(module)
     return None if head is None else head[1]

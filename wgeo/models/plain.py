@@ -77,7 +77,7 @@ def mlp(
 ) -> nn.Module:
     """Build a plain MLP of `depth` hidden layers.
 
-    By default, `inputs` is in_channels x image_size^2.
+    By default, `inputs` is in_channels x image_size^2; one of `inputs` and `image_size` is needed.
     """
     require_positive(width=width, depth=depth)
     blocks: list[Block] = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
@@ -104,8 +104,8 @@ def resmlp(
     ]
     net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
     for block in blocks:
-        # Each branch adds variance; without a norm, 1 / sqrt(depth) makes the sum independent of
-        # the depth.
+        # Each branch adds variance. With weights scaled by 1 / sqrt(depth), the sum does not grow
+        # with the depth, even without a norm.
         assert isinstance(block, DenseResidualBlock)
         initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)

@@ -20,7 +20,7 @@ from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
 from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic
 from .vit import infer_vit, vit
 
-_MAX_DEPTH = 2000  # He et al. went to 1202; a name in a file must not take hours to build
+_MAX_DEPTH = 2000  # He et al. went to 1202; a network named in a file must not take hours to build
 
 
 def _cifar(depth: int) -> Arch:
@@ -107,10 +107,11 @@ def build(
     name : str
         A name for `find`.
     num_classes, in_channels : int
+        At least 1.
     image_size : int, optional
         Pixels per side; needed by ``mlp``, ``resmlp`` and ``vit``.
     activation : str
-        relu, leaky_relu, tanh, sigmoid, silu or gelu, for wgeo's own architectures.
+        For wgeo's own architectures: relu, leaky_relu, tanh, sigmoid, silu or gelu.
     **options
         Options of the architecture, such as ``width=64``.
 
@@ -118,6 +119,8 @@ def build(
     ------
     ArgumentError
         A name or option is unknown, or a value is invalid.
+    DependencyError
+        timm or transformers is needed but not installed.
 
     Examples
     --------

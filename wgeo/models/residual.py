@@ -223,7 +223,7 @@ def isotropic(
 ) -> nn.Module:
     """Build the isotropic ResNet, or its plain counterpart, of `depth` blocks.
 
-    `stride` downsamples the image once, in the stem.
+    The stem downsamples the image by `stride`; nothing else does.
     """
     require_positive(
         num_classes=num_classes, in_channels=in_channels, width=width, depth=depth, stride=stride

@@ -1,4 +1,4 @@
-"""torchvision's transformer block as a `Block`; `vit` imports it only if it builds a network."""
+"""torchvision's transformer block as a `Block`; `vit` imports this only to build a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["TransformerBlock", "VisionTransformer"]
 
 
 class TransformerBlock(EncoderBlock, Block):
-    """torchvision's block, u + MLP(norm(u)) with u = x + attention(norm(x)), any activation."""
+    """torchvision's block with any activation: u + MLP(norm(u)), u = x + attention(norm(x))."""
 
     def __init__(self, heads: int, width: int, hidden: int, activation_name: str) -> None:
         super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)

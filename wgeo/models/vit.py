@@ -38,12 +38,18 @@ def vit(
     width, depth : int
         Number of features of a token, and of blocks.
     heads : int, optional
-        By default one per 16 features.
+        A divisor of `width`; by default one head per 16 features.
     hidden : int, optional
         Units inside each block's MLP; default twice `width`.
     patch : int, optional
         Pixels per side of a patch; default the largest divisor of `image_size` that leaves at
-        least six patches per side (4 for 28 and 32 pixels).
+        least six patches per side (4 for 28 and 32 pixels), or 1 if there is none.
+
+    Raises
+    ------
+    ArgumentError
+        `image_size` is not passed, `patch` does not divide it, `heads` does not divide `width`, or
+        a value is not a whole number of at least 1.
     """
     if image_size is None:
         raise ArgumentError("A vit needs image_size: it has a position embedding for every patch.")
@@ -96,7 +102,7 @@ def _depth(state: State) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TransformerBlock":  # the module in which version 0.1 saved whole networks
+    if name == "TransformerBlock":  # whole networks saved by version 0.1 refer to it here
         from .transformer import TransformerBlock
 
         return TransformerBlock

@@ -2,12 +2,12 @@
 
 A replicate relates to the sample as the sample relates to the population. The ratio of a
 replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
-metric to the population's. This removes the bias of few samples to first order, whereas percentiles
-of the replicates would double it.
+metric to the population's. Intervals from these ratios are free of the bias of few samples, to
+first order, whereas percentiles of the replicates would double it.
 
-With x_i = h_i - m_{y_i} relative to the class means m_k of the data, and c_i the multiplicity of
-sample i in a replicate, the class means of the replicate are m_k + t_k, where t_k is the weighted
-mean of x over class k, and its var_k is the weighted mean of ||x||^2 minus ||t_k||^2. All
+Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
+sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
+over class k with weights c, and its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. All
 replicates of a layer are therefore computed from the same x, in two passes over the data, as sums
 and matrix products.
 """
@@ -38,8 +38,8 @@ from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 LEVEL = 0.95
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
-"""Maximum number of float64 entries of the replicates computed together (64 MiB), except that one
-replicate is computed at least."""
+"""Maximum number of float64 entries (64 MiB) in an array of all replicates that are computed
+together; a single replicate may need more."""
 _REPLICATE_ARRAYS = 5
 """Maximum number of arrays of that size."""
 
@@ -54,10 +54,10 @@ def with_intervals(
     seed: int,
     rank_tolerance: float,
 ) -> Collapse:
-    """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
+    """Add 95 % intervals to a result: of metrics, Kendall's tau and the law of separation.
 
-    All layers use the same resamples, because Kendall's tau compares layers. `layers` are those
-    between which blocks map.
+    All layers use the same resamples within classes, because Kendall's tau compares layers.
+    `layers` are those between which blocks map.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     widest = max((layer.width for layer in layers), default=1)
@@ -105,7 +105,10 @@ def with_intervals(
 def stratified_counts(
     class_index: Int[np.ndarray, " n"], draws: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "b n"]:
-    """Return the multiplicities of samples in `draws` resamples of n_k out of n_k in each class."""
+    """Return the multiplicities of samples in `draws` resamples within classes.
+
+    From each class of n_k samples, n_k are drawn with replacement.
+    """
     multiplicities = np.zeros((draws, len(class_index)), dtype=np.int64)
     for k in np.unique(class_index):
         in_class = np.flatnonzero(class_index == k)
@@ -125,12 +128,12 @@ def bootstrap_replicates(
     weights: str = "uniform",
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> list[LayerCollapse]:
-    """Measure every replicate of a layer: the metrics of `collapse_of`, except the ranks.
+    """Measure every replicate of a layer: the metrics of `collapse_of`, except ranks, NC3 and NC5.
 
     A replicate takes O(N d K) operations, like the metrics themselves, in large matrix products.
-    The memory needed does not grow with the number of samples or of replicates. The classes are 0
-    to K - 1, each of which occurs, and -1 if predicted but absent. Over a class, the multiplicities
-    of a replicate sum to its size.
+    Besides `multiplicities`, the memory needed does not grow with the number of samples or of
+    replicates. `class_index` contains all of 0 to K - 1; `predicted` also contains -1, for
+    classes that do not occur. In each class, a replicate's multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
     moments = ClassMoments(name, spectrum_size=0)
@@ -266,9 +269,9 @@ def layer_with_intervals(
 ) -> LayerCollapse:
     """Return a layer with the intervals of its defined metrics.
 
-    The intervals are for the plug-in metrics if every class has at least `FEW_SAMPLES` samples, and
-    otherwise for the corrected ones, because an interval around a biased value would exclude the
-    population's value.
+    If every class has at least `FEW_SAMPLES` samples, these are the plug-in metrics. Otherwise they
+    are the corrected ones, because an interval around a biased value could exclude the population's
+    value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     few = is_few(counts)
@@ -287,7 +290,10 @@ def layer_with_intervals(
 def _ratio(
     estimate: float | None, truth: float | None, draws: Sequence[float | None], power: float = 1.0
 ) -> tuple[float, float] | None:
-    """Return estimate / q^power for quantiles q of draws / truth; the draws estimate `truth`."""
+    """Return estimate / q^power for the quantiles q of draws / truth.
+
+    `truth` is the value that the draws estimate. None if a value is undefined or zero.
+    """
     defined = np.array([draw for draw in draws if draw is not None])
     if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
         return None
@@ -303,8 +309,9 @@ def _corrected_interval(
 ) -> tuple[float, float] | None:
     """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
-    For a ratio of scatters a/b, which is corrected to a'/(b - c a'), a change of the plug-in value
-    by one percent changes the corrected value by b / (b - c a') percent.
+    The plug-in value is a ratio of scatters a/b, which is corrected to a'/(b - c a'), with a' the
+    unbiased a. If the plug-in value changes by one percent, the corrected value changes by
+    b / (b - c a') percent.
     """
     defined = [draw for draw in draws if draw is not None]
     if corrected is None or not plugin or not defined:

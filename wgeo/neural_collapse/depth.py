@@ -33,14 +33,14 @@ class Progress(Result):
     """How a metric changes with depth, over the layers between which blocks map.
 
     Layers at which the metric is undefined are skipped. If fewer than two layers are left, all
-    fields are None.
+    values are None, and `increases` is empty.
 
     Attributes
     ----------
     metric : str
     kendall_tau : float or None
-        Kendall's tau-b between depth and the metric: -1 if the metric decreases at every layer,
-        None if it is constant.
+        Kendall's tau-b between depth and the metric, in [-1, 1]: -1 if the metric decreases at
+        every layer, None if it is constant.
     violations : int or None
         Number of layers at which the metric is larger than at the layer before.
     violation_size : float or None
@@ -87,7 +87,7 @@ class Progress(Result):
 
 
 def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = False) -> Progress:
-    """Measure whether `metric` decreases with depth or, with `rises`, whether it increases.
+    """Measure whether a metric decreases with depth or, if `rises`, whether it increases.
 
     Kendall's tau is that of the metric itself in both cases.
     """

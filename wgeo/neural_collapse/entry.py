@@ -48,15 +48,16 @@ def collapse(
         Sigma_B is the covariance of the samples. ``"sample_mean"``: g is the mean of all samples,
         and classes count equally in Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T, as in the published
         scripts of Zhu et al. (2021, arXiv:2105.02375) and Zhou et al. (2022, arXiv:2203.01238).
-        Sigma_W is the mean over all samples in each case. For classes of one size all are the same.
+        Sigma_W is the mean over all samples in each case. If all classes have the same size, the
+        three are equal.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
     rank_tolerance : float
-        Directions of the class means with a singular value below this fraction of the largest are
-        ignored, and so are directions that rounding in the features' dtype can cause.
+        NC1 ignores directions of the class means with a singular value below this fraction of the
+        largest, and directions that rounding in the features' dtype can cause.
     spectrum_size : int
         The ranks are exact if the number of samples or the width is at most this. Otherwise they
-        are computed from a sample of this many rows, chosen by their content. 0 omits the ranks.
+        are computed from this many samples, chosen by a hash of their features. 0 omits the ranks.
     bootstrap : int
         Number of resamples (within each class) for the intervals; 0 for none. This is only for a
         trajectory, because a stream cannot be resampled.
@@ -71,8 +72,8 @@ def collapse(
         There is only one class, there is NaN or infinity (the message names the layer and the
         sample), or the two passes over a stream differ.
     ArgumentError
-        A label without a row in the classifier, unknown `weights`, or an option that does not
-        apply to the source.
+        A label has no row in the classifier, `weights` is unknown, an option does not apply to the
+        source, or the source is neither a `Trajectory` nor batches.
 
     Examples
     --------
@@ -89,8 +90,7 @@ def collapse(
     if isinstance(source, Trajectory):
         if stream:
             raise ArgumentError(
-                f"{', '.join(stream)}: options of a stream, which a Trajectory does not have. Omit "
-                "them."
+                f"{', '.join(stream)}: options of a stream, not of a Trajectory. Omit them."
             )
         return collapse_of_trajectory(
             source,
@@ -127,12 +127,12 @@ def separation_law(
 ) -> SeparationLaw:
     """Measure whether the classes separate by the same factor at every layer.
 
-    With SS_W and SS_B the within- and between-class covariances at layer l,
+    With Sigma_W and Sigma_B the within- and between-class covariances at layer l,
 
-        D_l = tr(SS_W pinv(SS_B)) = K nc1,    D_l ~ rho^l D_0
+        D_l = tr(Sigma_W pinv(Sigma_B)) = K nc1,    D_l ~ rho^l D_0
 
     is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which the
-    authors find at the end of training, on training images. Classes are weighted as in the
+    authors found at the end of training, on training images. Classes are weighted as in the
     `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A geodesic run
     at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
     compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
@@ -141,10 +141,11 @@ def separation_law(
     Parameters
     ----------
     source : Collapse or Trajectory
-        A `Collapse` that has been measured with ``bootstrap`` already has the intervals of the law.
+        A `Collapse` measured with ``bootstrap`` already has the intervals of the law, but only for
+        all layers.
     layers : sequence of str, optional
-        The layers to fit, in execution order; by default all layers from the input of the first
-        block on, without the input image.
+        The layers to fit, always in execution order. By default all layers from the input of the
+        first block to the output of the last.
     bootstrap : int
         Number of resamples (within each class) for the intervals, for a `Trajectory`.
     seed : int
@@ -155,10 +156,12 @@ def separation_law(
     ArgumentError
         `source` is neither a `Collapse` nor a `Trajectory`, a layer is unknown, or `bootstrap` is
         given for a `Collapse`, which has no samples.
+    FeatureError
+        As in `collapse`, for a `Trajectory`.
 
     Examples
     --------
-    The samples approach their class means by a factor of 0.8 per layer, so D falls by 0.64:
+    Every layer multiplies the distances to the class means by 0.8, and therefore D by 0.64:
 
     >>> import numpy as np
     >>> import wgeo
@@ -182,8 +185,8 @@ def separation_law(
         )
     if bootstrap:
         raise ArgumentError(
-            "A Collapse cannot be resampled; give the trajectory, or measure it by "
-            "`wgeo.collapse` with `bootstrap=`."
+            "A Collapse cannot be resampled; pass the trajectory, or measure the Collapse with "
+            "`wgeo.collapse(trajectory, bootstrap=...)`."
         )
     if layers is None:
         return source.separation_law

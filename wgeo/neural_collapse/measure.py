@@ -5,7 +5,7 @@
 3. Metrics of every layer (`layer_collapse`), their progress with depth (`Collapse.of_layers`), and
    intervals from resamples (`with_intervals`).
 
-`LayerPasses` makes both passes over a layer: at once (`over`) if its features are in memory, or
+`LayerPasses` makes both passes over a layer: at once (`over`) if its features are an array, or
 batch by batch (`first`, `second`) in a `CollapseStream`.
 """
 
@@ -54,10 +54,8 @@ def collapse_of_trajectory(
     if classifier is not None and classifier.shape[1] != last.width:
         classifier = None  # its input is not the last layer
     ood_means = OodMeans(ood)
-    for layer in traj.layers:
-        ood_means.mean(
-            layer.name, layer.width
-        )  # if a layer is missing, the error comes before any pass
+    for layer in traj.layers:  # raises before any pass if a layer is missing
+        ood_means.mean(layer.name, layer.width)
     layers = [
         LayerPasses(layer.name, index, weights, spectrum_size)
         .over(layer.features, class_index, predicted)
@@ -187,7 +185,7 @@ class LayerPasses:
         ------
         FeatureError
             There is NaN or infinity (the message names the layer and the sample), the width differs
-            from that of earlier batches, or the numbers of features and labels differ.
+            from that of earlier batches, or the numbers of samples and labels differ.
         """
         moments, n = self.moments, len(class_index)
         moments.precision = max(moments.precision, precision_of(features))
@@ -283,6 +281,6 @@ def _check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
 
 
 def classifier_matrix(classifier: Classifier | Any) -> Float[np.ndarray, "C d"]:
-    """Return a classifier's weights in float64, checked."""
+    """Return a classifier's weights in float64, checked to be finite."""
     weight = classifier.weight if isinstance(classifier, Classifier) else classifier
     return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))

@@ -35,13 +35,14 @@ _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 class Frame:
     """Distance of K vectors v_k from a simplex equiangular tight frame (NC2).
 
-    All values are None if every vector is 0; those based on angles are None if any vector is 0.
+    All values are None if every vector is 0; those based on angles are None if any vector is 0. J
+    is the matrix of ones.
 
     Attributes
     ----------
     equinorm : float or None
-        std_k ||v_k|| / mean_k ||v_k||, the standard deviation over K (not K - 1), in
-        [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020).
+        std_k ||v_k|| / mean_k ||v_k||, in [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020); the
+        variance is a mean over K, not K - 1.
     equiangle : float or None
         ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same source).
     etf : float or None
@@ -83,13 +84,16 @@ class Frame:
 
 
 def rescaled(x: np.ndarray) -> np.ndarray:
-    """Scale the largest entry to 1, so that fourth powers of entries are within float64's range."""
+    """Scale the largest entry to 1, so that fourth powers of entries do not overflow."""
     largest = np.abs(x).max(initial=0.0)
     return x / largest if largest > 0 else x
 
 
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
-    """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F, 0 for a simplex ETF's Gram matrix."""
+    """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F; None if G = 0.
+
+    It is 0 for the Gram matrix of a simplex ETF.
+    """
     norm = np.linalg.norm(gram)
     if norm == 0:
         return None
@@ -104,10 +108,11 @@ class LayerCollapse(Result):
     Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
     class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
     between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
-    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both;
-    with ``sample_mean``, it does so only in g, which is then the mean of all samples. In all cases
-    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. The metrics nc1 to nc3 and
-    cdnv are 0 at complete collapse. Undefined metrics are None, and `undefined` gives the reason.
+    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both, so
+    that g is the mean of all samples; with ``sample_mean``, it replaces 1/K only in g. In all cases
+    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of ones. The metrics whose
+    names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse. Undefined metrics are None;
+    `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the corrected estimates.
 
     Attributes
     ----------
@@ -120,7 +125,7 @@ class LayerCollapse(Result):
         tr Sigma_W / tr Sigma_B, in [0, inf).
     class_variability : tuple of float, (K,), or None
         var_k / tr Sigma_B, in [0, inf), one per class in ascending order of the labels; their mean,
-        weighted by the classes' samples, is nc1_quotient.
+        weighted by the classes' numbers of samples, is nc1_quotient.
     nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
         See `Frame`, for the vectors m_k - g.
     nc3 : float or None
@@ -130,16 +135,17 @@ class LayerCollapse(Result):
     nc3_papyan : float or None
         || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
     nc5 : float or None
-        ``mean_k |cos(m_k, m_ood)|``, where neither the class means nor the mean m_ood of
+        ``mean_k |cos(m_k, m_ood)|``, in [0, 1], where neither the class means nor the mean m_ood of
         out-of-distribution samples are centered; 0 means orthogonal (Ammar et al. 2024, NC5).
     ncc_accuracy : float or None
-        Fraction of samples whose nearest class mean is that of their own class.
+        Fraction of samples whose nearest class mean is that of their own class, in [0, 1].
     ncc_mismatch : float or None
         Fraction of samples for which the network's prediction and the nearest class mean differ
-        (NC4).
+        (NC4), in [0, 1].
     cdnv : float or None
-        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), where var_k is the mean of ||h -
-        m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
+        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), in [0, inf), where var_k is the mean of
+        ||h - m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter
+        2021).
     effective_rank, stable_rank, participation_ratio : float or None
         Ranks of the features centered by g; see `Spectrum.ranks`.
     within, between : float
@@ -239,8 +245,9 @@ def layer_collapse(
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    Without pass two, ncc_accuracy and ncc_mismatch are undefined, and so is nc1 if d is large. The
-    classifier has a row for every class, including those that do not occur.
+    Without pass two, ncc_accuracy, ncc_mismatch and the corrected estimates are undefined, and so
+    is nc1 if pass one has not computed it (``within_along``). The classifier has a row for every
+    class, including those that do not occur.
 
     Raises
     ------
@@ -249,7 +256,7 @@ def layer_collapse(
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(
-            f"The classifier reads {classifier.shape[1]} features, layer {geometry.name!r} has "
+            f"The classifier reads {classifier.shape[1]} features, but layer {geometry.name!r} has "
             f"{geometry.width}. Use the features of the layer before the classifier."
         )
     reasons: dict[str, str] = {}
@@ -319,7 +326,7 @@ def _variability(
 def _corrected(
     geometry: ClassGeometry, projection: ProjectionSums | None, sigma: Float[np.ndarray, " r"]
 ) -> dict[str, float | None]:
-    """Return estimates of the population's values, if a class has few samples."""
+    """Return estimates of the population's values; none unless a class has few samples."""
     if projection is None or projection.leave_one_out is None:
         return {}
     r, sums = len(sigma), projection.leave_one_out

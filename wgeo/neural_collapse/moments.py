@@ -1,4 +1,4 @@
-"""Class moments of one layer from batches of any size and order, without a d x d matrix.
+"""Class moments of one layer from batches of any size and order; no d x d matrix if d is large.
 
 Pass one (`ClassMoments`) computes counts, class means and within-class variances by the pairwise
 update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"), which adds
@@ -22,7 +22,6 @@ from .tensor_chunks import CHUNK_ENTRIES
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
 _ROUNDING = 4.0  # assumed error of an entry, in units of eps; class means in float32 have about 0.3
-
 
 WEIGHTS = ("uniform", "frequency", "sample_mean")
 """How classes are weighted in the global mean and in Sigma_B; see `collapse`."""
@@ -49,9 +48,9 @@ def class_weights(
 
 
 class ClassIndex:
-    """Map class labels to indices 0, 1, ... as they are added, without unused labels.
+    """Maps class labels to indices 0, 1, ... in the order in which they are added.
 
-    Labels that are new in one call of `add` are indexed in ascending order.
+    Labels that are new in one call of `add` get their indices in ascending order.
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
@@ -74,7 +73,7 @@ class ClassIndex:
         Raises
         ------
         ArgumentError
-            Labels out of range.
+            A label is not below `num_classes`.
         """
         if self.num_classes is not None and labels.max() >= self.num_classes:
             sample = int(labels.argmax())
@@ -114,9 +113,10 @@ class ClassGeometry:
     sigma : ndarray, (r,)
         sigma_j^2 is the eigenvalue of Sigma_B along V_j, descending.
     within_along : ndarray, (r,), or None
-        Within-class variance V_j^T Sigma_W V_j along V_j, if pass one computes it
-        (d <= `SPECTRUM_SIZE`).
+        Within-class variance V_j^T Sigma_W V_j along V_j, if pass one computes it: if d is at most
+        the `spectrum_size` of `ClassMoments`.
     spectrum : Spectrum or None
+        Singular values of the centered features; None if `spectrum_size` is 0.
     precision : float
         Machine epsilon of the features' dtype.
     """
@@ -136,7 +136,7 @@ class ClassGeometry:
 
     @property
     def within(self) -> float:
-        """tr Sigma_W, Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T."""
+        """tr Sigma_W, with Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T."""
         return float(self.counts @ self.variances / self.counts.sum())
 
     @property
@@ -148,8 +148,8 @@ class ClassGeometry:
     def rounding(self) -> float:
         """The largest sigma_j that rounding in the features' dtype alone can cause.
 
-        Every entry of a float32 network has an error of a few eps |h_ij|. Such errors would count
-        as directions of Sigma_B, even if the class means agree in these directions.
+        Every feature that a network computes in float32 has an error of a few eps |h_ij|. Such
+        errors would count as directions of Sigma_B, even if the class means agree along them.
         """
         squares = self.center @ self.center + self.between + self.within  # mean ||h||^2, nearly
         return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
@@ -170,9 +170,10 @@ class ClassGeometry:
 class ClassMoments:
     """Counts, means and within-class variances of the classes at one layer, in one pass.
 
-    Memory is O(K d): the K means in float64, plus the within-class scatter if d <= `spectrum_size`
-    (at most 2 MiB by default), or otherwise `spectrum_size` rows in the features' dtype. The size
-    and order of the batches affect the result only by rounding (about 1e-14).
+    The memory needed is that of the K means in float64, and of the within-class scatter matrix if
+    d <= `spectrum_size` (at most 2 MiB by default), or otherwise of `spectrum_size` rows in the
+    features' dtype. The size and order of the batches affect the result only by rounding (about
+    1e-14, relative).
 
     Parameters
     ----------
@@ -194,7 +195,7 @@ class ClassMoments:
     def add(
         self, block: Float[torch.Tensor, "b d"], index: Int[np.ndarray, " b"], num_indices: int
     ) -> None:
-        """Add samples, their class indices, and the number of indices so far.
+        """Add samples and the indices of their classes, of which there are `num_indices` so far.
 
         Raises
         ------

@@ -42,7 +42,7 @@ class ProjectionSums:
 
 
 class SpanProjection:
-    """Pass two: samples in the span of the final class means, K - 1 numbers each.
+    """Pass two: samples in the span of the final class means, at most K - 1 numbers each.
 
     The pass sums the within-class energy along each direction of the span (the numerator of nc1 if
     d is large) and classifies every sample by its nearest class mean.

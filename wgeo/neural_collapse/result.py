@@ -28,8 +28,8 @@ class Collapse(Result):
     layers : tuple of LayerCollapse
         In execution order.
     progress : dict of str to Progress
-        For every metric that should decrease with depth, whether it does. The input image is left
-        out, because no block maps from it.
+        For every metric that should decrease with depth, whether it does. The input image and the
+        classifier's input (``penultimate``) are left out, because no block maps from or to them.
     separation : Progress
         Whether the mean angle between class means increases with depth. Here a violation is a layer
         at which it decreases.
@@ -82,10 +82,10 @@ class Collapse(Result):
 
     @property
     def learned_at(self) -> str | None:
-        """The first layer whose nearest-class-mean accuracy is 99 % of the network's accuracy.
+        """The first layer whose nearest-class-mean accuracy is at least 99 % of the network's.
 
-        If the network's predictions are unknown, it is 99 % of the last layer's nearest-class-mean
-        accuracy (Parker et al. 2023).
+        If the network's predictions are unknown, the nearest-class-mean accuracy of the last layer
+        replaces the network's accuracy (Parker et al. 2023). None if there is no such layer.
         """
         accuracies = [
             (layer.name, layer.ncc_accuracy)

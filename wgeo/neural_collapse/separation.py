@@ -23,7 +23,7 @@ FITTED = (
 
 _MIN_LAYERS = 3  # of a fit; any two points lie on a line
 _LEVELS = (0.025, 0.975)
-_ROUNDING = 1e-12  # relative range of values that are constant
+_ROUNDING = 1e-12  # largest relative range of values that count as constant
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +46,8 @@ class SegmentLaw(Result):
         ln 2 / -ln rho, the number of layers in which D halves; None if it does not fall.
     correlation : float or None
         Pearson's r of l and ln D_l, in [-1, 1]; -1 if D falls by the same factor at every layer.
-        A value near -1 is weak evidence of that: a factor of 10 along a geodesic has -0.95.
+        A value near -1 is weak evidence of that: if D falls by a factor of 100 along a geodesic,
+        the value is -0.95.
     curvature : float or None
         Coefficient of x^2 in the quadratic fit of ln D over x = l / L, divided by
         ``|ln D_L - ln D_0|``. 0 for a constant rate; negative if D falls faster at later layers, as
@@ -56,12 +57,13 @@ class SegmentLaw(Result):
     compression : tuple of float
         C_l = tr Sigma_W / tr Sigma_B at every layer (Wang et al. 2025).
     compression_rate, compression_correlation, compression_curvature : float or None
-        The same fit of ln C_l.
+        The values `rate`, `correlation` and `curvature` of the same fits to ln C_l.
     discrimination : tuple of float
         ``1 - max_{k != l} cos(m_k, m_l)`` at every layer, of class means that are not centered, in
-        [0, 2] (same). After a ReLU the means are nonnegative, so it begins near 0.
+        [0, 2] (same source). After a ReLU the means are nonnegative, so it begins near 0.
     discrimination_slope, discrimination_correlation : float or None
-        Of its least-squares line over l; theory predicts a line for deep linear networks.
+        Slope and Pearson's r of its least-squares line over l; theory predicts a line for deep
+        linear networks.
     intervals : mapping of str to (low, high)
         95 % bootstrap intervals over samples of the fitted values; see `collapse`.
 
@@ -109,7 +111,7 @@ class SeparationLaw(Result):
         all layers together, with stage None. Rates of different stages do not form one law, since
         a change of stage changes the space.
     samples_per_class : int
-        Of the smallest class. With few, D is biased; see `LayerCollapse`.
+        Number of samples of the smallest class. If it is small, D is biased; see `LayerCollapse`.
 
     Examples
     --------
@@ -128,7 +130,7 @@ class SeparationLaw(Result):
     _SHOWN: ClassVar[tuple[str, ...]] = ("rate", "half_layers", "correlation", "curvature")
 
     def _description(self) -> str:
-        return "separation of the classes with depth" if self.segments else "no three layers"
+        return "separation of the classes with depth" if self.segments else "fewer than 3 layers"
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
@@ -158,7 +160,7 @@ class SeparationLaw(Result):
 
 
 def law_of_layers(layers: Sequence[LayerCollapse]) -> SeparationLaw:
-    """Fit every stage, and all stages together, leaving out layers between which no block maps."""
+    """Fit every stage, and all stages together; layers without a stage are left out."""
     inner = [layer for layer in layers if layer.stage is not None]
     stages = [list(group) for _, group in groupby(inner, key=lambda layer: layer.stage)]
     fitted = [segment for group in stages for segment in _fit(group, group[0].stage)]
@@ -184,7 +186,7 @@ def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) 
 
 
 def select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    """Return the layers of these names, in the order of the network.
+    """Return the layers with these names, in execution order.
 
     Raises
     ------
@@ -234,7 +236,7 @@ def _fit(layers: Sequence[LayerCollapse], stage: int | None) -> list[SegmentLaw]
 def _exponential(
     values: Sequence[float | None],
 ) -> tuple[float | None, float | None, float | None]:
-    """Return rate, correlation and curvature of positive values that change geometrically."""
+    """Return rate, correlation and curvature of an exponential fit; None if a value is not > 0."""
     if any(value is None or not value > 0 for value in values):
         return None, None, None
     y = np.log(np.array(values, dtype=np.float64))

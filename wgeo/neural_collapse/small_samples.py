@@ -86,14 +86,14 @@ class SmallSampleEstimates:
         """Return NC1 of the population of classes, for K > d + 1.
 
         In coordinates in which S_W = I, let b_j be the eigenvalues of the sample covariance of the
-        class means; the population's covariance is S_B + c I with c = `noise_factor`. Let
-        y = d/(K - 1), and let m(z) = mean_j 1/(b_j - z) be the Stieltjes transform. By the equation
-        of Marchenko and Pastur (Silverstein 1995), (z/c) m(z) estimates tr(S_B^-1)/d at the z that
-        is below all b_j and solves z / (1 - y - y z m(z)) = c.
+        K class means, which are drawn from a population with covariance S_B + c I, where
+        c = `noise_factor`. Let y = d/(K - 1), and let m(z) = mean_j 1/(b_j - z) be the Stieltjes
+        transform. By the equation of Marchenko and Pastur (Silverstein 1995), (z/c) m(z) estimates
+        tr(S_B^-1)/d at the z that is below all b_j and solves z / (1 - y - y z m(z)) = c.
         """
         K, d, c = len(self.counts), self.width, self.noise_factor
         scaled = self.correction * self.within / np.outer(self.sigma, self.sigma)
-        g = np.linalg.eigvalsh(scaled)  # of Sigma_W relative to Sigma_B; b_j are their inverses
+        g = np.linalg.eigvalsh(scaled)  # eigenvalues of Sigma_W relative to Sigma_B
         if g.max() <= 0:
             return 0.0
         g = g.clip(min=1e-15 * g.max())
@@ -105,8 +105,7 @@ class SmallSampleEstimates:
         ends = (0.0, b.min() * (1 - 1e-9))
         if excess(ends[1]) < 0:
             return None
-        # At the left end, excess(0) = -c (1 - y) < 0. Of several
-        # roots, the first is the one that tends to 0 with c.
+        # excess(0) = -c (1 - y) < 0. Of several roots, the first is the one that tends to 0 with c.
         grid = np.linspace(*ends, 65)
         first = next((k for k in range(1, 65) if excess(grid[k]) >= 0), None)
         if first is None:
@@ -167,10 +166,10 @@ class SmallSampleEstimates:
 
 
 class LeaveOneOut:
-    """Sums over a second pass through the samples, once the class means are known.
+    """Sums of pass two for classes of few samples; `SpanProjection` makes the pass.
 
     They are the inputs of `SmallSampleEstimates`, and the accuracy of classifying each sample by
-    the nearest class mean, computed without that sample. `SpanProjection` makes the pass.
+    its nearest class mean, if its own class mean is computed without it.
 
     Parameters
     ----------
@@ -208,7 +207,7 @@ class LeaveOneOut:
         x_in_span: Float[torch.Tensor, "b r"],
         class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples h: x = h - m_k, its coordinates in the means' span, and its class's index."""
+        """Add samples h of class k: x = h - m_k, x in the span of the means, and the index of k."""
         self._samples += len(x)
         self._within += x_in_span.T @ x_in_span
         square = (x_in_span * x_in_span).sum(1)
@@ -246,7 +245,10 @@ class LeaveOneOut:
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of samples whose nearest class mean, computed without them, is their own."""
+        """Fraction of samples nearest to their own class mean, which is computed without them.
+
+        Classes of one sample are left out; None if there are no others.
+        """
         return self._correct / self._in_larger_classes if self._in_larger_classes else None
 
     @property

@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt64
 from ..runtime import processes
 
 SPECTRUM_SIZE = 512
-"""Samples or features up to which a spectrum is exact; otherwise the number of rows sampled."""
+"""Number of samples or features up to which a spectrum is exact; with more of both, it is that of
+this many sampled rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +21,9 @@ class Spectrum:
 
     Attributes
     ----------
-    values : ndarray, (min(rows, d),)
-        In ascending order. Values below sqrt(max(rows, d) eps) times the largest are rounding
-        errors and are set to 0.
+    values : ndarray, (r,)
+        In ascending order; r is d, or the number of sampled rows. Values below
+        sqrt(max(rows, d) eps) times the largest are rounding errors and are set to 0.
     rows : int
         Number of samples from which they were computed.
     exact : bool
@@ -37,7 +38,7 @@ class Spectrum:
     def of_gram(
         cls, gram: Float[torch.Tensor, "r r"], *, width: int, rows: int, samples: int
     ) -> Spectrum:
-        """Compute the spectrum from A A^T or A^T A, whichever is smaller."""
+        """Compute the spectrum from the Gram matrix A A^T or A^T A of `rows` of all `samples`."""
         squares = torch.linalg.eigvalsh(gram).clamp_min(0).numpy()
         floor = max(rows, width) * np.finfo(np.float64).eps * squares.max()
         values = np.sqrt(np.where(squares > floor, squares, 0.0))
@@ -58,7 +59,7 @@ class Spectrum:
         s = self.values
         p = s[s > 0]
         p = p / p.sum()
-        energy = (s / s.max()) ** 2  # whose squares stay in float64's range
+        energy = (s / s.max()) ** 2  # relative, so that the squares of energies do not overflow
         return {
             "effective_rank": float(np.exp(-(p @ np.log(p)))),
             "stable_rank": float(s @ s / s.max() ** 2),

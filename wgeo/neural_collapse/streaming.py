@@ -31,14 +31,14 @@ KEEP = 2**26
 class CollapseStream:
     """Collapse metrics from batches, in memory that does not grow with the number of samples.
 
-    Call ``update`` with every batch. This gives all metrics except ncc_accuracy, ncc_mismatch and,
-    for layers wider than `spectrum_size`, nc1. These metrics compare samples with the *final* class
-    means, so they need a second pass: call ``revisit`` with every batch again. Layers whose
-    features fit into `keep` bytes need no second pass, because the stream keeps their features.
-    Batches may have any size and order, in both passes.
+    Call ``update`` with every batch. This gives all metrics except ncc_accuracy, ncc_mismatch, the
+    corrected estimates and, for layers wider than `spectrum_size`, nc1. These metrics compare
+    samples with the *final* class means, so they need a second pass: call ``revisit`` with every
+    batch again. Layers whose features fit into `keep` bytes need no second pass, because the stream
+    keeps their features. Batches may have any size and order, in both passes.
 
-    Each layer needs memory for K d numbers in float64, plus a scatter matrix if d <=
-    `spectrum_size` (at most 2 MiB by default), or otherwise `spectrum_size` rows of features.
+    Each layer needs memory for K d numbers in float64, plus a d x d matrix if d <= `spectrum_size`
+    (at most 2 MiB by default), or otherwise `spectrum_size` rows of features.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class CollapseStream:
         ------
         FeatureError
             There is NaN or infinity (the message names the layer and the sample), or layers or
-            widths differ from those of earlier batches. The stream cannot be used any more.
+            widths differ from those of earlier batches. The stream cannot be used afterwards.
         ArgumentError
             Labels are out of range, or the second pass has begun.
 
@@ -158,6 +158,14 @@ class CollapseStream:
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
         """Second pass: add the samples again, in batches of any size and order.
+
+        Raises
+        ------
+        FeatureError
+            Layers or widths differ from those of the first pass, a class did not occur in it, or
+            there is NaN or infinity.
+        ArgumentError
+            Labels are negative, or not whole numbers.
 
         Examples
         --------
@@ -254,11 +262,16 @@ def collapse_stream(
     batches : iterable, or callable that returns one
         Tuples (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
         input (a list, a loader, a callable) is read twice if a metric needs it. For an iterator,
-        such metrics are None unless the features fit into `keep` bytes.
+        these metrics are None unless the features fit into `keep` bytes.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
     **options
         Options of `CollapseStream`.
+
+    Raises
+    ------
+    FeatureError, ArgumentError
+        As in `collapse`; also if an option is unknown, or a batch has another form.
 
     Examples
     --------
@@ -293,7 +306,7 @@ def _check_batch(batch: Any) -> Batch:
     first = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
     raise ArgumentError(
         "A batch is ({layer name: features}, labels) or ({...}, labels, predictions), as "
-        f"wgeo.stream(net, images) gives them; this one begins with {first}."
+        f"wgeo.stream(net, images) yields them; this one begins with {first}."
     )
 
 
@@ -313,7 +326,7 @@ class _PassCounts:
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of correct predictions; None if not all are known."""
+        """Fraction of correct predictions; None unless all predictions are known."""
         return self._correct / self.samples if 0 < self._with_predictions == self.samples else None
 
 

@@ -27,8 +27,14 @@ def tensor_chunks(
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
     """Yield checked chunks of rows and their slices, on a device that supports float64.
 
-    `start` is the number of samples before these, for error messages. There must be as many rows
-    as `samples`, the number of their labels, if it is given; they may be 0 then.
+    `start` is the number of samples before these, for error messages. `samples` is the number of
+    labels, if known, and may be 0.
+
+    Raises
+    ------
+    FeatureError
+        The features are not numeric, not 1-D or 2-D, or contain NaN or infinity; the number of rows
+        is not `samples`; or the array is empty although `samples` is not 0.
     """
     layer = f"layer {name!r}"
     x = features if isinstance(features, torch.Tensor) else as_array(features, layer)
@@ -54,7 +60,7 @@ def tensor_chunks(
 
 
 def precision_of(features: Any) -> float:
-    """Return the machine epsilon of the features' dtype; for integers that of float64."""
+    """Return the machine epsilon of the features' dtype; for integers, that of float64."""
     if isinstance(features, torch.Tensor):
         floating = features.is_floating_point()
         return torch.finfo(features.dtype if floating else torch.float64).eps

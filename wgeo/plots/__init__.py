@@ -1,12 +1,14 @@
-"""Figures of an analysis: every function takes an `Analysis` (or its record) and returns Axes.
+"""Figures of an analysis.
 
-A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
+Most functions draw one panel: they take an `Analysis` (or its record) and return the axes. A
+function that shows one step also takes the result of that step: `collapse` a `Collapse`,
 `straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
 `Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`, `separation_law` a
-`SeparationLaw`, `alignment` an `Alignment`. For any other argument, the error lists the accepted
-types.
+`SeparationLaw`, `alignment` an `Alignment`. For other arguments, the error lists what is accepted.
+`over`, `profiles` and `block_distances` compare the analyses of a `Series`, `model` draws a
+solution of `wgeo.ufm`, and `flow` writes an animation of a `Trajectory`.
 
-With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty, and
+With ``ax=None``, the default, a panel is drawn in pyplot's current axes if they are empty, and
 otherwise in a new figure. In a notebook, or if pyplot has been imported and opens windows, pyplot
 manages the new figure and therefore shows it. A program that only writes files leaves no figure
 in pyplot.
@@ -17,8 +19,8 @@ in pyplot.
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
     plots.save(ax, "nc1.pdf")
 
-``ax=`` may be any axes. All figures have one style: colors that are distinguishable with color
-blindness, and vector graphics.
+``ax=`` may be any axes. All figures have one style, with colors that can be distinguished with
+color blindness.
 """
 
 from typing import TYPE_CHECKING

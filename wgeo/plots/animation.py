@@ -23,7 +23,7 @@ from ..transport import Exact, Solver, wasserstein
 from .paths import segment_at
 from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
 
-_PCA_ROWS = 1000  # samples that determine the plane; their Gram matrix is small at any width
+_PCA_ROWS = 1000  # points that determine the plane; their Gram matrix is small at any width
 _PAUSE = 0.6  # seconds without movement at the start and at the end
 _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 
@@ -32,15 +32,17 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-    t is the fraction of the path's length (the sum of the blocks' W2), like
+    The time t is the fraction of the path's length (the sum of the blocks' W2), like
     ``interpolation_time`` in the record.
 
     Attributes
     ----------
     names : tuple of str
+        Names of the layers.
     times : ndarray, (L + 1,)
         Time at which each layer is reached.
     layers : ndarray, (L + 1, n, 2)
+        The samples in the plane, at every layer.
     target : ndarray of int, (n,)
         The optimal coupling of the first and last layer: sample i moves to the features of sample
         ``target[i]`` at the last layer.
@@ -84,7 +86,7 @@ def scene(
     solver: Solver | None = None,
     seed: int = 0,
 ) -> Scene:
-    """Prepare a segment of a trajectory for the animation; see `flow`."""
+    """Prepare a segment of a trajectory for the animation; parameters and errors as of `flow`."""
     traj = as_trajectory(traj)
     segments = traj.segments
     source = segment_at(segments, segment, "trajectory")
@@ -131,12 +133,12 @@ def flow(
     solver: Solver | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write an animation of a segment's features, next to the geodesic between its first and last.
+    """Write an animation of a segment's features, next to the geodesic between its ends.
 
     On the left, each sample moves in straight lines from layer to layer, as in the network; on the
     right, the displacement interpolation moves the distribution of the first layer to that of the
-    last at the least cost. Both panels show the plane of the first two principal components, and at
-    any time the same fraction of the path's length. They agree if the network follows a geodesic.
+    last at the least cost. Both panels show the plane of the first two principal components, at the
+    same fraction of the path's length. They agree if the network follows a geodesic.
 
     Parameters
     ----------
@@ -144,24 +146,32 @@ def flow(
     path : path
         ``.gif`` (written by pillow), or ``.mp4`` (needs ffmpeg).
     segment : int
-        Index of the segment; by default the last, which ends at the input of the classifier.
+        Index of the segment; by default the last, which ends at the output of the last block.
     samples : int
-        Number of samples, drawn at random; the transport is solved for these.
+        Number of samples, drawn at random; the transport is solved for these. At least two are
+        used.
     seconds, fps
-        Duration of the movement in seconds, and frames per second.
+        Duration of the movement in seconds, > 0, and frames per second, >= 1.
     solver : solver, optional
         A solver that pairs samples one to one; by default `Exact()`.
     seed : int
+        Random seed of the samples.
+
+    Returns
+    -------
+    Path
 
     Raises
     ------
     ArgumentError
-        The file extension is not supported, the segment does not exist, or the solver does not
-        pair samples one to one.
+        The file extension is not supported, `seconds` or `fps` is out of range, the segment does
+        not exist, or the solver does not pair samples one to one.
     DependencyError
         ffmpeg, which ``.mp4`` needs, is not installed.
     FeatureError
         The segment's features do not move.
+    RecordError
+        The folder cannot be written.
 
     Examples
     --------

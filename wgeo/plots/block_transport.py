@@ -31,7 +31,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 
     Bars show W2, error bars the bounds ``[lower, upper]``, and dashes ``paired``, the root mean
     squared distance by which the block moves the samples. If dash and bar meet, the block's map is
-    optimal on the samples. Units are those of the features.
+    optimal on these samples. Distances are in units of the features.
 
     Examples
     --------
@@ -118,9 +118,9 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw 1 - correlation score of every block, and that of its null maps (crosses).
 
     The axis is logarithmic: 0 for an optimal map; values below 1e-6, the tolerance of the solvers,
-    are drawn at the lower edge. Each cross is the highest score of a block's null maps. A marker is
-    hollow if null maps (the same displacements assigned to the wrong samples) score about as high,
-    so that the score is not evidence.
+    are drawn at the lower edge. Each cross is the highest score of a block's null maps (the same
+    displacements, but assigned to the wrong samples or rotated). A marker is hollow if null maps
+    score about as high, so that the score is not evidence.
 
     Examples
     --------

@@ -80,9 +80,9 @@ def _distances(record: Record) -> Plot:
 
     correlations = (
         "In the middle: how far the correlation score is below 1, its value for an optimal map, "
-        "and the same for the best null map (crosses), that is, for the same displacements "
-        "assigned to the wrong samples; a hollow score is not clearly better than null maps and is "
-        "therefore not evidence. "
+        "and the same for the best null map (crosses). Null maps have the same displacements, "
+        "but assigned to the wrong samples or rotated; a hollow score is not clearly above theirs "
+        "and is therefore not evidence. "
         if has_correlations
         else ""
     )
@@ -93,9 +93,9 @@ def _distances(record: Record) -> Plot:
         "with its bounds, and the root mean squared distance by which the network itself moves the "
         f"samples. {correlations}Below: how far the OT score, the squared ratio of the two "
         "distances, is below 1; hollow points have a resolution below 1/2 and are not evidence. "
-        "The OT score is near 1 for almost any map that moves the samples little. Both axes of "
-        "scores are logarithmic: the lower, the nearer to an optimal map; values below 1e-6, "
-        "which the solvers do not resolve, are at the lower edge.",
+        "The OT score is near 1 for almost any map that moves the samples little. Axes of scores "
+        "are logarithmic: the lower a point, the nearer the map is to an optimal one; values below "
+        "1e-6, which the solvers do not resolve, are at the lower edge.",
         f"W2 of {counted(len(blocks), 'block')}{_range_text(blocks, 'distance')}; "
         f"OT score{_range_text(blocks, 'ot_score')}.",
         draw,

@@ -1,4 +1,4 @@
-"""Panels on what may be the same at every depth: the rate of separation, residual Jacobians."""
+"""Panels of what may be the same at every depth: the rate of separation, residual Jacobians."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _FIT_PREFIXES = {"separation": "", "compression": "compression_"}
 
 @styled
 def separation_law(record: Any, measure: str = "separation", ax: Axes | None = None) -> Axes:
-    """Draw a measure of the classes' separation over depth, with the line of a constant rate.
+    """Draw a measure of the classes' separation over depth, and the lines of constant rates.
 
     The law of data separation says that D = tr Σw Σb⁺ falls by the same factor at every layer, so
     that ln D is linear in depth. One line is fitted per stage.
@@ -81,7 +81,7 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     ax = new_axes(ax)
     segments = _stage_fits(record)
     if not segments:
-        return nothing_to_show(ax, "This record has no stage of three layers.")
+        return nothing_to_show(ax, "This record has no stage of at least three layers.")
     names = list(dict.fromkeys(name for segment in segments for name in segment.layers))
     handles, labels, curves = [], [], []
     for i, segment in enumerate(segments):
@@ -145,8 +145,8 @@ def alignment(
     """Draw a measure of every ordered pair of blocks in a run of consecutive blocks, as a matrix.
 
     With ``overlap_uv``, row i and column j compare the leading output directions of block i with
-    the leading input directions of block j, and the diagonal those of one block. An overlap is 1 if
-    the directions span the same space; a coupling is 0 if the blocks have the same singular
+    the leading input directions of block j; the diagonal compares those of one block. An overlap is
+    1 if the directions span the same space; a coupling is 0 if the blocks have the same singular
     vectors.
 
     Parameters
@@ -250,8 +250,8 @@ def _law_plot(record: Record) -> Plot:
         "Above and in the middle, on logarithmic axes: the scatter within classes relative to the "
         "scatter between class means, as tr Σw Σb⁺ above and tr Σw / tr Σb in the middle; "
         "dashed: a constant factor per layer. Below: one minus the largest cosine between "
-        "uncentered class means. A straight line has curvature 0 and correlation r = −1; along a "
-        "geodesic of constant speed the upper two curves are bent.",
+        "uncentered class means. A falling straight line has curvature 0 and correlation r = −1; "
+        "along a geodesic of constant speed, the upper two curves are bent.",
         f"Separation of the classes over depth in {counted(len(_stage_fits(record)), 'stage')}.",
         draw,
         rows,

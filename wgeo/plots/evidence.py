@@ -56,7 +56,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     """Draw a measure of every segment over the number of samples, to show its bias.
 
     The measure compares the segment's first and last layer. If a curve still changes at the largest
-    number of samples, the value depends on that number. Bars are standard deviations between
+    number of samples, the value depends on that number. Bars show the standard deviation over
     subsets. The marker of an OT score is hollow if the resolution is below 1/2.
 
     Parameters
@@ -200,8 +200,8 @@ def _sample_sizes(record: Record) -> Plot:
         "sample-sizes",
         "Dependence on the number of samples",
         "Transport from the first to the last layer of every segment, on random subsets of the "
-        "samples. Empirical W2 is biased: if a curve still changes at the largest number of "
-        f"samples, the value depends on that number.{note}",
+        "samples; bars: standard deviation over subsets. Empirical W2 is biased: if a curve still "
+        f"changes at the largest number of samples, the value depends on that number.{note}",
         "W2, OT score and resolution over the number of samples.",
         draw,
         rows,

@@ -25,7 +25,7 @@ from .composed import catalog
 from .plot import Plot, as_csv
 from .style import styled
 
-# File names, without extension, of the figures of one analysis, as glob patterns; and of a series
+# Names of the figures of an analysis and of a series: glob patterns, without extensions
 STEMS = (
     *("collapse", "class-variability", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs", "distance-pairs"),
@@ -198,8 +198,8 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     path : path
         File name with the extension ``.pdf``, ``.svg`` or ``.png``.
     dpi : int
-        Resolution of a PNG. 300 is usual for print. A figure of ``axes("slide")`` is 1920 pixels
-        wide if it is saved with ``dpi=343``.
+        Pixels per inch of a PNG. 300 is usual for print. A figure of ``axes("slide")`` is 1920
+        pixels wide if it is saved with ``dpi=343``.
 
     Returns
     -------

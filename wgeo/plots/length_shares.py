@@ -1,4 +1,4 @@
-"""How far every block moves the features, over training or across networks of the same blocks."""
+"""How far every block moves the features, over training or across networks with equal blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
 
         W_l / sum_k W_k,    W_l^2 = W2(mu_l, mu_{l+1})^2 - ||m_{l+1} - m_l||^2
 
-    with m_l the mean of layer l. Blocks of equal steps have equal shares.
+    with mu_l the distribution of the features at layer l and m_l its mean.
 
     Examples
     --------

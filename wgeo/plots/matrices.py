@@ -15,13 +15,13 @@ _CELL = 0.27  # inches that a cell needs for its number
 
 
 def frame_cells(ax: Axes) -> None:
-    """Remove the ticks' marks and the frame of a matrix."""
+    """Remove the tick marks and the frame of a matrix."""
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
 def color_bar(image: AxesImage, panels: Any, *, marks: bool = False, **options: Any) -> None:
-    """Draw one color bar for the panels, without a frame, and with tick marks only if asked."""
+    """Draw one color bar for the panels, without a frame, and with tick marks only if `marks`."""
     bar = image.figure.colorbar(image, ax=panels, fraction=0.05, **options)
     bar.outline.set_visible(False)
     if not marks:

@@ -1,4 +1,4 @@
-"""The figure of a solved model: its geometry, objective, layers and random starts."""
+"""The figure of a solved model: its geometry, objective, layers and starts."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ FLOOR = 1e-16  # minimum of logarithmic axes; smaller values are rounding error 
 MAX_ANNOTATED = 8  # largest number of classes for which every cosine is printed
 TERMS = {
     "fit": "loss",
-    "weight_decay": "decay of weights",
-    "feature_decay": "decay of features",
-    "bias_decay": "decay of the bias",
+    "weight_decay": "weight decay",
+    "feature_decay": "feature decay",
+    "bias_decay": "bias decay",
     "transport": "transport",
 }
 LINES = {"nc1": "NC1", "nc2_etf": "NC2: to simplex ETF", "cdnv": "CDNV"}
@@ -51,8 +51,8 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(solution: Any) -> Figure:
     """Draw a solution of `wgeo.ufm`, or its record (``solution.json``), as one figure.
 
-    The panels show the cosines of the class means, the terms of the objective, for models with
-    several layers the collapse at each layer, and the final values of random starts, if any.
+    The panels show the cosines of the class means, the terms of the objective, the collapse at each
+    layer if there are several, and the final objectives of the starts if there are several.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
     sizes = numbers([terms[name] for name in names])
     ax.set_title("Terms of the objective", pad=16)
     if not names:
-        return nothing_to_show(ax, "This record has no terms.")
+        return nothing_to_show(ax, "This record has no terms of the objective.")
     total = number(record.get("objective"))
     ax.text(0, 1.02, f"sum: {total:.6g}", transform=ax.transAxes, fontsize=7.5, color=MUTED)
     at = np.arange(len(names))
@@ -148,11 +148,11 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_layers(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw collapse by layer: DNC1 to DNC3 for a model with weights; NC1, NC2, CDNV for MUFM."""
+    """Draw collapse by layer: DNC1 to DNC3 for a UFM; NC1, NC2 and CDNV for MUFM."""
     record = as_mapping(record)
     ax = new_axes(ax)
     curve = record.get("curve") or []
-    weights = bool(curve) and "deep" in curve[0]  # a model with weights, not MUFM
+    weights = bool(curve) and "deep" in curve[0]  # a row per weight matrix; MUFM: per layer
     lines = []
     for key, name in (DEEP if weights else LINES).items():
         series = numbers(
@@ -183,13 +183,13 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_starts(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the final values of random starts, minus the lower bound or the lowest value."""
+    """Draw the final objective of every start, minus the lower bound or the lowest objective."""
     record = as_mapping(record)
     ax = new_axes(ax, 3.6, 2.6)
-    ax.set_title("Final values of random starts")
+    ax.set_title("Final objective of every start")
     values = np.sort(numbers(record.get("values") or []))
     if not values.size:
-        return nothing_to_show(ax, "This solution has no random starts.")
+        return nothing_to_show(ax, "This solution has no starts.")
     bound = number((record.get("certificate") or {}).get("lower_bound"))
     has_bound = bool(np.isfinite(bound))
     above = values - (bound if has_bound else values.min())
@@ -198,7 +198,7 @@ def model_starts(record: Any, ax: Axes | None = None) -> Axes:
     if np.ptp(above) == 0 and above[0] == 0:
         ax.axhline(FLOOR, color=REFERENCE, lw=0.7)
     _log_from_floor(ax, above)
-    ax.set_xlabel("random start, best first")
+    ax.set_xlabel("start, best first")
     ax.set_ylabel("objective − " + ("lower bound" if has_bound else "lowest"))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return ax

@@ -72,7 +72,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
 def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Draw W2 from each layer (row) to each later one (column), in units of the features.
 
-    On a geodesic, the distance of two layers is the sum of the distances of the blocks between
+    On a geodesic, the distance of two layers is the sum of the distances across the blocks between
     them, which are on the diagonal.
 
     Parameters
@@ -178,9 +178,10 @@ def pairs_plots(record: Record) -> list[Plot]:
                 f"optimal map; bright yellow from {OPTIMAL}. The top right corner is the whole "
                 "segment, the diagonal its single blocks. Read the last column from the top: the "
                 "first bright cell shows the layer from which the map to the last layer is "
-                "optimal. A score is in parentheses if null maps (the same displacements turned, "
-                "or given to the wrong samples) score about as high, so that it is not evidence of "
-                "an optimal map. Null maps are computed for single blocks and for the last column.",
+                "optimal. A score is in parentheses if null maps (the same displacements, but "
+                "rotated or assigned to the wrong samples) score about as high, so that it is not "
+                "evidence of an optimal map. Null maps are computed for single blocks and for the "
+                "last column.",
                 f"Correlation scores of all pairs of layers of {counted(len(scored), 'segment')}.",
                 draw_scores,
                 lambda: _rows(segments, scored, *_SCORES, *_DISTANCES),

@@ -68,8 +68,8 @@ def class_means(
     segment : int
         Index of the segment in the record, from 0.
     centered : bool
-        Subtract each layer's mean of the class means, so that a motion that all classes share is
-        not seen.
+        Whether to subtract the mean of the class means at each layer, which removes the motion
+        that all classes share.
 
     Examples
     --------
@@ -197,7 +197,7 @@ def class_names(record: Record, view: View, width: int = 18) -> list[str]:
 
 
 def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
-    """Return the labels of a view's axes, with the fraction of variance along each if known."""
+    """Return the labels of a view's axes, with the percentage of variance along each if known."""
     shares = numbers(view.explained)
     shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
     names = ("PC 1", "PC 2") if narrow else _COMPONENTS
@@ -335,8 +335,9 @@ def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
 def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     """Draw each layer's distance from the geodesic between its segment's first and last layer.
 
-    The geodesic is their displacement interpolation. Distances are divided by the W2 between the
-    two layers, and 0 on the geodesic. Layers are placed at their fraction of the path's length.
+    The geodesic is the displacement interpolation of these two layers. The distance is divided by
+    W2 between them; it is 0 on the geodesic. Layers are placed at their fraction of the path's
+    length.
 
     Examples
     --------

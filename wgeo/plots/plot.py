@@ -24,9 +24,9 @@ class Plot:
     stem : str
         Name of its files, without the extension.
     title, caption : str
-        Its title, and an explanation of how to read it.
+        Title of the figure, and an explanation of how to read it.
     alt : str
-        Alternative text for readers who cannot see it.
+        Alternative text for readers who cannot see the figure.
     draw : callable
         Takes no arguments and returns the matplotlib figure.
     rows : callable

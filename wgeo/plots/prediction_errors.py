@@ -1,4 +1,4 @@
-"""Panels of the errors of the models' features at every layer of the network."""
+"""Panels of the errors of the models' predicted features at every layer of the network."""
 
 from __future__ import annotations
 

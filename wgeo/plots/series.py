@@ -228,8 +228,8 @@ def _apart(at: np.ndarray, ax: Axes) -> list[float]:
 def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     """Draw a collapse metric over depth, one line per analysis; later epochs are darker.
 
-    Depth is scaled to the same axis for all networks: 0 is the input of the first block, 1 the last
-    layer.
+    Depth is scaled to the same axis for all networks: 0 is the input of the first block, 1 the
+    output of the last.
 
     Examples
     --------
@@ -241,7 +241,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     >>> series = wgeo.analysis.Series.of({"first": record, "second": record})
     >>> ax = wgeo.plots.profiles(series, "nc1")
     >>> ax.get_title(loc="left"), ax.get_xlabel()
-    ('NC1: within-class variability', 'depth (0: before the first block, 1: last layer)')
+    ('NC1: within-class variability', 'depth (0: before the first block, 1: after the last)')
     """
     series = as_series(series)
     require_choice(metric, METRICS, "collapse metric")
@@ -259,7 +259,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "These analyses have no layers.")
     log_if_positive(ax, *drawn)
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("depth (0: before the first block, 1: last layer)")
+    ax.set_xlabel("depth (0: before the first block, 1: after the last)")
     ax.set_title(METRICS[metric])
     legend_below(ax, *series_handles(series))
     return ax

@@ -1,4 +1,4 @@
-"""The panel of the variability within single classes over depth."""
+"""The panel of the variability within each single class over depth."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:
 
 
 def _name(record: Record, k: int, classes: int) -> str:
-    """Return the name of the k-th class that occurs; its number if names are unknown."""
+    """Return the name of the k-th class that occurs; ``class k`` unless all names occur."""
     names = record.provenance.class_names
     return short(names[k], 18) if len(names) == classes else f"class {k}"
 
@@ -145,8 +145,8 @@ def class_variability_plot(record: Record) -> Plot | None:
         "Collapse of single classes",
         "The variance within each class, var_k, divided by the variance between class means, "
         "tr Σb, over depth: 0 if the class has collapsed to its mean. The mean over all samples "
-        "is tr Σw / tr Σb. Open markers: layers outside the blocks. A class whose curve ends high "
-        "is one that has collapsed least.",
+        "is tr Σw / tr Σb. Open markers: layers outside the blocks. The class whose curve ends "
+        "highest has collapsed least.",
         f"Variability of {values.shape[1]} classes over "
         f"{counted(len(values), 'layer')}"
         + (

@@ -1,4 +1,4 @@
-"""What figures are drawn from: records, results that have a record, and their mappings."""
+"""What figures are drawn from: records, objects that have a record, and results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = {
 
 
 def as_record(source: Any, *kinds: str) -> Record:
-    """Return the typed record of an `Analysis` or of its mapping, or a result as a record.
+    """Return the typed record of an `Analysis` or of its mapping; convert a result to a record.
 
     Parameters
     ----------
@@ -56,6 +56,11 @@ def as_mapping(source: Any, *kinds: str) -> Mapping[str, Any]:
     ----------
     kinds : str
         Types of the results (keys of `SOURCES`) that the figure can draw.
+
+    Raises
+    ------
+    ArgumentError
+        `source` is none of these; the message lists what the figure can draw.
     """
     kind = type(source).__name__ if isinstance(source, Displayed) else ""
     if kind in kinds:

@@ -54,8 +54,8 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """Width and height, in inches, of figures for a paper's column, for its page, and for a slide.
 
-Text is 7.5 to 9 points in all of them, like captions. A figure for a slide is meant to be enlarged:
-on a full slide (13.33 by 7.5 inches), its text is 18 to 21 points.
+Most text is 7.5 to 9 points in all of them, like captions. A figure for a slide is meant to be
+enlarged: on a full slide (13.33 by 7.5 inches), this text is 18 to 21 points.
 """
 
 RC: Any = {
@@ -159,7 +159,7 @@ def require_choice(value: str, choices: Mapping[str, Any], what: str = "measure"
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """Return the given axes, or else pyplot's if it is in use, or else those of a new figure."""
+    """Return `ax`, or else pyplot's axes if pyplot is in use, or else axes of a new figure."""
     if ax is not None:
         return ax
     return _pyplot_axes(width, height) or new_figure(width, height).add_subplot()
@@ -168,8 +168,8 @@ def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
 def _pyplot_axes(width: float, height: float) -> Axes | None:
     """Return pyplot's current axes if they are empty, or new axes if pyplot shows figures.
 
-    Return None if the program does not use pyplot, or if it uses pyplot to write files and there
-    are no empty axes.
+    Return None if the program does not use pyplot, or uses it only to write files and has no empty
+    axes.
     """
     if "ipykernel" in sys.modules:  # a notebook, which shows the figures of pyplot
         importlib.import_module("matplotlib.pyplot")
@@ -237,7 +237,7 @@ def segment_name(layers: Sequence[str], index: int) -> str:
 
 
 def number(value: Any) -> float:
-    """Return a number as a float; NaN for None and for anything that is not a finite number."""
+    """Return a finite int or float as a float, and NaN for anything else, such as None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     return float(value) if np.isfinite(value) else float("nan")
@@ -280,13 +280,13 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
     texts = short_names(names)
     ax.set_xticks(at)
     if labels:
-        level = len(at) <= inches / 0.62 and max(len(texts[i]) for i in at) <= 8
-        turn: dict[str, Any] = {} if level else {"rotation": 90}
-        ax.set_xticklabels([texts[i] for i in at], **turn)
+        horizontal = len(at) <= inches / 0.62 and max(len(texts[i]) for i in at) <= 8
+        options: dict[str, Any] = {} if horizontal else {"rotation": 90}
+        ax.set_xticklabels([texts[i] for i in at], **options)
 
 
 def thinned(n: int, budget: int) -> list[int]:
-    """Return at most `budget` evenly spaced indices of 0..n-1, including the first and the last."""
+    """Return at most `budget` indices of 0..n-1: equal steps from the first, and the last."""
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))
@@ -346,7 +346,7 @@ def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str
 def legend_above(
     ax: Axes, handles: Sequence[Line2D], names: Sequence[str], *, gap: int = 0
 ) -> None:
-    """Draw a legend `gap` points above the axes: next to their title if it fits, else below it."""
+    """Draw a legend `gap` points above the axes, next to their title, or below it if too wide."""
     needed = sum(map(_entry_width, names))
     title = ax.get_title("left")
     one_line = needed + 0.07 * len(title) <= inches_wide(ax)
@@ -396,7 +396,7 @@ def _columns_width(names: Sequence[str], count: int) -> float:
 
 
 _BETWEEN_COLUMNS = 0.2  # inches
-_HINTING = 4.8  # percent of its width, over dpi / 100, by which whole pixels widen a legend
+_HINTING = 4.8  # over dpi: the fraction by which rounding to whole pixels widens a legend
 
 
 def _entry_width(name: str) -> float:

@@ -39,7 +39,9 @@ _REPORT, _LOG = "report", "report-build.log"
 
 
 def require_report_writable(run_dir: str | os.PathLike[str]) -> None:
-    """Raise RecordError if wgeo did not write a folder's ``report`` or ``report-build.log``.
+    """Raise RecordError unless a folder's report and build log can be replaced.
+
+    They can if they do not exist, or if wgeo wrote them and they have not been changed since.
 
     Raises
     ------

@@ -22,7 +22,7 @@ _INSTALL = (
     "Debian, Ubuntu: `apt-get install texlive-xetex texlive-latex-extra`; macOS: `brew install "
     "--cask mactex`; anywhere with conda: `conda install -c conda-forge tectonic`"
 )
-_RUNS = 3  # TeX settles labels, page numbers and the table of contents, which shifts both
+_RUNS = 3  # until labels and page numbers, which the table of contents shifts, are correct
 
 
 def html(project: Path, save_log: SaveLog) -> None:
@@ -62,7 +62,7 @@ def pdf(project: Path, tex: str, save_log: SaveLog) -> Path:
     folder = project.parent / "latex"
     sphinx_engine = "lualatex" if tex == "lualatex" else "xelatex"
     _sphinx(project, "latex", folder, save_log, "-D", f"latex_engine={sphinx_engine}")
-    # Names are escaped for TeX; as a second line of defense, TeX may not run programs.
+    # Names are escaped for TeX. In addition, TeX is not allowed to run programs.
     command = (
         [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
         if tex == "tectonic"

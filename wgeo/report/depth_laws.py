@@ -51,7 +51,7 @@ def alignment(record: Record, plots: Plots) -> str:
         table(
             ("Blocks", "overlap", "of outputs", "of inputs", "by chance", *_COUPLING, "slope"),
             runs,
-            f"Overlap of the {general(comparison.vectors)} largest singular directions of "
+            f"Overlap of the {general(comparison.vectors)} leading singular directions of "
             "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
             f"{general(comparison.points)} images.",
         ),
@@ -59,7 +59,8 @@ def alignment(record: Record, plots: Plots) -> str:
             ("Block", "largest singular value", *keys[:5], "along the step", "error"),
             rows,
             "Residual Jacobian of every block: means over images. The overlap is that of the "
-            "block's own output and input directions.",
+            "block's own output and input directions. Error: the largest relative error of the "
+            "singular vectors at any image.",
         ),
     )
 
@@ -92,5 +93,5 @@ def separation_law(record: Record, plots: Plots) -> str:
         "and its curvature 0; a correlation near −1 alone is weak evidence. "
         "[Definitions](methods.md).",
         figure_block(plots, "separation-law"),
-        table(header, rows, "Fit of ln D over the layers of each stage; 95 % intervals."),
+        table(header, rows, "Fit of ln D over the layers of each row; 95 % intervals."),
     )

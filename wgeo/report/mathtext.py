@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from sphinx.application import Sphinx
 
-_SIZE = 10.0  # font size in points at which mathtext sets a formula: one em of the page
+_SIZE = 10.0  # font size in mathtext, in points; it becomes one em of the page
 _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
 
 

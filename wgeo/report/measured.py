@@ -65,14 +65,15 @@ def transport(record: Record, plots: Plots) -> str:
     return join(
         "# Transport",
         "Each block maps the features of one layer to those of the next. W2 is the smallest root "
-        "mean squared distance over all pairings of the two distributions; the network's own "
+        "mean squared distance over all couplings of the two distributions; the network's own "
         "pairing maps every sample to its own features at the next layer. If a block changes the "
         "feature space, its input is first mapped by the block's own shortcut.",
         f"{certified} of {len(blocks)} distances are certified: their lower and upper bounds, "
         "proved by feasible dual potentials and a feasible coupling, agree to within the solver's "
         "tolerance. Scores in parentheses are not evidence. A correlation score in parentheses is "
         "not clearly above those of null maps, which assign the same displacements to the wrong "
-        f"samples; an OT score in parentheses has a resolution below {LOW_RESOLUTION}.",
+        "samples or rotate them. An OT score is in parentheses if the resolution is below "
+        f"{LOW_RESOLUTION} or undefined.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
         _gradient_maps(record, plots),
@@ -165,7 +166,7 @@ def straightness(record: Record, plots: Plots) -> str:
         _embedded(record),
         "## Paths of the classes" if moving or means or last in plots else "",
         moving,
-        "Those of the last stage are on the first page." if last in plots else "",
+        "The paths in the last stage are on the first page." if last in plots else "",
         *(figure_block(plots, stem) for stem in means),
     )
 
@@ -208,7 +209,9 @@ def _reference(record: Record) -> str:
     return join(
         "## Straighter than a reference?",
         *(sentence(s.words) for s in record.verdict if s.claim == "reference"),
-        f"Not reinitialized: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        f"Parameters that kept their trained values: {plain(', '.join(kept[:5]), 200)}."
+        if kept
+        else "",
         body,
     )
 
@@ -240,8 +243,8 @@ def _fresh_table(reference: Reference) -> str:
         rows,
         f"Line-shape ratio of the centered paths compared with those of {count} randomly "
         f"initialized networks, on {general(reference.images)} images; 1 is straight. As "
-        "straight, as bent: the number of these networks whose ratio is at most, or at least, as "
-        "large. Adjusted: for multiple segments.",
+        "straight, as bent: the number of these networks whose ratio is at most, or at least, that "
+        "of this network. Adjusted: for multiple segments.",
     )
 
 
@@ -377,10 +380,10 @@ def _progress(record: Record) -> str:
         return ""
     header = (
         "Metric",
-        "decreases throughout",
+        "never increases",
         "Kendall's τ",
         "increases",
-        "90 % of the decrease by",
+        "90 % of the decrease at",
     )
     return table(header, rows, "Progressive collapse: does each metric decrease with depth?")
 

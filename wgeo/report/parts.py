@@ -79,7 +79,7 @@ def stage_title(segment: Segment, index: int, layers: Sequence[Layer]) -> str:
 
 
 def path_descriptions(record: Record) -> list[str]:
-    """Describe each segment's path as the verdict does; a dash if it says nothing about the path.
+    """Describe each segment's path as the verdict does; a dash if the verdict does not mention it.
 
     A description is a category, such as "bent", "between" two categories, or "undecided".
     """
@@ -122,7 +122,7 @@ def value_with_interval(source: Measured, key: str, decimals: int = 2) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Flatten nested settings into rows of a table, "outer: inner"; skip empty values."""
+    """Flatten nested settings into rows of a table, named "outer: inner"; skip empty values."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{str(key).replace('_', ' ')}"

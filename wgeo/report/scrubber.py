@@ -25,8 +25,8 @@ def scrubber(source: Record | SeriesRecord) -> str:
     """Return the animation as raw HTML in Markdown; empty if the record has no view.
 
     A segment's ``view`` contains ``class_means`` ([layer][class][2]) and, optionally, ``points``
-    ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). In a series they are
-    those of the last layer, with epochs in place of layers.
+    ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). The view of a series
+    contains those of the last layer, with epochs in place of layers.
     """
     series = source if isinstance(source, SeriesRecord) else None
     step = "layer" if series is None else "epoch"

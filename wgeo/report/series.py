@@ -106,7 +106,8 @@ def _compared(series: SeriesRecord) -> str:
         header,
         body,
         "The analyses, followed by the differences from the first. Collapse is that of the last "
-        "layer; 95 % intervals in brackets. Each name is a link to the report of its analysis.",
+        "layer; 95 % intervals in brackets. Names are links to the reports of the analyses, if "
+        "there are any.",
     )
 
 
@@ -213,7 +214,10 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
 
 
 def _over_runs(series: SeriesRecord, segment: Segment, index: int) -> str:
-    """Return the centered length over k runs, the largest k that all analyses have, with k."""
+    """Return the centered length ratio over k runs, for the largest k that all analyses have.
+
+    The text contains k if it differs between segments.
+    """
     k = common_runs(series.analyses, index)
     text = DASH if k is None else fixed(segment.centred.length_over_runs.get(k))
     return text if text == DASH or len(runs_in(series)) < 2 else f"{text} (k = {k})"
@@ -237,7 +241,8 @@ def _collapse(series: SeriesRecord, plots: Plots) -> str:
     header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest mean")
     return join(
         "# Collapse",
-        "At the last layer. Kendall's τ of NC1 over depth is −1 if it decreases at every layer.",
+        "Collapse at the last layer, and its trend: Kendall's τ of NC1 over depth is −1 if NC1 "
+        "decreases at every layer.",
         table((*header, "τ of NC1", "increases"), rows, "Collapse of every analysis."),
         figure_block(plots, "profiles"),
         *_training(series, plots),

@@ -1,6 +1,6 @@
 """A memory limit, which determines block sizes; these are halved when a GPU runs out of memory.
 
-Block sizes change the order of sums, and therefore results, but only by rounding.
+The order of sums depends on block sizes, so these change results, but only by rounding.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LIBRARY_BYTES = 2**29  # memory that Python and its libraries occupy
 _MAX_HALVINGS = 14
 OUT_OF_MEMORY = torch.OutOfMemoryError
-"""Raised by a device; it says nothing about the network or the data."""
+"""Raised if a GPU has too little memory, which says nothing about the network or the data."""
 
 _state: dict[str, int | None] = {"limit": None, "halvings": 0}
 
 
 def parse_bytes(memory: str | float | int) -> int:
-    """Return a size in bytes: a number, or text such as ``"1GiB"``, ``"512 MB"`` (powers of 1024).
+    """Return a number of bytes, from a number or text such as ``"1GiB"``, ``"512 MB"``.
+
+    Units are powers of 1024.
 
     Raises
     ------
     ArgumentError
-        `memory` is anything else, or not positive.
+        `memory` is neither, or is not positive.
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
     try:
@@ -99,14 +101,14 @@ def limited_size(default: int, fraction: float) -> int:
 
 
 def block_entries(default: int) -> int:
-    """Return the block size `default`, halved for each time that a GPU ran out of memory."""
+    """Return the block size `default`, halved once for each time that a GPU ran out of memory."""
     return max(1, default >> (_state["halvings"] or 0))
 
 
 def halve_blocks() -> bool:
-    """Halve the blocks, because a GPU ran out of memory; return False if that was done too often.
+    """Halve block sizes, because a GPU ran out of memory; return False if they cannot be smaller.
 
-    The work on the last block can then be repeated with a size from `block_entries`.
+    If True, the caller repeats the work on the last block with a size from `block_entries`.
     """
     halvings = _state["halvings"] or 0
     if halvings < _MAX_HALVINGS:
@@ -128,7 +130,10 @@ def total_memory() -> int:
 
 
 def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the smallest memory limit of this process's control groups (Linux, v1 and v2)."""
+    """Return the smallest memory limit of this process's control groups (Linux, v1 and v2).
+
+    It is `sys.maxsize` if there is none.
+    """
     limit = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():

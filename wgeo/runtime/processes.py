@@ -4,8 +4,9 @@ Every process runs the same program on the same features and calls the functions
 order (they are collective operations). Heavy loops take a process's `shard` of the rows, contiguous
 and without padding, and combine the results (`all_reduce_sum`, `all_gather`); work that cannot be
 divided is done by one process for all (`on_rank_zero`, `map_over_ranks`). The result equals that of
-a single process up to the rounding of sums in another order, and every process has it. With one
-process, or inside `local_only`, these functions only call the given function, or return the value.
+a single process, except for rounding, since sums are formed in another order; every process has the
+result. With one process, or inside `local_only`, these functions only call the given function or
+return the given value.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # the command line reports errors before it loads libraries
 T = TypeVar("T")
 
 _CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
-_WORK_TIMEOUT = datetime.timedelta(days=7)  # for one computation; a lost process is seen at once
+_WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for the others; a lost one is seen at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ _local_depth = 0  # nesting of `local_only`
 
 
 def launched_world_size() -> int:
-    """Return the number of processes launched together, according to the environment."""
+    """Return the number of launched processes, according to the environment; else 1."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -76,10 +77,11 @@ def local_ranks() -> list[int]:
 def launched() -> Iterator[None]:
     """Connect the processes of a ``torchrun`` launch inside the ``with`` block.
 
-    They communicate through gloo, and for tensors on a GPU through NCCL; each process uses the GPU
-    of its local rank. A script opens this context around its calls of wgeo, and every process must
-    make the same calls: if one takes another path, for example after catching an error, the others
-    wait for it. Work for a single process, such as reading images, belongs inside `local_only`.
+    They communicate through gloo, and for tensors on a GPU through NCCL if every process has a GPU
+    of its own. Each process uses the GPU of its local rank. A script opens this context around its
+    calls of wgeo, and every process must make the same calls: if one takes another path, for
+    example after catching an error, the others wait for it. What each process does by itself, such
+    as reading images, belongs inside `local_only`.
 
     Raises
     ------
@@ -154,7 +156,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the rank of this process, from 0."""
+    """Return the rank of this process, from 0; 0 inside `local_only`."""
     return 0 if _launch is None or _local_depth else _launch.rank
 
 
@@ -178,8 +180,8 @@ def all_reduce_sum(part: float) -> float: ...
 def all_reduce_sum(part: Any) -> Any:
     """Return the sum of all processes' parts; a tensor or a contiguous array is overwritten.
 
-    If each process fills only its `shard` of an array's rows, and the others are zero, the sum is
-    the whole array.
+    If each process fills only its `shard` of an array's rows, and its other rows are zero, the sum
+    is the whole array.
     """
     return _reduced(part, "SUM")
 

@@ -83,7 +83,10 @@ def show_progress() -> Iterator[None]:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `items`, showing the description `what`, the progress and the time left."""
+    """Yield from `items`, and show the description `what`, the progress and the time left.
+
+    `total` is the number of items, if they have no length.
+    """
     what = printable(what, None)
     if total is None and isinstance(items, Sized):
         total = len(items)

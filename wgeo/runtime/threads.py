@@ -39,10 +39,10 @@ def thread_map(
 ) -> list[R]:
     """Return ``[work(item) for item in items]``, computed by a pool of threads.
 
-    The pool has as many threads as torch may use, at most `max_threads`, and torch's own threads
+    The pool has as many threads as torch may use, but at most `max_threads`; torch's own threads
     are divided among them. After the first error, or Ctrl-C, every other thread stops at its next
-    call of `raise_if_interrupted`, or else when its item is finished. The caller waits for the
-    others for at most a second, and the interpreter's exit does not wait, because the threads are
+    call of `raise_if_interrupted`, or else when its item is finished. The caller waits for them for
+    at most a second, and the interpreter does not wait for them when it exits, because they are
     daemons. If a GPU is available, or several processes share the work, items are computed one
     after the other.
 
@@ -98,9 +98,9 @@ def map_over_cores(
 ) -> list[R]:
     """Call all functions in `works`, in several processes or else threads; return their results.
 
-    Each needs `nbytes` of memory beside the features, `feature_bytes`, so that under a memory limit
-    fewer run at once. The functions must not call collective operations. On a machine with a GPU
-    they run one after another; see `map_over_ranks` and `thread_map`.
+    Under a memory limit, only as many run at once as fit into memory: each needs `nbytes`, and the
+    features need `feature_bytes`. The functions must not call collective operations. On a machine
+    with a GPU, a process runs them one after another; see `map_over_ranks` and `thread_map`.
     """
     if processes.world_size() > 1:
         return processes.map_over_ranks(works, what)
@@ -112,7 +112,7 @@ def map_over_cores(
 def interruptible(work: Callable[[], T]) -> T:
     """Return ``work()``, a long call into compiled code that Ctrl-C could not interrupt otherwise.
 
-    It runs in a daemon thread, while this thread waits for a result or an interrupt.
+    The call runs in a daemon thread, while this thread waits for the result or an interrupt.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -137,9 +137,9 @@ def interruptible(work: Callable[[], T]) -> T:
 def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
-    On arrays that fit into a cache, threads spend more time waiting for each other than working.
-    For such arrays, and with other processes competing for two cores, several threads were 20 to 60
-    times slower than one, and never much faster.
+    On arrays that fit into a cache, threads spend more time waiting for each other than working:
+    when other processes competed for two cores, several threads were 20 to 60 times slower than
+    one, and they were never much faster.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

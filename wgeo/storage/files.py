@@ -37,9 +37,9 @@ _NAME_BYTES = 200  # file systems allow 255; the difference is for numbers and s
 def folder_name(text: str) -> str:
     """Convert text to a safe name for a single folder; the result may be empty.
 
-    Separators and unprintable characters become ``-``. Leading and trailing dots and spaces, which
-    could hide the folder or point outside its parent, are removed. Names that are too long for a
-    file system are truncated.
+    Separators and unprintable characters become ``-``. Dots and spaces at the ends, which could
+    hide the folder or refer to its parent, are removed. Names that are too long for a file system
+    are truncated.
     """
     plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
     short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
@@ -53,7 +53,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError unless a path is a regular file; reading a pipe or device may never end."""
+    """Raise an OSError if a path is not a regular file; reading a pipe or device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
         raise OSError(errno.EINVAL, reason, os.fspath(path))
@@ -102,7 +102,7 @@ def writable(folder: str | os.PathLike[str]) -> Path:
 
 
 TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.part", re.DOTALL)
-"""Names of temporary files of `write_atomic`; a killed process leaves one behind."""
+"""Names of temporary files of `write_atomic`; a killed process may leave some behind."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -122,7 +122,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    # A unique name and mode x, so as not to write to another process's file or an existing link.
+    # A unique name and mode x prevent writing to another process's file or an existing link.
     temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
@@ -140,13 +140,13 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Lock a folder inside the ``with`` block; create the folder if needed (`writable`).
 
-    The system releases the lock when the process ends, even after a crash. The lock is reentrant.
-    On file systems that do not support locks, the folder is not locked.
+    The system releases the lock when the process ends, even after a crash. The lock is reentrant
+    within a thread. Without support by the file system, other processes are not excluded.
 
     Raises
     ------
     RecordError
-        Another run is writing to the folder, or the folder cannot be written.
+        Another run or thread has locked the folder, or the folder cannot be written.
     """
     path = writable(folder)
     status = path.stat()
@@ -188,7 +188,7 @@ def _open_lock(path: Path) -> int | None:
             owner = os.read(handle, 20).decode(errors="replace").strip()
             os.close(handle)
             raise RecordError(_locked_by(path, int(owner) if owner.isdecimal() else None)) from None
-        except OSError:  # a file system without locks
+        except OSError:  # the file system does not support locks
             os.close(handle)
             return None
         if os.fstat(handle).st_nlink:
@@ -200,17 +200,11 @@ def _open_lock(path: Path) -> int | None:
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
             return handle
-        os.close(handle)  # its owner removed the file before this process locked it
+        os.close(handle)  # the previous owner removed the file before this process locked it
 
 
 def require_own_lock(folder: Path) -> None:
-    """Raise RecordError if a file in the folder has the lock's name but is not a lock of wgeo.
-
-    Raises
-    ------
-    RecordError
-        There is such a file; the message names it.
-    """
+    """Raise RecordError if a file in the folder has the lock's name but is not a lock of wgeo."""
     path = folder / _LOCK
     try:
         if path.is_symlink():

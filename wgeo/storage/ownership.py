@@ -1,9 +1,9 @@
-"""Manifests of the files that wgeo wrote to a folder: no other file is replaced or removed.
+"""Manifests of the files that wgeo wrote to a folder, so that no other file is replaced or removed.
 
 The manifest ``.wgeo.json`` contains the SHA-256 of every file that wgeo wrote to its folder. A file
 is recorded before it is written, with its old and its new checksum, so that the next run recognizes
-every file of a killed run, whenever it was killed. A file that is not in the manifest, or has
-changed since, belongs to the user.
+every file of a run that was killed at any time. A file that is not in the manifest, or has changed
+since it was recorded, belongs to the user.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import RecordError
 from .files import TEMPORARY, locked, require_own_lock, sha256_of, write_atomic
 
 MANIFEST = ".wgeo.json"
-_MAX_BYTES = 2**26  # larger manifests are not read; a report on a hundred layers needs 20,000
+_MAX_BYTES = 2**26  # largest manifest read; that of a report on a hundred layers has 20,000 bytes
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that file managers create
 
@@ -32,7 +32,7 @@ Checksums = dict[str, list[str]]
 
 
 def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
-    """Raise RecordError if a file that wgeo did not write has a name that wgeo would write.
+    """Raise RecordError if one of these names belongs to a file that wgeo did not write.
 
     Nothing is created, locked or written.
 
@@ -46,7 +46,7 @@ def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
     Raises
     ------
     RecordError
-        The message names the file and says what to do.
+        A file is in the way, or the manifest is damaged. The message names it and says what to do.
     """
     folder = Path(folder)
     if (obstacle := _obstacle(folder)) is not None:
@@ -59,12 +59,10 @@ def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
 
 
 def require_unchanged(folder: str | os.PathLike[str]) -> None:
-    """Raise RecordError unless every file in the folder is one that wgeo wrote, unchanged.
+    """Raise RecordError unless wgeo wrote every file in the folder, and none has changed since.
 
-    Raises
-    ------
-    RecordError
-        The message names the file and says what to do.
+    The manifest itself and files of file managers are not checked. The error names the file and
+    says what to do.
     """
     folder = Path(folder)
     if folder.is_symlink() or _obstacle(folder) is not None:
@@ -82,7 +80,7 @@ def record_all(folder: Path) -> None:
 
 
 def has_leftovers(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a killed run left temporary files, which `owned` would remove."""
+    """Return whether a folder contains temporary files or a lock, as left by a killed run."""
     folder = Path(folder)
     return any(
         TEMPORARY.fullmatch(path.name) or path.name == ".wgeo.lock" for path in folder.glob(".*")
@@ -96,7 +94,8 @@ def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
     Raises
     ------
     RecordError
-        Another run is writing to the folder, or the folder cannot be written.
+        Another run is writing to the folder, the folder cannot be written, or its manifest is
+        damaged.
     """
     with locked(folder) as path:
         owner = Owned(path)
@@ -116,7 +115,7 @@ class Owned:
         self._checksums: dict[str, tuple[tuple[int, ...], str]] = {}  # file state, checksum
 
     def require_writable(self, *names: str) -> None:
-        """Raise RecordError if one of these files exists and wgeo did not write it."""
+        """Raise RecordError if one of these files exists but is not as wgeo wrote it."""
         checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:
@@ -130,7 +129,7 @@ class Owned:
         Raises
         ------
         RecordError
-            A file that wgeo did not write is in the way (then none is written), or the disk is
+            A file that wgeo did not write is in the way (then no file is written), or the disk is
             full.
         """
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
@@ -161,7 +160,7 @@ class Owned:
         self._write_manifest(checksums, scratch)
 
     def remove(self, *names: str) -> None:
-        """Remove the named files, except those that wgeo did not write or that changed since."""
+        """Remove files from the manifest, and from the folder if they have not changed since."""
         checksums, scratch = _read(self.path)
         for name in {name for name in names if name in checksums}:
             path = self.path / name
@@ -227,8 +226,8 @@ class Owned:
     def _require_unchanged(self, name: str, checksums: Checksums) -> str | None:
         """Return the checksum of a file that wgeo wrote, or None if it does not exist.
 
-        A file that wgeo did not write raises RecordError. The checksum is computed again only if
-        the file may have changed.
+        RecordError is raised if wgeo did not write the file or it has changed since. The checksum
+        is computed again only if the file's metadata has changed.
         """
         path = self.path / name
         _require_path(path, self.path)
@@ -266,7 +265,7 @@ def _require_path(path: Path, folder: Path) -> None:
 
 
 def _obstacle(path: Path, folder: Path | None = None) -> Path | None:
-    """If `path` or one of its parents, up to `folder`, is not a folder but a file, return it."""
+    """Return `path` or its nearest existing parent, up to `folder`, if that is not a folder."""
     while True:
         if os.path.lexists(path):
             return None if path.is_dir() else path

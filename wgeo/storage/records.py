@@ -18,8 +18,8 @@ from .schema import is_whole, raise_on, read
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
-_MAX_BYTES = 2**26  # largest record read; that of a network of a hundred layers has a million
-_SERIES_FACTOR = 16  # a series, which contains many records, may be this many times as large
+_MAX_BYTES = 2**26  # largest record read; that of a network of a hundred layers has 1 MB
+_SERIES_FACTOR = 16  # a series contains many records, so it may be larger by this factor
 _TYPES: dict[str, Any] = {ANALYSIS: Record, SERIES: SeriesRecord}
 R = TypeVar("R", Record, SeriesRecord)
 _ADVICE = {
@@ -59,7 +59,7 @@ def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) 
 
 
 def kind_of(run: Path) -> str:
-    """Return the kind of a folder's record, `SERIES` or `ANALYSIS`; the latter if there is none."""
+    """Return `SERIES` if a folder contains the record of a series only, otherwise `ANALYSIS`."""
     return SERIES if (run / SERIES).is_file() and not (run / ANALYSIS).exists() else ANALYSIS
 
 
@@ -89,7 +89,7 @@ def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record
         path = path / kind if path.is_dir() else path
         name = printable(path, 1000)
         text = _text(path, kind)
-        # NaN, which is not JSON but which other tools may write, means undefined.
+        # NaN and infinity, which are not JSON but which other tools may write, mean undefined.
         record = json.loads(text, parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(f"No analysis at {name}; {_ADVICE[kind]}.") from error
@@ -135,7 +135,7 @@ def _sentences(verdict: str) -> list[dict[str, Any]]:
 
 
 def _text(path: Path, kind: str) -> str:
-    """Read a record's text; raise an error for pipes, devices and files that are far too large."""
+    """Read a record's text; raise an error for pipes, devices and files that are too large."""
     require_regular(path)
     if path.stat().st_size > _MAX_BYTES * (_SERIES_FACTOR if kind == SERIES else 1):
         raise ValueError(f"it has {path.stat().st_size} bytes, far more than any record")

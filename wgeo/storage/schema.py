@@ -1,16 +1,16 @@
-"""Read JSON into dataclasses, whose annotations are the schema by which files are validated.
+"""Read JSON into dataclasses, whose annotations are the schema against which files are validated.
 
 A `Part` is a JSON object, and its fields are the keys. An annotation is one of the following:
 
-- ``str``, ``bool``, ``int`` (64 bits), or ``float``, a finite number;
-- ``Annotated[T, Check(...)]``, a value that a predicate accepts, or ``Any``;
-- ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object of any keys;
-- a NamedTuple, a list of this length, which is None if one of its numbers is null;
+- ``str``, ``bool``, ``int`` (64 bits), or ``float``, a number between -1e300 and 1e300;
+- ``Annotated[T, Check(...)]``, a value that a predicate accepts; or ``Any``, every value;
+- ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object with any keys;
+- a NamedTuple, a list of its length, which is read as None if one of its floats is null;
 - a `Part`, an object;
 - a union; with ``None``, the value may be null.
 
-A key whose field has a default may be missing or null. Keys without a field are kept, and their
-values checked only if the class has the type `others`.
+A key whose field has a default may be missing or null. Keys without a field are kept; their values
+are checked only if the class sets `others` to their type.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MAX_SHOWN = 30  # characters of an invalid value that an error shows
 
 
 class Check(NamedTuple):
-    """A predicate for values, and the words for what it accepts."""
+    """A predicate for values, and a text that says what it accepts."""
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -81,7 +81,7 @@ Count = Annotated[int, Check(lambda value: is_whole(value) and value >= 0, "a co
 
 
 def array(*axes: int | None) -> Check:
-    """Return the check for nested lists that form an array of these axis lengths (None: any)."""
+    """Return the check for nested lists of numbers with these lengths of the axes; None for any."""
 
     def accepts(value: Any) -> bool:
         try:
@@ -97,7 +97,7 @@ def array(*axes: int | None) -> Check:
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Part:
-    """A JSON object; subclasses are dataclasses. A missing object is read as an empty one, false.
+    """A JSON object; subclasses are dataclasses. An empty object is false.
 
     Attributes
     ----------
@@ -115,7 +115,8 @@ class Part:
     def of(cls, source: Any) -> Self:
         """Read a mapping or a result in which, unlike in a file, any key may be missing.
 
-        A missing value without a default is the empty one of its type: ``""``, ``()``, 0, or None.
+        A missing value without a default is the empty value of its type: ``""``, ``()``, ``{}``, 0,
+        an empty object, or otherwise None.
 
         Raises
         ------
@@ -133,7 +134,7 @@ class Part:
         return bool(self.json)
 
     def measure(self, key: str) -> Any:
-        """Return the value under a key, of a score without its bounds; None if it is missing."""
+        """Return the value under a key; the first of a list, such as a score; None if missing."""
         value = self.json.get(key)
         return value[0] if isinstance(value, list) and value else value
 
@@ -142,7 +143,7 @@ class Part:
         return {key: self.json.get(key) for key in keys}
 
     def plain(self, *without: str) -> dict[str, Any]:
-        """Return the numbers and texts, without objects, lists and the keys `without`."""
+        """Return the values that are not objects or lists, except those under keys in `without`."""
         return {
             key: value
             for key, value in self.json.items()
@@ -151,7 +152,7 @@ class Part:
 
 
 def read(annotation: Any, value: Any) -> tuple[Any, list[Fault]]:
-    """Return a JSON value as its annotation describes it, and the places that do not match."""
+    """Return a JSON value as its annotation describes it, and the faults if it does not match."""
     found: list[Fault] = []
     return _reader(annotation)(value, "", found), found
 
@@ -167,7 +168,7 @@ def raise_on(faults: Sequence[Fault], name: str, advice: str = "") -> None:
 
 
 def as_json(value: Any) -> Any:
-    """Convert a value to JSON types: NumPy numbers to Python's, NaN and infinity to null."""
+    """Convert a value to JSON types: arrays to lists, paths to text, NaN and infinity to null."""
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

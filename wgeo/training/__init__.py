@@ -39,7 +39,7 @@ __all__ = [
     "train",
 ]
 
-if not TYPE_CHECKING:  # else type checkers would accept any name
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
     __getattr__ = moved_names(__name__)
 
 
@@ -61,11 +61,11 @@ class TrainingRun(Result):
         images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
         ``lr``, the learning rate of the last step; ``seconds``.
     terminal_epoch : int or None
-        The epoch since which the training accuracy is 1, that is, the first evaluated epoch after
-        `last_below`. If a run reaches accuracy 1, loses it and reaches it again, the last time
-        counts.
+        The epoch since which the training accuracy has been 1, that is, the first evaluated epoch
+        after `last_below`; None if it is below 1 at the end. If a run reaches accuracy 1, loses it
+        and reaches it again, the last time counts.
     settings : dict
-        The metadata stored in every checkpoint under ``wgeo``.
+        The metadata stored in every checkpoint under the key ``wgeo``.
 
     Examples
     --------
@@ -178,14 +178,15 @@ def train(
     precision : {"float32", "bfloat16"}
         Precision of the training steps (torch's autocast); see `Recipe`.
     options : mapping, optional
-        Options of the architecture (width, depth, ...), as JSON values.
+        Options of the architecture (width, depth, ...), as JSON values; not used for your own
+        network.
     activation : str
-        Activation of the architecture.
+        Activation of the architecture; not used for your own network.
     classifier : {"learned", "etf", "etf-keep"}
         ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class,
         ``etf-keep`` keeps the width of the features; see `models.with_etf_classifier`.
     test : Images, optional
-        Test images, on which the accuracy is reported, too.
+        Test images, on which the accuracy is also reported.
     checkpoints : {"auto", "all"} or iterable of int
         Which epochs to save. ``auto``: 0 (the initialization) and powers of two. The last epoch,
         and the first of the terminal phase, are always saved.
@@ -210,7 +211,7 @@ def train(
         `out` cannot be written, is in use by another run, or contains a run that is damaged or has
         other settings; or a file that no run wrote, or that was changed since, would be replaced.
     ConvergenceError
-        The loss became NaN or infinite; the last good epoch is kept.
+        The loss or the weights became NaN or infinite; the last good epoch is kept.
 
     Warns
     -----
@@ -266,7 +267,7 @@ def train(
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed all generators inside the block, and restore the caller's generators after it."""
+    """Seed torch in a ``with`` block and make cuDNN deterministic; restore both afterwards."""
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
@@ -315,7 +316,7 @@ def _metadata(
     classifier: str,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Return the metadata of checkpoints, by which the network can be rebuilt and retrained."""
+    """Return the metadata of checkpoints, from which the network can be rebuilt and retrained."""
     cls = type(arch)
     return {
         "arch": arch if isinstance(arch, str) else f"{cls.__module__}:{cls.__qualname__}",

@@ -146,7 +146,7 @@ class Job:
             if self.finished and not (
                 evaluated and checkpoint_path(self.folder, self.epoch).exists()
             ):
-                row = self.history.pop()  # this epoch was not the last one, but now it is
+                row = self.history.pop()  # with the new settings, this epoch is the last one
                 self._finish_epoch(row, time.perf_counter() - row["seconds"])
             self.owner.write(self._history())
             return
@@ -212,8 +212,8 @@ class Job:
             x, y = self.pixels.batch(rows)
             if recipe.augment != "none":
                 x = augment(x, recipe.augment, generator)
-            total_steps = (epoch - 1) * self.steps + step
-            lr = learning_rate(recipe, total_steps, recipe.epochs * self.steps)
+            step_of_run = (epoch - 1) * self.steps + step
+            lr = learning_rate(recipe, step_of_run, recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             logits = self._logits(x)
@@ -255,7 +255,7 @@ class Job:
         self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return ``history.json``, for people and plots; a resumed run reads ``last.pt``."""
+        """Return the text of ``history.json``, for people and plots; resuming reads ``last.pt``."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class Job:
             saved, new = read_state(path), self._resume_state()
             for problem, names in (
                 ("lacks", new.keys() - saved.keys()),
-                ("holds entries that wgeo did not write,", saved.keys() - new.keys()),
+                ("contains entries that wgeo did not write:", saved.keys() - new.keys()),
             ):
                 if names:
                     raise ValueError(f"it {problem} {', '.join(sorted(map(shortened, names)))}")
@@ -333,7 +333,7 @@ class Job:
             )
 
     def _check_shapes(self) -> None:
-        """Run two images through the network, so that wrong shapes are an error before training."""
+        """Raise an error before training if the network or the test images do not fit."""
         self.module.eval()
         x, _ = self.pixels.batch(slice(0, 2))
         try:
@@ -380,7 +380,7 @@ def _serialized(state: dict[str, Any]) -> bytes:
 
 
 def _on_cpu(state: Any) -> Any:
-    """Copy all tensors to the CPU, so that a checkpoint can be opened without a GPU."""
+    """Return a state with all tensors on the CPU, so that it can be opened without a GPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
     if isinstance(state, dict):

@@ -34,11 +34,12 @@ class Recipe:
     Attributes
     ----------
     epochs : int
-        Number of passes over the data.
+        Number of passes over the data, at least 1.
     lr, momentum, weight_decay : float
-        Peak learning rate; momentum and weight decay are constant.
+        Peak learning rate, above 0; momentum, in [0, 1), and weight decay, at least 0, are
+        constant.
     batch_size : int
-        Maximum number of images per step.
+        Maximum number of images per step, at least 1.
     schedule : {"cosine", "onecycle", "constant"}
         See `learning_rate`.
     loss : {"ce", "mse"}
@@ -46,15 +47,20 @@ class Recipe:
     augment : {"none", "crop", "flip", "crop+flip"}
         See `augment`.
     seed : int
-        Random seed of the initialization, the data order and the augmentation.
+        Random seed of the initialization, the data order and the augmentation, at least 0.
     decayed : {"all", "unnormalized"}
         ``unnormalized`` exempts from weight decay the weights of convolutions and linear layers
         that are followed by a batch norm. The network's function does not depend on their scale,
         so decay only shrinks them and makes the gradient grow, until training breaks down
-        (Lobacheva et al. 2021, arXiv 2106.15739).
+        (Lobacheva et al. 2021, arXiv:2106.15739).
     precision : {"float32", "bfloat16"}
         Precision of the forward and backward passes; ``bfloat16`` uses torch's autocast.
         Weights, loss, optimizer and evaluation stay in the network's own precision.
+
+    Raises
+    ------
+    ArgumentError
+        A value is out of range, or a name is unknown.
     """
 
     epochs: int = 60
@@ -165,7 +171,7 @@ def criterion(
     """Return the mean loss of a batch.
 
     ``ce`` is the cross-entropy (1/n) sum_i -log softmax(z_i)[y_i]; ``mse`` the squared error to
-    the one-hot labels (1/2n) sum_i ||z_i - e_{y_i}||^2, as in the unconstrained-features models.
+    the one-hot labels, 1/(2n) sum_i ||z_i - e_{y_i}||^2, as in the unconstrained-features models.
     """
     if loss == "ce":
         return torch.nn.functional.cross_entropy(logits, y)
@@ -178,9 +184,9 @@ def augment(
 ) -> Float[torch.Tensor, "n c h w"]:
     """Return the images, each shifted or mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height in each direction and fills with zeros (the
-    mean pixel, as images are normalized); ``flip`` mirrors left and right with probability 1/2;
-    ``crop+flip`` does both.
+    ``crop`` shifts by up to an eighth of the height (at least one pixel) in each direction and
+    fills with zeros, the mean pixel of images normalized to mean 0; ``flip`` swaps left and right
+    with probability 1/2; ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)

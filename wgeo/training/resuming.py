@@ -18,7 +18,7 @@ READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     WgeoError,
 )
-"""Errors that reading and comparing a damaged state may raise."""
+"""Errors that may be raised when a damaged state is read and compared."""
 
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
 

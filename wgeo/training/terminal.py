@@ -2,7 +2,7 @@
 
 A run may leave this phase: with weight decay on convolutions followed by a batch norm, the gradient
 grows as the weights shrink, until a step is too large and the accuracy collapses (Lobacheva et al.
-2021, arXiv 2106.15739). The phase is therefore counted from the last time that the accuracy reached
+2021, arXiv:2106.15739). The phase is therefore counted from the last time that the accuracy reached
 1.
 """
 
@@ -48,8 +48,8 @@ def departure(history: History) -> str | None:
     )
     return (
         f"Training accuracy reached 1 in epoch {first} and fell below it again, to {lowest:.4g} in "
-        f"epoch {worst}; {now}. A smaller lr prevents it or, if weight decay shrinks convolutions "
-        "before a batch norm, `decayed='unnormalized'`."
+        f"epoch {worst}; {now}. To prevent this, use a smaller lr or, if weight decay shrinks "
+        "convolutions before a batch norm, `decayed='unnormalized'`."
     )
 
 

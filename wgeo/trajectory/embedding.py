@@ -14,7 +14,7 @@ from ..arrays.rows import LazyRows, materialize, sum_over_rows
 from ..errors import ArgumentError
 
 _MAX_COVARIANCE_WIDTH = 2048  # up to this width the covariance is always formed
-_OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration
+_OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration: extra directions, steps
 
 
 def embedded(
@@ -22,12 +22,12 @@ def embedded(
 ) -> list[Float[np.ndarray, "n D"]]:
     """Return layers in one space.
 
-    They are in anonymous temporary files if the layers are on disk, or too large for the memory
-    limit.
+    A returned array is in an anonymous temporary file if its layer is on disk, or if it would
+    exceed an eighth of the available memory.
 
     Parameters
     ----------
-    layers : sequence of ndarray
+    layers : sequence of ndarray, each (n, d_l)
     embed : str
         ``pad``, or ``pca:D``; see `Trajectory.embedded`.
 
@@ -35,6 +35,8 @@ def embedded(
     ------
     ArgumentError
         `embed` is anything else, or D is not between 1 and the widest layer's width.
+    RecordError
+        The disk is full.
     """
     widest = max(x.shape[1] for x in layers)
     count = components(embed, widest)
@@ -64,7 +66,7 @@ def components(embed: str, widest: int | None = None) -> int | None:
 
 
 def _pad(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
-    """Return a chunk of rows, padded with zero features to a width."""
+    """Return a chunk of rows in float64, padded with zero features to a width."""
     require_whole(x)
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
@@ -86,7 +88,7 @@ def _principal(
 
     They are computed in float64: from the covariance or, for a few axes of wide layers, by subspace
     iteration, which does not form the covariance (Halko, Martinsson, Tropp 2011, Algorithm 4.4).
-    Signs are chosen so that the entry of an axis with the largest absolute value is positive.
+    The sign of an axis is such that its entry with the largest absolute value is positive.
     """
     total = sum(len(x) for x in layers)
     padded = [LazyRows((len(x), width), partial(_pad, x, width)) for x in layers]

@@ -32,7 +32,7 @@ class Layer(Displayed):
     stage : int or None
         Index of the layer's feature space; None for the image and the classifier's input.
     entry : ndarray, (n, d), optional
-        The shortcut applied to the previous layer, if this layer's block changes the space.
+        The output of the block's shortcut, if this layer's block changes the space.
 
     Examples
     --------
@@ -60,8 +60,17 @@ class Layer(Displayed):
 class Block(Displayed):
     """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
 
-    ``via`` is ``identity``, or ``shortcut`` if ``x`` is the block's own shortcut applied to the
-    source layer (the natural identification across a stage change).
+    Attributes
+    ----------
+    source, target : str
+        Names of the two layers.
+    stage : int
+        Stage of the target.
+    x, y : ndarray, (n, d)
+        Features before and after the block.
+    via : {"identity", "shortcut"}
+        ``identity`` if x are the features of the source; ``shortcut`` if x is the output of the
+        block's own shortcut, in the target's space.
 
     Examples
     --------
@@ -87,7 +96,16 @@ class Block(Displayed):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segment(Displayed):
-    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``.
+    """Consecutive layers in one feature space.
+
+    Attributes
+    ----------
+    stage : int
+    names : tuple of str
+        Names of the layers. If a shortcut leads into the stage, the first is its output,
+        ``NAME.shortcut``.
+    arrays : tuple of ndarray, each (n, d)
+        Features of the layers, in the order of `names`.
 
     Examples
     --------
@@ -110,6 +128,11 @@ class Segment(Displayed):
 class Classifier(Displayed):
     """The last linear layer: logits = features @ weight.T + bias.
 
+    Attributes
+    ----------
+    weight : ndarray, (K, d)
+    bias : ndarray, (K,)
+
     Examples
     --------
     >>> import numpy as np
@@ -130,7 +153,7 @@ class Classifier(Displayed):
 
 
 class NamedStage(Part):
-    """A layer in the description of stored features."""
+    """A layer's name and stage, in an `Outline`."""
 
     name: str
     stage: int | None = None

@@ -86,7 +86,7 @@ class Trajectory(Displayed):
             segment.
         labels : array_like of int, (n,)
         names : sequence of str, optional
-            Default ``layer0``, ``layer1``, ...
+            Names of the layers, all different; by default ``layer0``, ``layer1``, ...
         predictions : array_like of int, (n,), optional
             The classes that the network predicts.
         classifier : Classifier, optional
@@ -95,8 +95,10 @@ class Trajectory(Displayed):
         Raises
         ------
         FeatureError
-            There are no layers, there is NaN or infinity, or layers have different numbers of
-            samples.
+            There are no layers, there is NaN or infinity, layers have different numbers of samples,
+            or `names` has another length or duplicates.
+        ArgumentError
+            `arrays` is not a sequence, or there is not one label or prediction per sample.
         """
         if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
             raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
@@ -131,15 +133,14 @@ class Trajectory(Displayed):
     def load(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Trajectory:
         """Open features that `wgeo.trace` or `save` stored; layers are memory maps.
 
-        All files are read once to compare them with their checksums. Nothing is kept in memory;
-        later reads take a few rows at a time: see :doc:`/scale`. Layers stored as bfloat16, which
-        NumPy lacks, are widened to float32 in a temporary file.
+        Features are not kept in memory; wgeo reads them a few rows at a time: see :doc:`/scale`.
+        Layers stored as bfloat16, which NumPy lacks, are widened to float32 in a temporary file.
 
         Parameters
         ----------
         folder : path
         verify : bool
-            Whether to compare checksums; False opens a large store immediately.
+            Whether to read all files and compare checksums; False opens a large store immediately.
 
         Raises
         ------
@@ -170,7 +171,9 @@ class Trajectory(Displayed):
         RecordError
             The folder contains something else, or the disk is full.
         FeatureError
-            A number too large for float16.
+            A number is too large for float16.
+        ArgumentError
+            The dtype is unknown.
 
         Examples
         --------
@@ -254,7 +257,7 @@ class Trajectory(Displayed):
 
     @property
     def last(self) -> np.ndarray:
-        """Features of the last layer, (n, d)."""
+        """Features of the last layer that has a stage, the last block's output, (n, d)."""
         return self.staged[-1].features
 
     def embedded(self, embed: str) -> Trajectory:
@@ -297,7 +300,7 @@ class Trajectory(Displayed):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Runs of at least two layers in one space; a stage begins at its shortcut's output."""
+        """Runs of two or more consecutive layers in one space; a shortcut's output begins a run."""
         runs: list[tuple[int, list[str], list[np.ndarray]]] = []
         for layer in self.staged:
             stage = layer.stage or 0

@@ -11,7 +11,7 @@ from ..arrays.checks import require_whole
 from .parts import Segment
 
 _MAX_SAMPLES = 200  # approximate number of samples that a report animates
-_MAX_CLASSES = 100  # number of classes up to which a record has the view `end` of the last layer
+_MAX_CLASSES = 100  # maximum number of classes for which a record contains `end`, the last layer
 
 
 def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
@@ -20,9 +20,9 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     The plane is spanned by the first two principal components of the class means of all layers of
     the segment; ``explained`` is the fraction of their variance along each axis. ``points`` are the
     first samples of every class, about `_MAX_SAMPLES` in total, in the same plane; ``labels`` are
-    their indices into ``classes``. ``end`` has the means and points of the last layer in the span
-    of its class means, for views over training; None for more than 100 classes, or if all class
-    means coincide.
+    their indices into ``classes``. ``end`` contains the means and points of the last layer in the
+    span of its class means, for views over training; it is None for more than `_MAX_CLASSES`
+    classes, or if all class means coincide.
     """
     for array in segment.arrays:
         require_whole(array)
@@ -43,7 +43,7 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
 
     per_class = max(1, _MAX_SAMPLES // len(classes))
     rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in classes])
-    # Decimals, enough for a figure.
+    # Decimal places: the largest scale is rounded to four digits, enough for a figure.
     digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
     points = np.stack([project(array[rows]) for array in segment.arrays])
     return {
@@ -57,7 +57,7 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
 
 
 def explained(scales: Float[np.ndarray, " r"]) -> list[float]:
-    """Return the fractions of variance along the two axes; two classes span only one."""
+    """Return the fractions of variance along the first two axes; 0 if there is no second axis."""
     fractions = np.zeros(2)
     if scales.any():
         leading = (scales**2 / (scales**2).sum())[:2]

@@ -38,12 +38,12 @@ def evaluate(
     b : array_like, (K,), optional
         Zero by default.
     settings : mapping, optional
-        How the point was computed.
+        How the point was computed; kept in the solution.
 
     Raises
     ------
     ArgumentError
-        The shapes differ from those of the problem.
+        The shapes differ from those of the problem, or b is not zero in a problem without a bias.
     """
     x = problem.join([H, *weights], b)
     (features, *layers), bias = problem.split(x)
@@ -82,9 +82,9 @@ def certify(problem: Problem, x: Tensor) -> Certificate:
 def known_minimum(problem: Problem) -> tuple[float, str] | None:
     """Return the minimum of a deep model and its source; None if the minimum is not known.
 
-    For linear models with squared loss, and no bias or a free one, the minimum follows from
-    singular values. For ReLU models of two balanced classes without bias it is deep neural
-    collapse.
+    The minimum is known for two kinds of models with squared loss: linear ones without a bias or
+    with a free one (from singular values), and ReLU models of two balanced classes with d >= 2 and
+    no bias (deep neural collapse).
     """
     if problem.loss != "mse":
         return None

@@ -1,6 +1,6 @@
 """Points of ReLU models with a lower objective than deep neural collapse.
 
-They are due to Súkeník, Lampert, Mondelli (2024).
+Such points were found by Súkeník, Lampert, Mondelli (2024).
 
 Let s be the ReLU, L the number of layers, m = L + 1 the number of factors (the features and the
 weights of every layer), K the number of classes and n the number of samples per class. A
@@ -44,7 +44,8 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     These configurations are known:
 
     - 3 classes, L >= 4: the inner layers have rank two.
-    - 10 classes, L >= 3: from the vertices, edges and triples of the complete graph on 5 vertices.
+    - 10 classes, L >= 3: from the vertices, edges and triples of vertices of the complete graph on
+      5 vertices.
     - v (v - 1) / 2 classes for v = 4, 6, 7, ..., L >= 4: from the vertices and edges of the
       complete graph on v vertices (the strongly regular graphs of Súkeník, Lampert, Mondelli 2024).
 
@@ -128,7 +129,7 @@ def _norm_product(factors: Factors) -> float:
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """Return V(C), the minimum over multiples of a configuration; decays[0] is the features'."""
+    """Return V(C), the minimum over multiples of a configuration; decays[0] is for the features."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -138,11 +139,11 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point with a lower objective than deep neural collapse.
 
-    Its factors are block-diagonal. The blocks are configurations, and orthogonal class means for
-    the remaining classes. The classes are divided among the known configurations such that the
-    objective is smallest. The ``settings`` of the solution contain ``dnc``, the value of deep
-    neural collapse, and ``blocks`` and ``constants``, the number of classes and the C of every
-    block.
+    Its factors are block-diagonal. The blocks are known configurations, and single classes with
+    orthogonal means for the rest; the classes are divided among them such that the objective is
+    smallest. The ``settings`` of the solution contain ``dnc``, the objective of deep neural
+    collapse, and ``blocks`` and ``constants``, the number of classes and the C of every block. For
+    decays so large that zero is the best multiple, both objectives are 1/2.
 
     Parameters
     ----------
@@ -151,12 +152,15 @@ def lower_rank(
     dim : int
         At least K.
     weight_decays : sequence of float, (L,)
+        lambda_1, ..., lambda_L > 0; the last one is for the classifier.
     feature_decay : float
+        lambda_H > 0.
 
     Raises
     ------
     ArgumentError
-        There are too few classes or layers, classes are imbalanced, or dim < K.
+        There are too few classes or layers, classes are imbalanced, dim < K, or a decay is not a
+        positive number.
 
     Examples
     --------

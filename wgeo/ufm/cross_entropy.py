@@ -36,7 +36,8 @@ class CrossEntropyOptimum:
     margin : float
         a = log((K - 1)(1 - p)/p), the difference between the correct logit and each other logit.
     error : float
-        p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the wrong classes.
+        p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the wrong classes;
+        (K - 1)/K if zero is optimal.
     rho : float
         ||W||_F^2 = a sqrt(n lh/lw) (K - 1).
     """
@@ -99,9 +100,9 @@ def fit_ce(
     """Solve the cross-entropy model and certify the solution.
 
     For d >= K - 1 every critical point is a global minimum or a strict saddle, whether or not
-    classes are balanced, and a descent from any start finds the minimum. For balanced classes there
-    is a closed form. For d < K - 1 there are spurious local minima, and the best result of several
-    starts is returned.
+    classes are balanced, and a descent from one random start finds the minimum. For balanced
+    classes there is a closed form. For d < K - 1 there can be spurious local minima, and the best
+    result of several starts is returned.
 
     Parameters
     ----------
@@ -118,10 +119,11 @@ def fit_ce(
     restarts : int, optional
         Number of random starts of the numerical method. Default 1 for d >= K - 1, otherwise 20.
     seed : int
+        Random seed of the starts.
     tolerance : float
-        Norm of the gradient at which a descent stops.
+        Norm of the gradient at which a descent stops; > 0.
     max_steps : int
-        Limit on evaluations for each start.
+        Limit on iterations for each start.
     collapsed : bool
         Descend with one feature vector per class instead of N vectors; the minimum is the same.
 
@@ -157,7 +159,7 @@ def fit_ce(
 
 
 def _closed(problem: Problem) -> UFMSolution:
-    """Z = a (I - J/K) Y, whose K - 1 singular values are a sqrt(n)."""
+    """Return the solution with W H = a (I - J/K) Y, whose K - 1 singular values are a sqrt(n)."""
     K, n = problem.num_classes, int(problem.counts[0])
     lh, lw = problem.decays
     margin = closed_form_ce(K, n, lw, lh).margin

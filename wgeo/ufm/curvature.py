@@ -1,4 +1,4 @@
-"""The landscape around a solution: gradient, curvature, and a direction of descent if any."""
+"""Curvature around a solution, and a direction of descent if there is one."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Landscape(Result):
         ||Hv - theta v|| of each computed value theta: an eigenvalue lies within this distance of
         theta.
     curvature : float or None
-        Rayleigh quotient of `direction`, computed by a Hessian-vector product.
+        Rayleigh quotient of `direction`, computed by a Hessian-vector product; None without one.
     direction : dict or None
-        ``H``, ``W1``, ..., ``WL`` and ``b`` of a unit direction along which F falls.
+        ``H``, ``W1``, ..., ``WL`` and, with a bias, ``b`` of a unit direction along which F falls.
     step, decrease : float or None
         F(x) - F(x + step * direction) = decrease > 0, from two evaluations of F.
     kinks : int
-        Number of ReLU inputs at zero, at which the Hessian is one-sided.
+        Number of ReLU inputs that are zero up to rounding, at which the Hessian is one-sided.
     certificate : Certificate
         The solution's certificate.
     evidence : str
@@ -78,30 +78,30 @@ class Landscape(Result):
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
     """Classify a point of a model as global, strict saddle or undecided, with evidence.
 
-    A point that is not certified as global is a strict saddle if it is critical and evaluations of
-    F show that it decreases along a direction of negative curvature, which is that of theorem M3 or
-    an eigenvector.
+    A point that is not certified as global is called a strict saddle if it is critical and F, by
+    its evaluations, falls along a direction of negative curvature: the direction of theorem M3 or
+    the eigenvector of the smallest eigenvalue.
 
     Parameters
     ----------
     solution : UFMSolution
         A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        Number of the smallest eigenvalues to compute.
+        How many of the smallest eigenvalues to compute: at least 1, and fewer than F has variables.
     seed : int
         Random seed of the first Lanczos vector.
 
     Raises
     ------
     ArgumentError
-        The solution is of another kind or its factors were changed, or the Hessian does not have
-        that many eigenvalues.
+        The solution is of another kind, its factors were changed, or the number of eigenvalues is
+        out of range.
     ConvergenceError
         Lanczos did not find any of the eigenvalues.
 
     Examples
     --------
-    Four classes in the plane, to which no theorem applies; the Hessian has no negative eigenvalue:
+    No theorem applies to four classes in the plane; the Hessian has no negative eigenvalue:
 
     >>> from wgeo import ufm
     >>> decays = {"weight_decay": 5e-3, "feature_decay": 4e-3}

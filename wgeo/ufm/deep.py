@@ -27,7 +27,7 @@ from .problem import Problem, all_decays, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
 
-ACTIVE = 1e-4  # metrics leave out rows of a weight below this fraction of the largest
+ACTIVE = 1e-4  # DNC3 leaves out rows of a weight with a norm below this fraction of the largest
 
 
 @accepts_former_bias
@@ -53,10 +53,10 @@ def fit_deep(
 
     Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
     closed form is deep neural collapse (orthogonal class means at every layer), which is the
-    minimum for two classes, but not for more (`lower_rank`). By default ReLU models are therefore
-    solved from random starts, all in one tensor program. Several starts are needed because zero,
-    and every point that does not fit some of the classes, is a local minimum. Zero is always among
-    the candidates.
+    minimum for two balanced classes, but not in general for more (`lower_rank`). By default ReLU
+    models are therefore solved from random starts, all in one batch. Several starts are needed
+    because zero is a local minimum, and so are points that fit only some of the classes. Zero
+    itself is always among the candidates.
 
     Parameters
     ----------
@@ -72,22 +72,25 @@ def fit_deep(
         A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     activation : {"linear", "relu"}
     method : {"auto", "closed", "numerical"}
+        "auto" uses the closed form for linear models without a bias or with a free one, unless
+        `start` is given, and otherwise L-BFGS ("numerical").
     restarts : int
-        Random starts.
+        Number of random starts.
     seed : int
+        Random seed of the starts.
     tolerance : float
         Norm of the gradient at which a descent stops; the ReLU's derivative at 0 is taken as 0.
     max_steps : int
-        Limit on evaluations for each start.
+        Limit on iterations for each start.
     collapsed : bool
         Descend with one feature vector per class instead of N vectors; the minimum is the same.
     start : UFMSolution, optional
         Search near this point, with all N features: start from the point itself and from Gaussian
         perturbations of it.
     spread : float
-        Size of these perturbations, relative to the mean entry of `start`.
+        Standard deviation of these perturbations, relative to the mean absolute entry of `start`.
     device : str
-        torch device of the descents.
+        PyTorch device of the descents.
 
     Raises
     ------
@@ -166,12 +169,12 @@ class DeepCollapse(Result):
     dnc1 : float
         tr Sigma_W / mean ||x||^2 of the features that enter W_l, in [0, 1]; 0 at collapse.
     dnc2 : float or None
-        Condition number of the matrix of their class means minus 1; 0 for orthogonal means
-        of equal norms. None for l = 1, because the optimum does not determine the features' angles,
-        and for features of rank below K.
+        (Condition number of the matrix of their class means) - 1; 0 for orthogonal means of equal
+        norms. None for l = 1, because the optimum does not determine the angles of these features,
+        and for class means of rank below K.
     dnc3 : float or None
-        1 - the smallest cosine between a row of W_l and the class mean nearest to it in angle, in
-        [0, 2], without rows of vanishing norm. 0 at collapse; None for l = 1.
+        1 - c, with c the smallest cosine between a row of W_l and the class mean nearest to it in
+        angle, over the rows that do not vanish; in [0, 2], 0 at collapse. None for l = 1.
 
     Examples
     --------

@@ -1,9 +1,7 @@
-"""Descents from random features and weights: S starts of a model in one tensor program.
+"""L-BFGS descents from S starting points of a model, in one batch.
 
-The descent runs in balanced variables, in which every factor has the same decay c (the geometric
-mean of the decays) and every column of H the same mass. Scaling a factor by a positive number
-commutes with linear maps and ReLUs, so that the product of all factors, and the loss, do not
-change.
+They run in balanced variables, in which all factors, and all columns of H, have the same decay c
+(the geometric mean of the decays).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
 
 
 def scales(problem: Problem) -> Tensor:
-    """Return the ratios original / balanced variable, (size,): sqrt(c / decay), 1 for a bias."""
+    """Return original / balanced variable, (size,): sqrt(c / decay); 1 for a bias."""
     s = (problem.decay_mean / problem.penalties).sqrt()
     if problem.with_bias:
         s[-problem.num_classes :] = 1.0
@@ -38,10 +36,10 @@ def scales(problem: Problem) -> Tensor:
 
 
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
-    """Return Gaussian starting points with singular values of order one and zero bias.
+    """Return Gaussian starting points, with factors of singular values of order one and zero bias.
 
-    Their scales are 2^e with e uniform in [-1/2, 1], because the best scale depends on the decays.
-    Descents from smaller points end at zero, which is a local minimum of every deep model.
+    Each is multiplied by 2^e, with e uniform in [-1/2, 1], because the best scale depends on the
+    decays. Descents from smaller points end at zero, a local minimum of every deep model.
     """
     gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
     x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
@@ -55,7 +53,7 @@ def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "
 def points_around(
     solution: UFMSolution, restarts: int, spread: float, seed: int
 ) -> Float[Tensor, "S P"]:
-    """Return the solution's point, then points with noise of `spread` times its mean size."""
+    """Return the solution's point, then points with noise of `spread` times its mean |entry|."""
     x = solution.point()
     noise = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
     noise[0] = 0.0
@@ -77,8 +75,9 @@ def descend(
 ) -> Minima:
     """Minimize from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
 
-    Gradients are those of the original variables. With ReLUs, rows stall at points at which many
-    kinks meet; they continue from a perturbed point with a longer memory, which handles more kinks.
+    The norm is that of the gradient in the original variables. With ReLUs, rows stall at points at
+    which many kinks meet; they continue from a perturbed point with a longer memory, which handles
+    more kinks.
     Rows that have not converged after `max_steps` iterations are returned as they are.
     """
     if not tolerance > 0:
@@ -126,8 +125,8 @@ def multistart(
 ) -> UFMSolution:
     """Descend from every row of x and return the lowest end point as a solution.
 
-    With `collapsed`, x contains points of ``problem.collapsed()``, and every sample gets the column
-    of H of its class.
+    With `collapsed`, x contains points of ``problem.collapsed()``, and in the solution all samples
+    of a class have that class's column of H.
     """
     inner = problem.collapsed() if collapsed else problem
     with one_thread(FLOPS * max_steps * x.numel()):

@@ -23,7 +23,7 @@ ARMIJO, WOLFE = 1e-4, 0.9
 ROUNDING = 1e-15  # relative error allowed in a value of F
 CHECK = 5  # iterations between tests for convergence
 MEMORY = torch.float32  # affects only the direction; every decision is made in float64
-RESETS = 3  # a row whose line search fails this often has stalled
+RESETS = 3  # a row whose line search fails more often than this has stalled
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class _State:
     low: Tensor
     high: Tensor
     memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
-    # in order of age, with the newest last:
+    # the next three are in order of age, with the newest last:
     products: Tensor  # (S, 2, m): of the memory with g
     sy: Tensor  # (S, m, m): <s_i, y_j> if s_i is not younger than y_j; 1 for an empty slot
     yy: Tensor  # (S, m, m): <y_i, y_j>

@@ -8,7 +8,7 @@ lh and lb are the decays. Without a bias, or with a free one, `spectral` compute
 any class sizes and any d. With a regularized bias, P = nu nu^T and theta = lb/(1 + lb) in the
 notation of `spectral`, it remains to solve
 
-    min_A  ||(A - D^(1/2)) (I - P + sqrt(theta) P)||_F^2 / (2N) + c ||A||_*,   c = sqrt(lw lh),
+    min_A  ||(A - D^(1/2)) (I - P + sqrt(theta) P)||_F^2 / (2N) + c ||A||_*,   c = sqrt(lw lh).
 
 The solution is A = D^(1/2) - N c I - (N c/lb) P if that is positive semi-definite. Balanced classes
 have a closed form in any case; otherwise A is eliminated by soft-thresholding and a smooth convex
@@ -53,9 +53,10 @@ def fit_mse(
 ) -> UFMSolution:
     """Solve the squared-loss model and certify the solution.
 
-    Without a bias the class means form an orthogonal frame, and with a free bias a simplex ETF.
-    With a regularized bias the result lies between the two; it is still an ETF if lb/(1 + lb) <= K
-    sqrt(n lw lh). The means of classes with n_k <= N^2 lw lh vanish (minority collapse).
+    For balanced classes and d >= K, the class means form an orthogonal frame without a bias, and a
+    simplex ETF with a free one. With a regularized bias the result lies between the two; it is
+    still an ETF if lb/(1 + lb) <= K sqrt(n lw lh). Without a bias, the means of classes with
+    n_k <= N^2 lw lh vanish (minority collapse).
 
     Parameters
     ----------

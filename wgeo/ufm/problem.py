@@ -141,7 +141,7 @@ class Problem:
 
     @property
     def decay_mean(self) -> float:
-        """c = (lambda_1 ... lambda_m)^(1/m); sqrt(lambda_W lambda_H) for two factors."""
+        """The geometric mean c of all decays; sqrt(lambda_W lambda_H) for two factors."""
         return float(np.exp(np.mean(np.log(self.decays))))
 
     @cached_property
@@ -241,13 +241,13 @@ class Problem:
         return Z if b is None else Z + b[..., None]
 
     def value(self, x: Tensor) -> Tensor:
-        """Return F, one number for every leading index."""
+        """Return F(x), one number for every leading index."""
         Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
         return self.criterion.value(self.logits(x), Y, p) + penalty
 
     def terms(self, x: Tensor) -> dict[str, float]:
-        """Return the terms of which F is the sum, at one point."""
+        """Return the terms of F at one point; their sum is F(x)."""
         penalties = (self.penalties * x.square() / 2).split(self.sizes)
         terms = {
             "fit": float(self.criterion.value(self.logits(x), self.targets, self.column_weights)),
@@ -301,8 +301,8 @@ def check_decays(decays: Mapping[str, Any]) -> None:
     for name, value in decays.items():
         if not (isinstance(value, Real) and 0 < float(value) < math.inf):
             raise ArgumentError(
-                f"{name} must be a positive number, not {value!r}; without it no minimum is "
-                "attained."
+                f"{name} must be a positive number, not {value!r}; without a penalty there may be "
+                "no minimum."
             )
 
 

@@ -26,8 +26,8 @@ def record_of(
     - ``curve``: for every layer, its collapse metrics and, except for MUFM, its DNC1 to DNC3 under
       ``deep``;
     - ``values``: the final objective of each random start;
-    - ``view``: cosines of the last layer's class means, not centered (K x K; None if a class mean
-      vanishes);
+    - ``view``: under ``means``, the cosines of the last layer's class means, not centered (K x K;
+      None for a class whose mean vanishes);
     - ``landscape``, if given.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
@@ -54,7 +54,7 @@ def record_of(
 
 
 def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
-    """Return cos(a_k, a_l) of all rows; NaN if one is zero relative to the largest."""
+    """Return cos(a_k, a_l) for all pairs of rows; NaN if a row vanishes beside the largest."""
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     vanishing = norms <= 1e-12 * max(float(norms.max()), 1e-300)
     unit = A / np.where(vanishing, np.nan, norms)

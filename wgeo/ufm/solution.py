@@ -26,13 +26,14 @@ class Certificate(Result):
     gradient_norm : float
         Norm of the gradient of the objective in all its variables.
     spectral_norm, threshold : float or None
-        Global if ``spectral_norm <= threshold`` (theory: ||G||_2 <= sqrt(lambda_W lambda_H)).
+        ||G||_2, with G the gradient of the loss in the logits, and sqrt(lambda_W lambda_H). A
+        critical point with ``spectral_norm <= threshold`` is global. None for deep models.
     curvature : float or None
-        A negative eigenvalue of the Hessian along a known direction, if there is one.
+        Negative curvature of the objective along a known direction, if there is one.
     lower_bound, gap : float or None
         A proved lower bound of the objective, and objective - lower_bound.
     evidence : str
-        One sentence: the theorem or computation that supports the verdict.
+        The theorem or computation that supports the verdict, as a sentence.
 
     Examples
     --------
@@ -70,9 +71,9 @@ class UFMSolution(Result):
     objective : float
     certificate : Certificate
     seconds : float
-        Wall time of the solve.
+        Wall time of the fit.
     settings : mapping
-        Method, restarts, seed, tolerance.
+        How the point was computed: for random starts the method, restarts, seed and tolerance.
     values : tuple of float
         Final objective of each random start, ascending; empty for a closed form.
     gradient_norms, steps : tuple
@@ -118,7 +119,7 @@ class UFMSolution(Result):
 
     @property
     def layers(self) -> tuple[Float[np.ndarray, "d N"], ...]:
-        """Features that enter W_1, ..., W_L: H, s(W_1 H), ...; the classifier reads the last."""
+        """Features that enter W_1, ..., W_L: H, s(W_1 H), ..., the classifier's input last."""
         factors = [torch.from_numpy(A) for A in (self.H, *self.weights)]
         return tuple(X.numpy() for X in self.problem.layers(factors))
 

@@ -63,6 +63,7 @@ class SpectralOptimum:
     Attributes
     ----------
     value : float
+        The objective.
     targets, singular_values : ndarray, (K,)
         Singular values of T, in descending order, and the corresponding ones of M.
     factors : tuple of ndarray

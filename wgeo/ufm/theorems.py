@@ -5,8 +5,8 @@ let c = sqrt(lw lh), and let G be the gradient of g in its matrix argument:
 
 M1. The least penalty of a product Z is c ||Z||_* (and (m/2) c_m sum sigma_j^(2/m) for m factors,
     with c_m the geometric mean of their decays; Shang, Liu, Cheng 2016), attained by `factorize`.
-M2. A critical point with ||G||_2 <= c is global for every d: G / c is then a subgradient of the
-    nuclear norm at -W H, so Z = W H solves the convex problem min g(Z, b) + c ||Z||_*
+M2. A critical point with ||G||_2 <= c is global for every d: -G / c is then a subgradient of the
+    nuclear norm at W H, so Z = W H solves the convex problem min g(Z, b) + c ||Z||_*
     (Haeffele, Vidal 2015; Zhu et al. 2021). Any G scaled down to ||G||_2 <= c proves a lower bound
     by Fenchel duality, at a critical point or not: `lower_bound`.
 M3. A critical point with W a = 0, H^T a = 0 for a unit vector a and ||G||_2 = sigma > c is a strict
@@ -39,14 +39,15 @@ def factorize(
 ) -> list[Float[np.ndarray, "_ _"]]:
     """Return A_1, ..., A_m of least penalty with A_m ... A_1 = U diag(z) V (theorem M1).
 
-    Every factor has the singular values z^(1/m), scaled so that decay_i ||A_i||^2 is the same for
-    all i. The hidden bases are the first r unit vectors: factors are non-negative if U and V are,
-    and then ReLUs between them have no effect.
+    The singular values of every factor are proportional to z^(1/m), with factors of proportionality
+    that make decay_i ||A_i||^2 the same for all i. The bases of the hidden spaces are the first r
+    unit vectors: the A_i are non-negative if U and V are, and then ReLUs between them have no
+    effect.
 
     Raises
     ------
     ArgumentError
-        More nonzero singular values than the width d.
+        There are more nonzero singular values than the width d.
     """
     keep = z > 0
     U, z, V = U[:, keep], z[keep], V[keep]
@@ -108,9 +109,9 @@ class EscapeDirection:
     Attributes
     ----------
     direction : Tensor, (size,)
-        Of unit norm.
+        A vector of unit norm.
     curvature : float
-        Its Rayleigh quotient; at a critical point an exact eigenvalue of the Hessian.
+        Curvature of F along the direction: an exact eigenvalue of the Hessian at a critical point.
     """
 
     direction: Float[Tensor, " P"]
@@ -121,9 +122,16 @@ def escape_direction(problem: Problem, x: Tensor) -> EscapeDirection | None:
     """Return the direction of theorem M3; None if ||G||_2 <= c or if there is no null vector a.
 
     The eigenvalue is (lw + lh)/2 - sqrt(((lw - lh)/2)^2 + sigma^2).
+
+    Raises
+    ------
+    ArgumentError
+        The model has more than two factors, or samples share a column of H.
     """
     if problem.depth != 2 or problem.copies is not None:
-        raise ArgumentError("The explicit direction is for models with two factors, all samples.")
+        raise ArgumentError(
+            "The explicit direction is for models with two factors and one column per sample."
+        )
     (H, W), _ = problem.split(x)
     left, values, right = torch.linalg.svd(problem.product_gradient(x), full_matrices=False)
     sigma, u, v = float(values[0]), left[:, 0], right[0]

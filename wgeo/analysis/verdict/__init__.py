@@ -2,7 +2,7 @@
 
 Every sentence is a function of a record's numbers. `sentences` reads a record and returns the
 sentences in the order in which they are printed, beginning with reasons to doubt the rest. No other
-module composes sentences, and `THRESHOLDS` contains every number at which the wording changes.
+package composes sentences of a verdict. `THRESHOLDS` are the values at which their wording changes.
 """
 
 from __future__ import annotations

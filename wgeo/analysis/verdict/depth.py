@@ -1,4 +1,4 @@
-"""Sentences on whether the rate of class separation and the residual Jacobians vary with depth."""
+"""Sentences on the rate of class separation, and on the alignment of residual Jacobians."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def _alignment(
 def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
     """Return words for an overlap, and whether its interval is narrow enough to justify them.
 
-    The interval's ends are converted to excesses over chance: 0 for random directions, 1 at most.
+    The interval's ends are converted to excesses over `chance`: 0 for random directions, 1 for
+    equal ones.
     """
     lower, upper = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
     if lower >= THRESHOLDS["aligned"]:
@@ -157,11 +158,14 @@ _OVERLAP = " (overlap of the leading {} of one block's output with those of anot
 
 
 def _slope(segment: AlignedSegment) -> str:
-    """State the slope of step length over largest singular value (`SegmentAlignment.slopes`)."""
+    """State the slope over depth of step length / largest singular value.
+
+    See `SegmentAlignment.slopes`.
+    """
     bounds = segment.interval("slope")
     if segment.slope is None or bounds is None:
         return ""
     return (
-        "; a line fitted over depth to the length of a step divided by the largest singular value "
-        f"has the slope {ranged(segment.slope, bounds)}; a geodesic that expands has the slope 1"
+        "; over depth, the length of a block's step divided by its largest singular value has the "
+        f"slope {ranged(segment.slope, bounds)}; a geodesic that expands has the slope 1"
     )

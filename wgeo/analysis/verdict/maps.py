@@ -18,9 +18,9 @@ from .wording import ends, few_carrying, listed, ranged, segment_ends, spreads, 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
     "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 on "
-    "average for an unrelated pairing. The map is called optimal if the lower end of its score is "
-    f"at least {THRESHOLDS['optimal']}, nearly optimal if it is at least "
-    f"{THRESHOLDS['nearly_optimal']}, and neither unless it clearly exceeds those of null maps.)"
+    "average for an unrelated pairing. The map is called optimal if the lower bound of its score "
+    f"is at least {THRESHOLDS['optimal']}, and nearly optimal if it is at least "
+    f"{THRESHOLDS['nearly_optimal']}, provided that it clearly exceeds the scores of null maps.)"
 )
 
 _NULL_MAPS = "the same displacements, turned or given to the wrong samples"
@@ -69,7 +69,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
         return Sentence(
             "optimality",
             f"{subject} {few} the correlation score ({_score(first)}), so it is "
-            f"open whether the map is optimal for the others.{tail}",
+            f"undecided whether the map is optimal for the others.{tail}",
             {**evidence, "effective_samples": segment.effective_samples},
             "undecided",
         )
@@ -102,7 +102,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
 
 
 def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]) -> str:
-    """Name the blocks inside an optimal map whose own Jacobians exclude an optimal map."""
+    """Name those blocks of an optimal end-to-end map whose Jacobians exclude an optimal map."""
     inner = segment.layers[segment.layers.index(start) + 1 :]
     kinds = {block.target: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -123,7 +123,7 @@ def _refuted(map_score: MapScore) -> bool:
 
 
 def _undecided(map_score: MapScore) -> str:
-    """State why it is undecided whether a map is optimal, or whether it is nearly optimal."""
+    """State that it is undecided whether a map is optimal or nearly optimal, and why."""
     score = f"correlation score {_score(map_score)}"
     null = map_score.null
     if map_score.score.low < THRESHOLDS["nearly_optimal"]:
@@ -179,8 +179,9 @@ def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
 class MapScore:
     """The correlation score of a map from the layer `start`, and the highest score of null maps.
 
-    It is evidence only if it exceeds the null maps' score by `margin`. This is recomputed from
-    these two scores; the record's own `power` compares scores of the null maps' samples.
+    The score is evidence (`power`) only if it exceeds the null maps' score by more than `margin`.
+    The record's own `power` is computed instead from the samples on which null maps are scored,
+    which can be a subset.
     """
 
     start: str
@@ -191,13 +192,13 @@ class MapScore:
 
     @classmethod
     def of(cls, start: str, score: Score, null: float | None, row: Optimality) -> MapScore:
-        """Judge a score by the null maps and the number of samples of a segment or block."""
+        """Compare the score of a segment or block with the highest score of null maps, if any."""
         power = None if null is None else bool(clearly_above(score.low, null, row.samples))
         return cls(start, score, null, float(margin(row.samples)), power)
 
     @property
     def word(self) -> Literal["optimal", "nearly optimal"] | None:
-        """What the map is called; None if the samples do not show that it is either."""
+        """What the map is called; None if these samples do not show that it is one of the two."""
         low = self.score.low
         if not self.power or low < THRESHOLDS["nearly_optimal"]:
             return None
@@ -252,7 +253,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """Return a clause such as ``2 are optimal maps``; if negated for all, ``none is ...``."""
+    """Return a clause such as ``2 are optimal maps``, or ``none is ...`` for all blocks."""
     number = kinds.count(kind)
     one, several, none = _KINDS[kind]
     if len(kinds) == 1:
@@ -289,7 +290,7 @@ def _from_to(numbers: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # the predicate for one block, for several, and after "none" if the predicate is negated
+_KINDS = {  # the predicate for one block and for several; a negated one also as used after "none"
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",

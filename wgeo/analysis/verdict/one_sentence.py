@@ -95,7 +95,7 @@ def _collapse(classes: Sequence[Sentence]) -> list[str]:
 
 
 def _trend(evidence: Mapping[str, Any]) -> str:
-    """State whether the classes become tighter with depth, if the interval of tau decides it."""
+    """State whether the classes become tighter with depth, if the interval of tau excludes 0."""
     ends = evidence.get("kendall_interval")
     tau = evidence.get("kendall_tau")
     if tau is None or not ends or ends[0] <= 0 <= ends[1]:
@@ -118,7 +118,7 @@ def _certainty(
     return f" (95 % intervals{images} support {what})", "shown"
 
 
-_DOUBTS = {  # a short reason for doubt for each warning
+_DOUBTS = {  # a short reason for doubt for each claim that can be a warning
     "accuracy": lambda _: "the accuracy is lower than the file states",
     "normalization": lambda s: (
         "the pixels are probably normalized wrongly"

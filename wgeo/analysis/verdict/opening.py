@@ -24,7 +24,7 @@ def reasons_to_doubt(record: Record) -> list[Sentence]:
 
 
 def silenced(trust: Trust) -> bool:
-    """Return whether the verdict ends here, since the network guesses or samples are too few."""
+    """Return whether the verdict ends here: the network only guesses, or there are few samples."""
     few = trust.samples is not None and trust.samples < THRESHOLDS["fewest_samples"]
     return trust.at_chance or few
 
@@ -35,8 +35,8 @@ def few_samples_note(trust: Trust) -> str:
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
     return (
-        f" The smallest class has only {counted(samples, 'sample')}: NC1 is biased, and NC1 "
-        "corrected estimates it without the bias; NCC acc. is too high."
+        f" The smallest class has only {counted(samples, 'sample')}: NC1 is biased (the column NC1 "
+        "corrected estimates it without the bias), and NCC acc. is too high."
     )
 
 
@@ -73,14 +73,14 @@ def _accuracy(trust: Trust, provenance: Provenance) -> Iterator[Sentence]:
 
 
 def _unsurprising(stated: float, images: int) -> float:
-    """Return the largest shortfall of the accuracy that is left without a warning."""
+    """Return the largest difference from the stated accuracy that needs no warning."""
     deviation = math.sqrt(max(stated * (1 - stated), 0.0) / max(images, 1))
     sampling = THRESHOLDS["claim_deviations"] * deviation
     return min(THRESHOLDS["below_claim"], max(sampling, THRESHOLDS["near_claim"]))
 
 
 def origin(provenance: Provenance) -> str:
-    """Return text such as `` (digits, train split)``: data set and split, as far as known."""
+    """Return text such as `` (digits, train split)``: the data set and the split, if known."""
     data, split = provenance.data, provenance.split
     parts = [printable(PurePath(data).name)] if data else []
     if split:

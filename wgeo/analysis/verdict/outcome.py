@@ -1,4 +1,4 @@
-"""Sentences on the comparison with a reference, on collapse, and on what is still undecided."""
+"""Sentences on the comparison with a reference, on collapse, and on what to measure next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reference(record: Record) -> Iterator[Sentence]:
 
 
 def against_network(test: Any, kind: str = "network") -> Sentence:
-    """State the result of `wgeo.straighter_than` for one segment of two networks, over images.
+    """State the result of `wgeo.straighter_than` over images, for one segment of two networks.
 
     The statement is about these two networks only. Two training runs with different seeds usually
     differ as clearly, so nothing is stated about recipes, whatever the p-value.
@@ -246,7 +246,7 @@ _QUESTIONS = {  # the claims that more evidence could decide, in the order of th
 
 
 def _leaves_open(sentence: Sentence) -> bool:
-    """Return whether a sentence leaves a question open that more evidence could decide."""
+    """Return whether a sentence leaves a question undecided that more evidence could decide."""
     evidence = sentence.evidence
     if sentence.claim == "straightness":
         return bool(evidence.get("turns_unseen"))

@@ -28,7 +28,7 @@ NO_COMMON_SPACE = (
     "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
     "`embed='pca:D'`."
 )
-"""The reason why a record has no transport, stored as its ``transport_skipped``."""
+"""The reason why a record has no transport; the record stores it as ``transport_skipped``."""
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
@@ -89,7 +89,7 @@ def _path(segment: Segment, terms: Terms) -> Sentence:
 
 
 def _unmoved(segment: Segment, subject: str, spread: float) -> Sentence:
-    """State that the samples do not move, or that each returns to its starting point."""
+    """State that no sample moves, or that each returns to its starting point."""
     moved = segment.relative_displacement
     length = segment.length or 0.0
     returned = length > least_motion(segment) * spread * (len(segment.layers) - 1)
@@ -152,11 +152,10 @@ _STRAIGHT = 2  # number of categories of `_category` that count as straight
 def _shape(
     segment: Segment, interval: Interval | None, bound: float | None
 ) -> tuple[str, Strength, list[str]]:
-    """Describe the shape of a path, if its interval lies in one category and well below sqrt(B).
+    """Return words for the shape of a path, their strength, and the categories in its interval.
 
-    A path is called straight only if there is also evidence that the samples would show a turn.
-    The last item contains the names of the categories that the interval reaches; it is empty if the
-    shape is undecided.
+    A path is called straight only if its interval is well below sqrt(B) and there is evidence that
+    these samples would show a turn. The list of categories is empty if the shape is not classified.
     """
     if interval is None:
         return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
@@ -179,7 +178,10 @@ def _shape(
 
 
 def _unseen(centered: Centred, ratio: float) -> float:
-    """Bound the ratio of a turn hidden by sparse samples; 1 if null maps would show such a turn."""
+    """Return a bound on the true length ratio, which sparse samples may hide.
+
+    It is 1 if null maps show that the samples would reveal a turn, and infinite if it is unknown.
+    """
     null, bound = centered.null_length_ratio, centered.length_ratio_at_most
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0

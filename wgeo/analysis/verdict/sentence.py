@@ -58,24 +58,27 @@ straight, close, bent
     Largest centered length ratios at which a path is called straight, close to straight, and bent.
     The ratio of a quarter circle is 1.11, that of a zigzag of 45 degrees 1.41.
 orthogonal
-    A path is called straight only if its length ratio is within this fraction of the way from 1 to
-    sqrt(B). B is the effective number of moving blocks; the length ratio of mutually orthogonal
-    steps is exactly sqrt(B).
+    A path is called straight only if the upper end of its length ratio's interval is within this
+    fraction of the way from 1 to sqrt(B). B is the effective number of moving blocks; the length
+    ratio of mutually orthogonal steps is exactly sqrt(B).
 few_moving
     If sqrt(B) is below this, one block accounts for nearly all of the path, and the length ratio
     says little.
 returned
-    Length ratio above which a path is said to end where it began.
+    Length ratio above which a path is said to end nearly where it began.
 optimal, nearly_optimal
-    Smallest correlation scores at which a map is called optimal, and nearly optimal.
+    Smallest lower bounds of the correlation score at which a map is called optimal, and nearly
+    optimal.
 power_margin
-    A map or path is judged only if its correlation score exceeds the scores of null maps, or its
-    length ratio is below theirs, by at least this margin.
+    A correlation score is evidence of an optimal map only if it exceeds the scores of null maps by
+    more than this, or by more than 1 / sqrt(n) for n samples if that is larger. A path is called
+    straight only if its length ratio is below that of null maps by more than this, or if a bound on
+    the true length ratio excludes a turn.
 low_resolution
     If the resolution is below this, an OT score is not evidence, and is printed in parentheses.
 nearly_a_point
-    If the spread of the last cloud divided by that of the first is above this, the first cloud is
-    nearly a point, so that almost every coupling would be optimal.
+    If the spread of the last cloud divided by that of the first is at least this, the first cloud
+    is nearly a point, so that almost any map has a high OT score.
 mostly_shift
     A common shift is mentioned if it makes up at least this fraction of the squared displacement.
 rounding, above_rounding
@@ -94,13 +97,13 @@ good_accuracy
     If the accuracy is at least this, no other normalization is tried.
 below_claim, near_claim, claim_deviations
     There is a warning if the accuracy is lower than that stated in the file by more than the first
-    threshold; or by more than the second, if that is also more than chance: the third is the number
-    of standard deviations of a binomial proportion.
+    threshold; or by more than the second, if the difference is also more than sampling error, that
+    is, more than the third times the standard deviation of a binomial proportion.
 gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
     largest eigenvalue, at which a map may be the gradient of a convex function.
 nearly_gradient_map
-    Largest value of both at which a map may nearly be such a gradient.
+    Largest value of both quantities at which a map may nearly be such a gradient.
     A planar rotation with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has
     a score of 0.995.
 collapsed, partly_collapsed
@@ -110,8 +113,8 @@ significant
 fewest_layers, law_correlation, law_curvature
     Smallest number of layers for which the rate of separation is judged. The rate is called
     constant if the correlation of depth and ln D is at most minus the second threshold, and the
-    absolute curvature of ln D at most the third. (A geodesic along which classes contract or expand
-    twofold has 0.995 and 0.34 in absolute value.)
+    absolute curvature of ln D at most the third. (Along a geodesic on which classes contract or
+    expand twofold, their absolute values are 0.995 and 0.34.)
 aligned, partly_aligned, above_chance
     Blocks are called aligned, or partly aligned, if the overlap of their singular directions
     exceeds that of random directions by at least this fraction of the largest possible excess.
@@ -127,16 +130,17 @@ class Sentence(Result):
     Attributes
     ----------
     claim : str
-        The topic: ``accuracy``, ``normalization``, ``classes``, ``samples``,
-        ``straightness``, ``optimality``, ``blocks``, ``alignment``, ``reference``, ``collapse``,
-        ``separation``, ``next``.
+        The topic: ``accuracy``, ``normalization``, ``classes``, ``samples``, ``straightness``,
+        ``optimality``, ``blocks``, ``alignment``, ``reference``, ``collapse``, ``separation``,
+        ``next`` or ``headline``.
     words : str
+        The text.
     evidence : dict
         The numbers that determine the wording.
     strength : {"shown", "suggested", "undecided", "warning"}
-        ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported only
-        by a value. ``undecided``: these samples do not decide it. ``warning``: a reason to doubt
-        the rest.
+        ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported by a
+        value without an interval, a wide interval or few images. ``undecided``: these samples do
+        not decide it. ``warning``: a reason to doubt the rest.
 
     Examples
     --------

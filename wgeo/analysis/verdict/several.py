@@ -1,4 +1,4 @@
-"""The headline of a series: the changes from its first analysis to its last."""
+"""The headline of a series: changes from its first analysis to its last, or ranges."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from .wording import decimals_of, listed, percent, rounded
 
 
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
-    """Return one sentence about what changes in a series.
-
-    It names the changes from first to last, or the ranges over several networks.
+    """Return one sentence about the differences between the analyses of a series.
 
     Parameters
     ----------
     analyses : sequence of dict
         The records of the analyses, in order, with their names.
     axis : {"epoch", "name"}
-        ``epoch`` for checkpoints of one training run, ``name`` for networks. For more than two
-        networks, the sentence states ranges, since their order has no meaning.
+        ``epoch`` for checkpoints of one training run, ``name`` for networks. The sentence states
+        changes from first to last or, for more than two networks, whose order has no meaning,
+        ranges.
     """
     rows = [AnalysisRow.of(analysis) for analysis in analyses]
     as_ranges = len(rows) > 2 and axis != "epoch"
@@ -72,7 +71,7 @@ def _changes(first: AnalysisRow, last: AnalysisRow) -> list[str]:
 
 
 def _straighter(first: AnalysisRow, last: AnalysisRow) -> list[str]:
-    """Say in how many stages the path becomes straighter or less straight.
+    """State in how many stages the path becomes straighter or less straight.
 
     A change counts only if the two intervals of the centered length ratio are disjoint.
     """

@@ -1,4 +1,4 @@
-"""Format numbers and lists for sentences: percentages, counts, intervals."""
+"""Format numbers, lists, layers and segments for sentences."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def ends(segment: Segment) -> list[str]:
 
 
 def spreads(row: Optimality) -> list[float]:
-    """Return the spreads at the layers of a block or segment, as far as they are defined."""
+    """Return the defined spreads at the layers of a block or segment; [1] if there are none."""
     return [spread for spread in row.spread if spread is not None] or [1.0]
 
 

@@ -1,10 +1,10 @@
 """Find the residual blocks of a network by their function, not by their names.
 
 If its branch is silenced (every weight outside the shortcut is set to zero), a residual block
-becomes its shortcut: s(x) + F(x) turns into s(x), up to a scaling and a final activation. A module
-that passes this test is a residual block, whether it comes from torchvision, timm or elsewhere;
-this includes pre-activation variants and transformers. Sums in the network's own forward are found
-by observing them.
+becomes its shortcut: s(x) + F(x) becomes s(x), up to a scaling and a final activation. A module
+that passes this test is a residual block, whether it comes from torchvision, timm or elsewhere.
+This includes pre-activation variants and transformers. Sums outside these modules, such as those in
+the network's own forward, are found by tracing the data flow.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     ------
     FeatureError
         No block was found, the network updates two streams of features alternately, a named module
-        does not exist or did not run, or the network computes NaN or infinite values.
+        does not exist or did not run, or `layers` is empty, a string, or names a module twice. If
+        the network computes NaN or infinity and no block was found, the message names the module.
     """
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
@@ -123,7 +124,7 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     return Blocks(tuple(spec for _, spec in ordered), others)
 
 
-_Ordered = list[tuple[int, BlockSpec]]  # each with its position in the order in which calls end
+_Ordered = list[tuple[int, BlockSpec]]  # each with the time at which its call or its sum ended
 
 
 def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
@@ -230,7 +231,11 @@ def _module_text(name: str) -> str:
 
 
 def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
-    """Return modules to suggest as layers: parts of the network's lists and sequences, in order."""
+    """Return modules to suggest as layers, in execution order.
+
+    These are children of the network, and of its lists and sequences, that have weights and map a
+    tensor to a tensor.
+    """
     names: list[str] = []
 
     def add(prefix: str, part: nn.Module) -> None:

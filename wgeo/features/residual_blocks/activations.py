@@ -10,28 +10,28 @@ from torch.overrides import TorchFunctionMode
 
 from .sums import ACTIVATIONS, ADDITIONS
 
-_CLAMPED = 0.01  # share of exact zeros
+_CLAMPED = 0.01  # smallest fraction of exact zeros after a ReLU
 
 
 class Activations(TorchFunctionMode):
-    """Records the last activation function and the last sum, or leaves one activation out.
+    """Records the last activation function and the last sum, or skips one activation.
 
     Parameters
     ----------
     skipped : int, optional
-        Index of a call of an activation function that returns its argument instead. Nothing is
-        recorded then.
+        Index of the call of an activation function that returns its argument unchanged. If given,
+        only `count` is recorded.
 
     Attributes
     ----------
     count : int
         Number of calls of activation functions.
     name : str
-        The last one.
+        Name of the last one called; empty before the first call.
     before : Tensor or None
-        A copy of its argument.
-    function : callable
-        It, as a function of that argument.
+        A copy of its first argument.
+    function : callable or None
+        The last one, as a function of its first argument.
     """
 
     def __init__(self, skipped: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Activations(TorchFunctionMode):
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, such as at the start of a block."""
+        """Forget all calls, for example at the start of a block."""
         self.count, self.name = 0, ""
         self.before: torch.Tensor | None = None
         self.function: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -70,19 +70,19 @@ class Activations(TorchFunctionMode):
         return out
 
     def end(self, out: torch.Tensor) -> bool:
-        """Return whether a tensor is the result of the last activation function."""
+        """Return whether a tensor equals the result of the last activation function."""
         return _equal(self._result, out)
 
     def hides_relu(self, out: torch.Tensor) -> bool:
         """Return whether a tensor was clamped at 0 by something that cannot be traced.
 
-        It is neither the result of an activation function nor a sum.
+        It then equals neither the result of the last activation function nor the last sum.
         """
         return is_clamped(out) and not self.end(out) and not _equal(self._sum, out)
 
 
 def is_clamped(out: torch.Tensor) -> bool:
-    """Return whether nothing in a tensor is negative and much is exactly 0, as after a ReLU."""
+    """Return whether no entry of a tensor is negative and some are exactly 0, as after a ReLU."""
     return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
 
 

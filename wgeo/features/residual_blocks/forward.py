@@ -18,9 +18,9 @@ def forward_sums(
     """Return the residual sums outside the block modules, and the other sums.
 
     A sum is residual if one summand was computed from the other by modules with weights. Only
-    innermost sums count, not sums around blocks that were already found. Sums of parallel branches
-    of one input cannot be distinguished from a shortcut with weights, and are therefore not
-    blocks.
+    innermost sums count: a sum around another block does not. A sum of two parallel branches of one
+    input is not a block, even if one of them is a shortcut with weights, since nothing shows which
+    one it is.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def forward_sums(
         Number of other sums of equal shapes, by the name of the module whose forward contains
         them.
     crossed : list of str
-        The modules among them that add to two streams alternately (`_crosses`).
+        Names of those of these modules that update two streams alternately (`_crosses`).
     """
     watch, specs = probe.watch, []
     others: Counter[str] = Counter()

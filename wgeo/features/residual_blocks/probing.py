@@ -17,14 +17,15 @@ from .sums import Sum, SumWatch
 
 @dataclass
 class Call:
-    """A module's calls in a probing pass; arguments and result are those of the first.
+    """A module's calls in a probing pass.
 
     Attributes
     ----------
     args, kwargs : tuple, dict
-        Arguments of the module; tensors are copies, since an in-place branch may overwrite them.
+        Arguments of the first call; tensors are copies, since an in-place branch may overwrite
+        them.
     y : Tensor or None
-        The returned tensor; None if no tensor or several were returned.
+        The tensor that the first call returned; None if it returned no tensor, or several.
     last : Tensor or None
         The same for the last call.
     orders : list of int
@@ -94,7 +95,7 @@ def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
 
 
 def returned(out: Any) -> torch.Tensor | None:
-    """Return the tensor in a module's output: the output, or the only tensor in a tuple."""
+    """Return a module's output if it is a tensor, or the only tensor in it; otherwise None."""
     if isinstance(out, tuple | list):
         tensors = [item for item in out if isinstance(item, torch.Tensor)]
         return tensors[0] if len(tensors) == 1 else None
@@ -159,10 +160,11 @@ def run(module: nn.Module, images: torch.Tensor) -> Any:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        last = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+        shape = images.shape
+        channels_last = images.ndim == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
         advice = (
             "Their channels are last: pass x.permute(0, 3, 1, 2)"
-            if last
+            if channels_last
             else "Check the architecture's channels and image size against the data"
         )
         raise FeatureError(

@@ -54,7 +54,7 @@ class Residual:
 def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     """Return the shortcut of a residual block; None if a module is not detected as one.
 
-    A module that cannot be copied, or does not run with other weights, cannot be tested and is not
+    A module that cannot be copied, or does not run with zero weights, cannot be tested and is not
     detected.
     """
     if call.y is None or call.x is None or not any(part.children()):
@@ -63,7 +63,7 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
 
 
 def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
-    """Return whether one of the sums inside a module adds something to one of these tensors."""
+    """Return whether a sum inside a module has one of these tensors, or a multiple, as summand."""
     return any(
         name in total.path and not nodes.isdisjoint(probe.watch.multiples(node))
         for total in probe.watch.sums
@@ -92,11 +92,11 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
 
 
 def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
-    """Find the child that is the shortcut.
+    """Find the child that is the shortcut; None if no child passes the test.
 
-    If the shortcut is silenced, the branch (or its end) passes the test, too. Of the two, the
-    shortcut is the one that reads the block's own input, or else the one with fewer activations and
-    parameters.
+    The branch (or the child at its end) passes, too: with the shortcut silenced, the block equals
+    its branch. Of the children that pass, the shortcut is one that reads the block's own input, if
+    there is one; of several, the one with the fewest activations, then the fewest parameters.
     """
     x, y = call.x, call.y
     assert x is not None
@@ -110,7 +110,7 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             continue
         outputs = {run.y for run in probe.watch.calls if run.name == f"{name}.{child_name}"}
         if not _adds(name, outputs, probe):
-            continue  # such as an attention and its last projection
+            continue  # not a summand, such as the last projection in an attention
         reads_input = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         kept_children = {child_name}
         if not reads_input:  # the shortcut follows the block's pre-activation: keep its inputs
@@ -140,7 +140,7 @@ def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
 def _run_silenced(
     part: nn.Module, call: Call, kept_children: Set[str] = frozenset()
 ) -> torch.Tensor | None:
-    """Run a copy with zero weights outside the children in `kept_children`; None if it fails."""
+    """Run a copy with zero weights and buffers, except in `kept_children`; None if it fails."""
     try:
         clone = copy.deepcopy(part)
         for key, value in [*clone.named_parameters(), *clone.named_buffers()]:
@@ -156,15 +156,16 @@ def _run_silenced(
 def _end_of(
     out: torch.Tensor | None, target: torch.Tensor, part: nn.Module, *, scaled: bool = False
 ) -> tuple[float, bool] | None:
-    """Return c if the output of a silenced block is c `target`, and whether it is an activation.
+    """Compare the output of a silenced block with `target`, the shortcut's value.
 
-    None if it is neither, and also if c is not 1 unless `scaled`: a multiple alone is not
-    conclusive, because a silenced gate x * sigmoid(f(x)) is x / 2.
+    Return c and False if the output is c `target`, and c and True if it is an activation of that;
+    otherwise None. Unless `scaled`, c must be 1: a multiple alone is not conclusive, because a
+    silenced gate x * sigmoid(f(x)) is x / 2.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return None
     variation = (target - target[:1]).abs().max()
-    if not bool(variation > 0):  # every silenced module returns a constant
+    if not bool(variation > 0):  # a constant, which any silenced module may return
         return None
     scale, image = _two_slopes(out, target, scaled)
     if _same(out, image):
@@ -179,7 +180,10 @@ def _end_of(
 def _two_slopes(
     out: torch.Tensor, target: torch.Tensor, scaled: bool
 ) -> tuple[float, torch.Tensor]:
-    """Return a and the closest a max(t, 0) + b min(t, 0): a scaling, ReLU or leaky ReLU."""
+    """Return a, and a max(t, 0) + b min(t, 0) fitted to `out`: a scaling, ReLU or leaky ReLU of t.
+
+    t is the target, and a = 1 unless `scaled`. If the fit flips signs, it is all NaN.
+    """
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))
     if not scaled:

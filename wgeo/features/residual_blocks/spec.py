@@ -15,7 +15,7 @@ class BlockSpec:
     ----------
     name : str
         The module's name; ``block[1]`` for the second call of a module that runs several times;
-        ``res1+x`` for the sum of x and the output of the module ``res1`` on it.
+        ``res1+x`` for the sum of x and the output of the module ``res1`` for x.
     residual : bool
         Whether it adds a shortcut to its branch.
     shortcut : str or None
@@ -23,9 +23,10 @@ class BlockSpec:
     activated : bool
         Whether an activation after the sum was seen by its effect on a few images.
     argument : int or str
-        Input of the identity: position or keyword of an argument; for a sum, index of a summand.
+        Position or keyword of the argument that the identity returns; for a sum, index of the
+        identity summand.
     module : str
-        The module that computes it; empty for a sum.
+        Name of the module that is the block; empty for a sum.
     call : int
         Index of the module's call.
     sum : (str, int, int) or None

@@ -28,7 +28,7 @@ ACTIVATIONS = frozenset(
 _MAX_TAIL = 2  # a scaling and an activation
 
 Address = tuple[str, int, int]  # module, index of its call, index of the sum in the call
-Node = tuple[int, int]  # a tensor object, and the number of times it was overwritten
+Node = tuple[int, int]  # id of a tensor, and the number of times it was overwritten
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Sum:
     partial : bool
         Whether a summand is a slice of a larger tensor.
     tail : list of str
-        The functions that directly follow, if only one does: a scaling, an activation.
+        Names of at most two functions, scalings or activations, that follow directly, each as the
+        only use of the value before it.
     """
 
     address: Address
@@ -105,7 +106,7 @@ class _Addressed(TorchFunctionMode):
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Ignore computations within hooks."""
+        """Ignore computations inside a ``with`` block, such as those of hooks."""
         previous, self._silent = self._silent, True
         try:
             yield
@@ -142,7 +143,7 @@ class SumWatch(_Addressed):
         self._scaled: dict[Node, Node] = {}  # from a multiple to its source
 
     def begin(self, name: str, x: torch.Tensor | None) -> None:
-        """Record the start of a module with first tensor `x`."""
+        """Record that a module started, with `x` as its first tensor argument."""
         self.enter(name)
         self._inputs[len(self.running)] = None if x is None else self._node(x)
 

@@ -1,9 +1,9 @@
 """The branch of a residual block as a map: without the shortcut, and without what follows the sum.
 
-In a block a(x + F(x)) with an activation a, J - I is not the Jacobian of the branch: it has -1 at
-every unit that a ReLU sets to 0, whatever the branch computes. The activation is therefore removed,
-whether it is a module or a function, and the branch's Jacobian is multiplied by its derivative:
-a'(x + F(x)) F'(x) (Li and Papyan 2023).
+If a block a(x + F(x)) with an activation a has the Jacobian J, then J - I is not the Jacobian of
+the branch: for every unit that a ReLU sets to 0, it has -1 on the diagonal, whatever the branch
+computes. The activation, a module or a function, is therefore removed, and the branch's Jacobian is
+multiplied by the activation's derivative: a'(x + F(x)) F'(x) (Li and Papyan 2023).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROUNDING = 1e-9  # relative difference attributed to rounding in float64
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """The call of a block on a batch of points: its arguments, and what it returned.
+    """A call of a block on a batch of points: its arguments, and the tensor that it returned.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Visit:
     part : nn.Module
     args, kwargs : tuple, dict
     x, y : Tensor, (n, ...)
-        The argument that the shortcut carries, and the output.
+        The argument that the shortcut adds to the branch, and the output.
     """
 
     spec: BlockSpec
@@ -65,13 +65,13 @@ class Branch:
     Attributes
     ----------
     map : callable, (n, ...) -> (n, ...)
-        x -> F(x); c is the factor of a scaled sum. If a final ReLU cannot be removed, F(x) is
-        multiplied by its derivative.
+        x -> F(x). The factor c is 1 unless the block scales its sum, and 0 without a shortcut. If a
+        final ReLU cannot be removed, F(x) is multiplied by its derivative.
     x : Tensor, (n, ...)
     gate : Tensor, (n, ...), or None
         a'(c x + F(x)), if the Jacobian of `map` is still to be multiplied by it; otherwise None.
     end : str or None
-        Name of the activation's function.
+        Name of the activation function; None without one.
     """
 
     map: Map
@@ -83,7 +83,10 @@ class Branch:
 def visits(
     module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
 ) -> tuple[list[Visit], list[str]]:
-    """Return each block's call in one pass, and the names of the blocks without a usable call."""
+    """Return the calls of blocks in one forward pass, and the names of the other blocks.
+
+    Among these are sums in a forward method, and modules that are called several times.
+    """
     parts = dict(module.named_modules())
     known_blocks = [spec for spec in specs if spec.name in parts]
     calls: dict[str, tuple[Any, Any]] = {}
@@ -126,14 +129,14 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     visit : Visit
     rows : slice
     gated : bool
-        Whether to include the derivative of the last activation in the Jacobian. This is required
-        if the activation cannot be removed, which is supported only for a ReLU.
+        Whether to multiply the Jacobian by the derivative of the last activation. If this is a ReLU
+        that cannot be removed, `gated` must be true.
 
     Raises
     ------
     ArgumentError
-        The block cannot be run alone in float64, its samples influence each other, or its last
-        activation cannot be removed.
+        The block cannot be run alone in float64, its samples influence each other, or it ends in a
+        ReLU that cannot be removed although `gated` is false.
     """
     name, spec = visit.spec.name, visit.spec
     x = visit.x[rows].double()
@@ -157,7 +160,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
         if not gated:
             raise ArgumentError(
                 f"The ReLU that ends block {name!r} cannot be removed; use jacobian='residual', "
-                "which does not require it."
+                "which does not require its removal."
             )
         gate = (out > 0).to(out)
         return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
@@ -207,6 +210,6 @@ def _in_float64(visit: Visit, rows: slice) -> Map:
 
 
 def _truncated(value: Any, z: torch.Tensor) -> Any:
-    """Truncate an argument with a row per sample to the number of samples of `z`."""
+    """Return the first rows of an argument that has more rows than `z`, one for each row of `z`."""
     has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > len(z)
     return value[: len(z)] if has_rows else value

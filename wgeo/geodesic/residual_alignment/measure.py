@@ -52,9 +52,9 @@ def alignment(
         overlap_uv(i, j) = ||U_i^T V_j||_F^2 / K
         coupling(i, j) = || abs(U_j^T J_i V_j) - S_i ||_F / ||S_i||_F
 
-    A third measure is the growth of dt / s_k with depth, where s_k is a block's k-th singular value
-    and dt the fraction of the path's length that the block covers. Its slope is 1 along a geodesic
-    that expands, and -1 along one that contracts.
+    A third measure is the slope of dt / s_k over t, where s_k is a block's k-th singular value, dt
+    the fraction of the path's length that the block covers, and t that of all blocks before it. The
+    slope is 1 along a geodesic that expands, and -1 along one that contracts.
 
     The overlap belongs to claim RA2 and the slope to claim RA4 of Li and Papyan (2023,
     arXiv:2401.09018); the coupling is that of Aubry, Meng, Sugolov and Papyan (2025,
@@ -68,22 +68,22 @@ def alignment(
     layers : sequence of str, optional
         Modules to use as blocks instead of detected ones.
     vectors : int, optional
-        K; by default 10, or the number of classes if that is less.
+        K; by default 10, or the number of classes of `images` if that is less.
     points : int
-        Number of images at which J is computed, taken at even spacing from `images`.
+        Number of images at which J is computed, evenly spaced in `images`; all if there are fewer.
     steps : int, optional
         Maximum number of Lanczos steps per point and block, each with two products by J or J^T;
-        default 4 K + 20.
+        more than K, by default 4 K + 20.
     tolerance : float
-        Stop the steps of a point once its `BlockJacobian.residual` is at most this.
+        The steps of a point stop when its `BlockJacobian.residual` is at most this.
     probes : int
         Number of random sign vectors that estimate a block's share, participation and asymmetry,
-        each with three such products. The values are exact if it is at least the dimension of the
-        features.
+        each with three such products. The values are exact if there are at least as many as
+        dimensions.
     jacobian : str
         ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
-        features that are constant over space (channels x channels), as global average pooling sees
-        it. ``token`` or ``token:INDEX``: J of one token (d x d), the last one unless an index is
+        features that are constant over space (channels x channels), as for global average pooling.
+        ``token`` or ``token:INDEX``: J of one token (d x d), the last one unless an index is
         given, as for the transformers of Aubry et al.
     seed : int
         Random seed; every block and every point has a different random start.
@@ -92,14 +92,17 @@ def alignment(
     -------
     Alignment
         Blocks that change the feature space are left out, and so are residual sums that the
-        network's own forward method computes outside any block; ``left_out`` names them.
+        network's own forward method computes outside any block, and modules that run several times.
+        ``left_out`` names them.
 
     Raises
     ------
     ArgumentError
-        A number is less than 1, or `jacobian` is unknown or does not fit the features.
+        `points`, `probes` or `vectors` is less than 1, `steps` is at most K, `tolerance` is
+        negative, `jacobian` is unknown or does not fit the features, or a block has no Jacobian at
+        a point because its samples influence each other or it cannot run in float64.
     FeatureError
-        No block was found.
+        No block was found, or a module of `layers` does not exist or did not run.
 
     Examples
     --------
@@ -199,7 +202,7 @@ def _has_initial_statistics(module: nn.Module) -> bool:
 
 
 def _runs(block_calls: Sequence[Visit]) -> list[list[Visit]]:
-    """Return the runs of consecutive blocks in one space, each reading the previous output."""
+    """Return the runs of blocks in one space, each block applied to the previous block's output."""
     runs: list[list[Visit]] = []
     previous: Visit | None = None
     for visit in block_calls:

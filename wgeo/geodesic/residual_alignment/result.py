@@ -1,4 +1,4 @@
-"""Results of residual alignment: a row per block, per pair of blocks, per run of blocks."""
+"""Results of residual alignment, per block, per pair of blocks and per run of blocks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ class BlockJacobian(Result):
     ----------
     name : str
     end : str or None
-        The activation after the sum, whose derivative belongs to J; None without one.
+        The activation after the sum; None without one. Its derivative is a factor of J, except for
+        ``jacobian="branch"``.
     dimension : int
         d, the dimension of the space in which J acts.
     singular_values : tuple of float
         The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
     overlap : float or None
         ``||U^T V||_F^2 / K`` of its own left and right singular vectors, in [0, 1]; on average K/d
-        for random ones. 1 for a symmetric J, and also for an antisymmetric one: see `sign`.
+        for random ones. The rank of J replaces K if it is lower. 1 for a symmetric J, and also for
+        an antisymmetric one: see `sign`.
     sign : float or None
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
         contracts, 0 for a rotation.
@@ -36,16 +38,20 @@ class BlockJacobian(Result):
     participation : float or None
         ||J||_F^4 / ||J^T J||_F^2, an effective rank, in [1, d].
     asymmetry : float or None
-        Squared norm of the antisymmetric part of J over that of its symmetric part, in [0, inf): 0
-        for a gradient, 1 for a matrix of independent entries; None for an antisymmetric J.
+        Squared norm of the antisymmetric part of J divided by that of its symmetric part, in [0,
+        inf): 0 for a gradient, about 1 for a matrix with independent entries; None for an
+        antisymmetric J.
     along : float or None
-        ||U^T e||^2, the fraction of the sample's unit displacement e in the span of U, in [0, 1].
+        ||U^T e||^2, in [0, 1], with e the direction of the sample's displacement: the fraction of
+        its squared length in the span of U.
     path_share : float
-        Length of the samples' steps in this block over that of their paths in its run of blocks.
+        Total length of the samples' steps in this block, divided by that of their paths through its
+        run of blocks; in [0, 1].
     residual : float
         Largest error bound ||J^T u_k - s_k v_k|| / s_K over points.
     gap : float
-        1 - s_{K+1} / s_K. If it is 0, U and V are not determined, and neither are overlaps.
+        1 - s_{K+1} / s_K, in [0, 1]. If it is 0, U and V are not determined, and neither are
+        overlaps.
 
     Examples
     --------
@@ -87,12 +93,12 @@ class PairAlignment(Result):
         values within them are equal.
     diagonal : float or None
         ``mean_k |<u_k^i, v_k^j>|``, in [0, 1], of vectors with the same index. It is arbitrary if
-        singular values are equal, and 0 for aligned blocks whose orders differ.
+        singular values are equal, and small for aligned blocks whose vectors differ in order.
     coupling, coupling_signed : float or None
         || M - S_i ||_F / ||S_i||_F with M = U_j^T J_i V_j and S_i = diag(s_k^i), in [0, inf). The
         first uses the absolute values of M, as in the code of Aubry et al. (2025); the second uses
         M itself, as in their formula. They are 0 if J_j has the singular vectors of J_i (for the
-        second, also the same signs). Only for neighboring blocks.
+        second, also the same signs). None unless the blocks are neighbors.
 
     Examples
     --------
@@ -135,13 +141,13 @@ class SegmentAlignment(Result):
         Means over all ordered pairs of neighbors.
     chance_coupling : float
         (1 + K^2/d^2 - 2 sqrt(2/pi) sqrt(K)/d)^(1/2): the coupling of random blocks with equal
-        singular values, which is less than 1.
+        singular values. It is less than 1 if K^(3/2) < 1.59 d.
     slopes : tuple of (float or None), or None
         For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l moves the
         sample from the fraction t_l of its path's length to t_l + dt_l. It is 1 for every k along a
         geodesic that expands, and -1 along one that contracts. None for fewer than three blocks.
-        (Li and Papyan 2023, RA4, report singular values that fall with depth. Their correlation
-        with depth is also high in randomly initialized networks; the slope is not.)
+        (Li and Papyan 2023, RA4, report singular values that decrease with depth. Randomly
+        initialized networks also have a high correlation between the two, but not a high slope.)
     intervals : mapping of str to (low, high)
         95 % intervals over points; ``slope`` is the interval of the first slope.
 
@@ -189,10 +195,10 @@ class Alignment(Result):
     vectors, points : int
         Number of singular vectors K, and of points.
     left_out : mapping of str to str
-        Blocks without a residual Jacobian, and why.
+        Names of the blocks that were not compared, and the reasons.
     reset_statistics : bool
         Whether batch normalization still has its initial statistics (mean 0, variance 1). If so,
-        this is not the function from which training starts. Estimate the statistics first, with
+        this is not the function from which training starts; first estimate the statistics with
         ``wgeo.models.fresh.reestimate_statistics``.
     seconds : float
 

@@ -1,4 +1,4 @@
-"""The blocks of one space, whose residual Jacobians are compared."""
+"""A run of blocks in one space, whose residual Jacobians are compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .operators import Pooled, ResidualJacobian, Token, View, Whole
 from .result import BlockJacobian, PairAlignment, SegmentAlignment
 from .triplets import Triplets, energies, top_triplets
 
-_BASIS_BYTES = 2**28  # of Lanczos vectors in memory
+_BASIS_BYTES = 2**28  # bytes of Lanczos vectors in memory
 _OVERLAPS = ("overlap_uv", "overlap_uu", "overlap_vv")
 _COUPLINGS = ("coupling", "coupling_signed")
 Values = dict[str, Float[np.ndarray, "n ..."]]
@@ -45,7 +45,7 @@ class Settings:
         self.probes, self.seed = probes, seed
 
     def view(self, name: str) -> View:
-        """Return the features in which a block's Jacobian acts.
+        """Return the subspace of a block's features on which its Jacobian acts.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Settings:
 
 
 class Run:
-    """The blocks of one space: values of every point, (n,), by block or pair of blocks."""
+    """A run of blocks in one space; `values` has arrays over points, by block or pair of blocks."""
 
     def __init__(self, run: Sequence[Visit], first: int, settings: Settings) -> None:
         self.run, self.settings = run, settings
@@ -98,7 +98,7 @@ class Run:
         return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
     def _measure(self, rows: slice, first: int) -> dict[int | Pair, Values]:
-        """Measure some of the points; the coupling needs two Jacobians at a time."""
+        """Measure some of the points, with only the two Jacobians that the coupling needs."""
         values: dict[int | Pair, dict[str, torch.Tensor]] = {}
         tops: list[Triplets] = []
         last: ResidualJacobian | None = None
@@ -123,7 +123,7 @@ class Run:
         }
 
     def _streams(self, block: int, rows: slice) -> Streams:
-        """Return random streams of a block's points; equal starts would align the blocks."""
+        """Return a block's own random streams; equal random starts would align the blocks."""
         seed = int(np.random.SeedSequence([self.settings.seed, block]).generate_state(1)[0])
         return seeded_streams(len(self.run[0].x), seed)[rows]
 
@@ -179,10 +179,10 @@ class Run:
         ]
 
     def segment(self) -> SegmentAlignment:
-        """Return the means over pairs, with their intervals over points."""
+        """Return the means over pairs and points, with intervals over points."""
         d, count = self.dimension, min(self.settings.vectors, self.dimension)
         pairs = [each for key, each in self.values.items() if isinstance(key, tuple)]
-        columns = {  # of each point, the mean over pairs; NaN if it is undefined for one
+        columns = {  # each point's mean over pairs; NaN if one of them is undefined
             name: np.stack([each[name] for each in pairs if name in each]).mean(0)
             for name in (*_OVERLAPS, *_COUPLINGS)
         }
@@ -225,7 +225,7 @@ def _lengths(run: Sequence[Visit]) -> Float[np.ndarray, "n L"]:
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor, of_a: Triplets, of_b: Triplets) -> torch.Tensor:
-    """Return ||A^T B||_F^2 / (smaller number of vectors), per point; NaN without any."""
+    """Return ||A^T B||_F^2 / (smaller rank), per point; NaN if a rank is 0."""
     return (a @ b.mT).square().sum((1, 2)) / torch.minimum(of_a.rank, of_b.rank)
 
 
@@ -239,7 +239,7 @@ def _of_pair(i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
 
 
 def _coupling(jacobian: ResidualJacobian, i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
-    """Return the coupling of block i, whose Jacobian is given, with the vectors of block j."""
+    """Return the coupling of block i, which has this Jacobian, with block j."""
     images = torch.stack([jacobian.forward(j.v[:, k]) for k in range(j.v.shape[1])], 1)
     m = j.u @ images.mT  # (n, K, K)
     s = torch.diag_embed(i.s)

@@ -132,7 +132,7 @@ def _ritz(
 
 
 def _keep(best: Triplets, current: Triplets, rows: Bool[torch.Tensor, " n"]) -> None:
-    """Replace the triplets of some points."""
+    """Replace the best triplets of some points by the current ones."""
     for name in ("u", "s", "v", "residual", "gap"):
         getattr(best, name)[rows] = getattr(current, name)[rows]
 
@@ -153,8 +153,8 @@ class Energies:
 def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: Streams) -> Energies:
     """Estimate the energies from random sign vectors (Hutchinson 1990), three products each.
 
-    For ``share`` and ``participation``, the contribution of the triplets is removed first (Meyer et
-    al. 2021), so that a Jacobian of their rank has no error. With at least as many probes as
+    For ``share`` and ``participation``, the contribution of the triplets is subtracted first (Meyer
+    et al. 2021), so there is no error if the rank is at most K. With at least as many probes as
     dimensions, the unit vectors are used, and the energies are exact.
     """
     zero = jacobian.zeros()

@@ -1,6 +1,6 @@
-"""The record of an analysis and of a series: the contents of their files, schema 2.
+"""The records of an analysis and of a series: the contents of their files, schema 2.
 
-A field that has a default may be missing or null. Numbers may be null, which means undefined.
+A field that has a default may be missing or null. A number that is null is undefined.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Embedded(Part):
 
 
 class BrenierTest(Part):
-    """The number of images of the Brenier test, or the reason why there was none."""
+    """The number of images of the Brenier test, or the reason why it was skipped."""
 
     points: int
     skipped: str | None = None
@@ -129,7 +129,7 @@ class Record(Part):
         return self.progress.get(metric, Trend())
 
     def model(self, key: str) -> Model:
-        """Return the predictions of the model whose key this is; empty if it was not fitted."""
+        """Return the predictions of the model under a key; empty if it was not fitted."""
         return getattr(self, key)  # type: ignore[no-any-return]
 
     @property
@@ -151,7 +151,7 @@ class Record(Part):
 
 
 class AnalysisRow(Record):
-    """The record of an analysis in a series, without its values by sample."""
+    """The record of an analysis in a series, without its per-sample parts."""
 
     name: str
     folder: str | None = None

@@ -12,7 +12,7 @@ from .values import Interval
 
 
 class Comparison(Part):
-    """A comparison with one other network, over images."""
+    """A comparison of a segment with that of one other network, over images."""
 
     layers: tuple[str, ...]
     statistic: str
@@ -57,7 +57,7 @@ class FreshNetwork(Part):
 
 
 class Reference(Part):
-    """The comparison with a reference: with randomly initialized networks, or with one other."""
+    """The comparison with randomly initialized networks, or with one other network."""
 
     kind: str | None = None
     skipped: str | None = None
@@ -70,7 +70,7 @@ class Reference(Part):
 
 
 class Predicted(Part):
-    """A layer as a model predicts it."""
+    """A model's prediction of a layer, and its errors."""
 
     name: str
     stage: int | None = None

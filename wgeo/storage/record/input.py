@@ -1,4 +1,4 @@
-"""The analyzed network and images, and how far the rest can be trusted."""
+"""The analyzed network and images, and how far the results can be trusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..schema import Check, Part
 
 
 class Claim(Part):
-    """An accuracy that a checkpoint states, and the key under which it does."""
+    """An accuracy that a checkpoint states, and its key in the file."""
 
     key: str
     value: float | None
@@ -37,7 +37,7 @@ class Provenance(Part):
 
     @property
     def is_initialization(self) -> bool:
-        """Whether the network is untrained: epoch 0, which says so only in wgeo's own files."""
+        """Whether the network is untrained: epoch 0 of a file by wgeo (others may count from 0)."""
         return self.epoch == 0 and self.arch_from == "file"
 
 
@@ -49,7 +49,7 @@ class Trial(Part):
 
 
 class Normalization(Part):
-    """The normalization of pixels, its source, and the trials of others."""
+    """The normalization of pixels, its source, and the accuracies with others."""
 
     name: str
     source: str
@@ -61,14 +61,14 @@ class Normalization(Part):
 
 
 class Classes(Part):
-    """The numbers of classes in the images and of the network's head."""
+    """The numbers of classes that occur in the images and that the network's head has."""
 
     present: int
     head: int | None = None
 
 
 class Trust(Part):
-    """The facts by which a reader can judge whether to trust the rest."""
+    """Facts that help a reader judge whether to trust the results."""
 
     samples: int | None = None
     samples_per_class: int | None = None

@@ -1,4 +1,4 @@
-"""The layers: their collapse, and the separation of the classes over depth."""
+"""The layers: their collapse metrics, and the separation of the classes over depth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trend(Part):
 
 
 class SegmentLaw(Measured):
-    """The separation of the classes over a stage's layers, and a constant rate fitted to it."""
+    """The separation of the classes over a stage's layers, and the constant rate fitted to it."""
 
     layers: tuple[str, ...]
     stage: int | None = None

@@ -11,7 +11,7 @@ from .values import Matrix, Measured, Number, Numbers, Pair, Plane, Points, Scor
 
 
 class Brenier(Measured):
-    """The test whether a map is the gradient of a convex function, at some images."""
+    """The test of whether a map is the gradient of a convex function, at some images."""
 
     points: int | None = None
     asymmetry: float | None = None
@@ -63,7 +63,7 @@ class Optimality(Measured):
 
 
 class Block(Optimality):
-    """The transport by a block."""
+    """The transport between the input and the output of a block."""
 
     source: str
     target: str
@@ -92,7 +92,7 @@ class Centred(Measured):
 
 
 class Pairs(Part):
-    """The transport between all pairs of a segment's layers."""
+    """The transport between all pairs of a segment's layers, or of some if it is long."""
 
     layers: tuple[str, ...]
     distance: Matrix
@@ -112,14 +112,14 @@ class SizePoint(Part):
 
 
 class SampleSizes(Part):
-    """Measures over the number of samples, and the number that would be enough."""
+    """Measures over the number of samples, and the number that resolves the OT score."""
 
     points: tuple[SizePoint, ...]
     enough: int | None = None
 
 
 class ViewEnd(Part):
-    """The last layer in the coordinates of all its principal components."""
+    """The last layer in coordinates of the span of its class means."""
 
     class_means: Points
     points: Points
@@ -201,7 +201,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """The slope of the largest singular value with depth."""
+        """The first of `slopes`, that of the largest singular value."""
         return self.slopes[0] if self.slopes else None
 
 

@@ -1,9 +1,9 @@
 """Stores: folders of arrays, written in ranges of rows; resumable, and readable once complete.
 
-While it is written, a store's folder contains ``NAME.npy.part``, ``unfinished.json`` (the job) and
+Until a store is complete, its folder contains ``NAME.npy.part``, ``unfinished.json`` (the job) and
 ``rows-*.log``, with one line for every range of rows that has reached the disk. Once all rows are
-written, the files lose the suffix ``.part``, and ``manifest.json`` is written last; a store without
-it cannot be opened.
+written, the suffix ``.part`` is removed from the names. ``manifest.json`` is written last; a store
+without it cannot be opened.
 """
 
 from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards

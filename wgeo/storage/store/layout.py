@@ -19,7 +19,7 @@ from ..schema import Count, Part
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
 SHARD = 2**25
-"""Number of bytes, over all arrays, that are synced to disk at a time; at least one batch."""
+"""Number of bytes, over all arrays, that are synced to disk at a time, if a batch is no larger."""
 
 DTYPES = {
     "float32": "<f4",
@@ -48,7 +48,7 @@ class Column:
         return np.dtype(DTYPES[self.dtype]).itemsize * (1 if self.width is None else self.width)
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of an array of `rows` rows."""
+        """Return the shape of an array of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
 
@@ -83,14 +83,20 @@ def digest(value: Any) -> str:
 
 
 def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
-    """Cut a range of rows into shards of about `SHARD` bytes, each of whole batches."""
+    """Cut a range of rows into shards of at most `SHARD` bytes, but at least one batch of rows."""
     step = batch * max(1, SHARD // (batch * max(row_bytes, 1)))
     for start in range(span.start, span.stop, step):
         yield slice(start, min(start + step, span.stop))
 
 
 def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
-    """Return the bytes of rows in the stored format."""
+    """Return the bytes of rows in the stored format.
+
+    Raises
+    ------
+    FeatureError
+        A number is too large for float16.
+    """
     if dtype == "bfloat16":
         wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         narrow = wide.to(torch.bfloat16).view(torch.int16).numpy()
@@ -107,16 +113,16 @@ def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
 
 
 def header(shape: tuple[int, ...], dtype: str) -> bytes:
-    text = io.BytesIO()
+    buffer = io.BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(text, fields)
-    return text.getvalue()
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
 
 
 def as_npy(array: np.ndarray) -> bytes:
-    text = io.BytesIO()
-    np.save(text, array, allow_pickle=False)
-    return text.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def file_name(index: int, key: str) -> str:

@@ -34,7 +34,7 @@ class Stored:
     about : dict
         The writer's description of the arrays.
     job : dict
-        The inputs from which the arrays were computed; an equal job writes equal arrays.
+        The inputs from which the arrays were computed; equal jobs write equal arrays.
     """
 
     arrays: dict[str, np.ndarray]
@@ -53,7 +53,7 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
     Raises
     ------
     RecordError
-        The folder contains a store of another job, finished or not.
+        The folder contains a store of another job, finished or not, or a damaged one.
     """
     path, job = Path(folder), json.loads(json.dumps(job))
     for name in (MANIFEST, UNFINISHED):
@@ -72,7 +72,7 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
 
 
 def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored:
-    """Open a finished store.
+    """Open a finished store; arrays stored as bfloat16 become float32.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """Read and validate the manifest of stored features, without reading the arrays.
+    """Read and validate the manifest of a store, without reading the arrays.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
     """
     if not (path / MANIFEST).is_file():
         if (path / UNFINISHED).is_file():
-            raise RecordError(f"{path} is not finished: run the command that was writing it again.")
+            raise RecordError(f"{path} is not finished: run the command that began it again.")
         raise RecordError(f"No stored features at {path}; store them with `wgeo trace`.")
     manifest = json_of(path / MANIFEST)
     checksum = manifest.pop("checksum", None)
@@ -162,7 +162,7 @@ def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list
     if not whole or any(not a <= b <= c for (a, c), b in zip(spans, bounds, strict=False)):
         raise RecordError(f"{folder / MANIFEST} is damaged: it lacks rows. Trace again.")
     path, row = folder / entry["file"], array.itemsize * math.prod(array.shape[1:])
-    # The file is read, not mapped, which takes no memory and raises an error if the disk fails.
+    # The file is read, not mapped: if the disk fails, reading raises an error.
     with open(path, "rb") as file:
         for (start, stop), crc in zip(spans, sums, strict=True):
             file.seek(array.offset + start * row)

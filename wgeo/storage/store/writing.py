@@ -1,4 +1,4 @@
-"""Write stores range by range, in one or several processes, and over several runs if stopped."""
+"""Write stores range by range, in one or several processes; runs that were stopped can resume."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Writer:
-    """Writes the rows of several arrays to a folder, range by range; resumes after a kill.
+    """Writes the rows of several arrays to a folder, range by range; resumes a stopped run.
 
     Parameters
     ----------
@@ -55,14 +55,15 @@ class Writer:
     rows : int
         Total number of rows.
     columns : mapping of str to Column
+        The arrays by name.
     part : int
         Index of this process among several, each of which writes separate ranges.
 
     Raises
     ------
     RecordError
-        The folder belongs to another job, contains other files or is being written by another
-        process, or the disk has too little free space.
+        The folder belongs to another job, contains other or damaged files or is being written by
+        another process, or the disk has too little free space.
     """
 
     def __init__(
@@ -121,9 +122,10 @@ class Writer:
         Raises
         ------
         FeatureError
-            A number is too large for the array's dtype.
+            A number is too large for float16.
         RecordError
-            The disk is full; earlier ranges are kept.
+            The range cannot be written, for example because the disk is full; earlier ranges are
+            kept.
         """
         sums, stop = {}, start + len(next(iter(arrays.values())))
         try:
@@ -144,7 +146,13 @@ class Writer:
             ) from error
 
     def finish(self, about: Mapping[str, Any], whole: Mapping[str, np.ndarray]) -> None:
-        """Write the description, add the arrays `whole`, and close the store."""
+        """Add the arrays `whole` and the description `about`, and close the store.
+
+        Raises
+        ------
+        RecordError
+            Rows are missing, another file is in the way, or the disk is full.
+        """
         gaps = self.missing()
         if gaps:
             raise RecordError(f"{self.folder} lacks rows {gaps[0].start} to {gaps[0].stop}.")
@@ -191,7 +199,7 @@ class Writer:
         self._paths[key] = final
 
     def _write_whole(self, path: Path, content: bytes) -> None:
-        """Write a complete file; raise an error if a different file exists under its name."""
+        """Write a complete file; raise an error if one with other contents has its name."""
         if os.path.lexists(path) and _content(path, len(content)) != content:
             raise _in_the_way(path)
         write_atomic(path, content)
@@ -241,7 +249,7 @@ class Writer:
                     f"Another process is writing {self.folder}. Wait for it, or choose another "
                     "folder."
                 ) from error
-            # Some network file systems lack locks; then two runs of a job write the same rows.
+            # Without locks, as on some network file systems, two runs of a job write equal rows.
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":  # the last line is truncated
             _write_all(handle, b"\n")
@@ -279,7 +287,7 @@ class Writer:
         )
 
     def _open(self, key: str, name: str, column: Column, begun: bool) -> None:
-        """Open an array's file at its full size, and find the offset of its rows."""
+        """Open an array's file, extend it to its full size, and store the offset of its rows."""
         final = self.folder / name
         path = final if os.path.lexists(final) else final.with_name(f"{name}.part")
         head = header(column.shape(self.rows), DTYPES[column.dtype])
@@ -293,14 +301,14 @@ class Writer:
                 f"{path} is missing or of another size, although rows of it were written. "
                 f"Delete {self.folder} and begin again."
             )
-        start = os.pread(handle, len(head), 0)
-        if begun and start != head:
+        old_head = os.pread(handle, len(head), 0)
+        if begun and old_head != head:
             raise RecordError(
                 f"{path} is damaged: its header does not match the rows written before. Delete "
                 f"{self.folder} and begin again."
             )
         # After a power loss, the header may contain zeros.
-        if os.fstat(handle).st_size > size or not head.startswith(start.rstrip(b"\0")):
+        if os.fstat(handle).st_size > size or not head.startswith(old_head.rstrip(b"\0")):
             raise _in_the_way(path)
         try:
             _write_all(handle, head, 0)
@@ -336,7 +344,7 @@ def _opened(path: Path, flags: int) -> int:
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
-    """Return the contents of a regular file of this store; raise an error if it is too large."""
+    """Return the contents of a regular file; raise an error if it is larger than `max_bytes`."""
     with open(_opened(path, os.O_RDONLY), "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:

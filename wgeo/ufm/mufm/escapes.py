@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-NEGLIGIBLE = 1e-9  # size of a relative eigenvalue that does not count as negative
+NEGLIGIBLE = 1e-9  # eigenvalues this small, relative to the matrix, do not count as negative
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class CrossMoment:
     Attributes
     ----------
     s, mean : ndarray, (r,)
+        Variances and mean of the columns of X, in the eigenbasis of their covariance.
     axes : ndarray, (r, k)
         V: an orthonormal basis of W's row space.
     update : ndarray, (k, k)
@@ -87,7 +88,7 @@ def saddle_direction(
     inner: Float[np.ndarray, "K K"],
     certificate: float,
 ) -> Float[np.ndarray, "K r"] | None:
-    """Return u a^T along which a critical point of MUFM is a strict saddle; None if it is not one.
+    """Return u a^T, a direction of negative curvature at a critical point; None if none is known.
 
     If W a = 0 and every sample is zero along a, the curvature along u a^T is lw - mu u^T Q u, where
     Q is `inner`. It is smallest for the top eigenvector u of Q, and negative iff the certificate

@@ -7,7 +7,7 @@
 are the features of layer l, Y (K x N) are the one-hot labels, lw, lh and lb are decays, and lam is
 ``transport``. The inner layers of an optimum lie on straight lines from X to H_L, so that F depends
 on lam and the number of layers L only through mu = lam / L, and H_L is determined by W and b.
-`reduced_mse` and `reduced_ce` have the objective that remains.
+`reduced_mse` and `reduced_ce` contain the remaining objective of W and b.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ def fit_mufm(
     restarts : int
         Number of random starts in addition to the ridge start.
     tolerance : float
-        The search stops at this Newton decrement sqrt(g^T M g / F), where M is the inverse
-        Gauss-Newton matrix. Its square is about twice the relative excess of the objective.
+        The search stops at this Newton decrement sqrt(g^T M g / F), with g the gradient and M an
+        approximate inverse of the Hessian. Its square is about twice the relative excess of the
+        objective.
     seed : int
+        Random seed of the starts.
 
     Raises
     ------
@@ -129,7 +131,8 @@ def fit_mufm(
         return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
 
     def solve(inputs: LazyRows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
-        # One process solves, since nearly flat directions follow the rounding of distributed sums.
+        # Only one process solves: along nearly flat directions, rounding differences of
+        # distributed sums would change the solution.
         return processes.on_rank_zero(partial(solve_alone, inputs, restarts))
 
     result, stats = solve(scaled, restarts)
@@ -200,7 +203,7 @@ def _rematch(
     result: SearchResult,
     stats: Statistics,
 ) -> tuple[Int[np.ndarray, " n"], SearchResult, Statistics]:
-    """Alternate between the features and the optimal coupling of inputs with them."""
+    """Alternate between solving for the features and coupling the inputs with them optimally."""
     assignment, inputs = np.arange(len(points)), materialize([points], scaled)
     for _ in range(100):
         ends = features_of(result, stats, select_rows(inputs, assignment), labels)
@@ -216,7 +219,7 @@ def _rematch(
 def features_of(
     result: SearchResult, stats: Statistics, inputs: LazyRows, labels: Int[np.ndarray, " n"]
 ) -> LazyRows:
-    """Return H_L of labeled samples; `inputs` are scaled as those of `stats`."""
+    """Return H_L of labeled samples; `inputs` are scaled like the samples of `stats`."""
     w = result.point.weights @ stats.basis.T
     onehot = np.eye(len(w))
     return LazyRows(

@@ -1,8 +1,8 @@
 """Trust-region Newton method: preconditioned conjugate gradients, following negative curvature.
 
 This is the method of Steihaug (1983). The quadratic model of the objective is minimized inside an
-ellipsoid of the preconditioner's norm; along negative curvature, the step goes to its boundary.
-With a good preconditioner the norm adapts to the problem, so that nothing here depends on units.
+ellipsoid, a ball in the preconditioner's norm; along negative curvature, the step goes to its
+boundary. This norm adapts to the problem, so that no constant here depends on units.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class NewtonPoint(Protocol):
         """Return the objective."""
 
     def gradient(self) -> Matrix:
-        """Return its gradient."""
+        """Return the gradient."""
 
     def hessian_product(self, v: Matrix) -> Matrix:
-        """Return its Hessian along `v`."""
+        """Return the product of the Hessian and `v`."""
 
     def preconditioner(self) -> Callable[[Matrix], Matrix]:
         """Return an approximate inverse of the Hessian; positive definite."""
@@ -51,7 +51,7 @@ class NewtonResult(Generic[P]):
     Attributes
     ----------
     point
-        The last point, which is the lowest one up to rounding.
+        The last point, the lowest one up to rounding.
     decrement : float
         sqrt(g^T M g / F) with the gradient g and the preconditioner M, which is independent of
         units. The next Newton step would lower the objective by a fraction of about half its

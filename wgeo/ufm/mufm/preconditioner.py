@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "K r"]
-EIGH_COST = 0.5  # cost of r^3 relative to K m^3, since eigh is faster
+EIGH_COST = 0.5  # (cost of eigh / r^3) / (cost of K inverses / (K m^3))
 
 
 def gauss_newton(
@@ -61,7 +61,8 @@ class LowRankInverse:
     thin : ndarray, (r, m)
         Columns of the low-rank part.
     core : ndarray, (K, m, m)
-        The low-rank part's correction to the diagonal's inverse.
+        Correction of the inverse of the diagonal, for every eigenvalue of A: the inverse of row i
+        is 1/D - (1/D) thin core_i thin^T (1/D), with D row i of `diagonal`.
     """
 
     eigenvectors: Float[np.ndarray, "K K"]
@@ -108,9 +109,9 @@ class EigenbasisInverse:
     eigenvectors : ndarray, (K, K)
         Eigenvectors of A, columns.
     axes : ndarray, (r, r)
-        Eigenvectors of H H^T / N without its mean.
+        Eigenvectors of the centered part of H H^T / N.
     diagonal : ndarray, (K, r)
-        lw + mu times its eigenvalues / a_i.
+        lw + mu e_j / a_i, with e_j the eigenvalues of that part.
     mean : ndarray, (r,)
         The mean of H in these axes.
     mean_weight : ndarray, (K,)

@@ -34,7 +34,8 @@ class ReducedCE:
         Weight of the transport cost, and decays lw and lb of W and b. The bias is free if lb is 0,
         and the model has no bias if lb is infinite.
     offset : ndarray, (r,), optional
-        What was subtracted from the samples, if the bias is free; `bias` compensates for it.
+        The mean that was subtracted from the samples, if the bias is free; the method
+        `ReducedCEPoint.bias` compensates for it.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -222,7 +223,7 @@ class ReducedCEPoint:
         return np.pad(direction, ((0, 0), (0, 1)))
 
     def certificate(self) -> float:
-        """Return ||G||_2 / sqrt(N lw mu); at most 1 at a certified minimum."""
+        """Return ||G||_2 / sqrt(N lw mu); a critical point is global if this is at most 1."""
         problem = self.problem
         size = float(np.linalg.norm(self.residual, 2)) / np.sqrt(len(problem.x))
         return size / float(np.sqrt(problem.weight_decay * problem.mu))
@@ -243,8 +244,8 @@ def residuals(
 ) -> Float[np.ndarray, "n K"]:
     """Return g with g = softmax(a - M g) - y, row by row.
 
-    g minimizes CE(a - M g, y) + g^T M g / 2, a convex function. It is found by Newton steps, which
-    are halved until they descend.
+    g minimizes the convex function CE(a - M g, y) + g^T M g / 2. It is computed by Newton steps,
+    each halved until the function does not increase.
     """
 
     def merit(g: np.ndarray, z: np.ndarray) -> np.ndarray:

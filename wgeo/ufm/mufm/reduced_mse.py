@@ -119,9 +119,9 @@ class ReducedMSE:
 
     With A = W W^T + mu I and A_b = A + (mu / lb) I,
 
-        J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2,
+        J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2
 
-    R = C_Y - T W^T - W T^T + W S W^T of the centered statistics and e = mean(y) - W mean(x).
+    with R = C_Y - T W^T - W T^T + W S W^T of the centered statistics and e = mean(y) - W mean(x).
     Without a bias lb is infinite and A_b = A; with a free bias the second term vanishes.
     """
 
@@ -140,7 +140,10 @@ class ReducedMSE:
         return ReducedMSEPoint(self, w)
 
     def ridge(self) -> Matrix:
-        """Return T (S + lw I)^-1, the minimizer as mu tends to infinity: the first start."""
+        """Return the first start, the minimizer as mu tends to infinity.
+
+        With a free bias this is T (S + lw I)^-1 of the centered statistics.
+        """
         s, t = self.stats.s, self.stats.t
         if self.bias_decay == 0:
             return t / (s + self.weight_decay)
@@ -299,7 +302,10 @@ class ReducedMSEPoint:
         return saddle_direction(self.w, (stats.s == 0) & (mean == 0), inner, self.certificate())
 
     def certificate(self) -> float:
-        """Return ||W H_L + b 1^T - Y||_2 / sqrt(N lw mu); at most 1 at a certified minimum."""
+        """Return ||W H_L + b 1^T - Y||_2 / sqrt(N lw mu).
+
+        A critical point is a global minimum if this is at most 1.
+        """
         inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)
         top = float(np.linalg.eigvalsh((inner + inner.T) / 2)[-1])
         return float(np.sqrt(self.problem.mu * max(top, 0.0) / self.problem.weight_decay))

@@ -14,7 +14,7 @@ from .reduced_ce import ReducedCE
 from .reduced_mse import ReducedMSE
 
 ReducedProblem = ReducedMSE | ReducedCE
-_COARSE = 1e-4  # decrement at which starts are compared: about 1e-8 of the objective
+_COARSE = 1e-4  # decrement at which starts are compared: a relative excess of about 5e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,9 @@ def multistart_newton(
     rng: np.random.Generator | None = None,
     start: Matrix | None = None,
 ) -> SearchResult:
-    """Descend from the ridge start (or `start`) and from random ones; return the lowest.
+    """Descend from the ridge start (or `start`) and from random ones; return the lowest point.
 
-    Every descent continues with reflections and with escapes from strict saddles while the
+    Every descent continues with reflections and with escapes from strict saddles as long as the
     objective decreases.
     """
     start_time = time.perf_counter()
@@ -63,7 +63,7 @@ def multistart_newton(
     size = float(np.sqrt(np.mean(first**2)))
     # The size of W's entries if W and H have equal penalties.
     natural = (problem.mu / problem.weight_decay) ** 0.25
-    if size < 1e-6 * natural:  # x and labels are uncorrelated: zero is a critical point, a saddle
+    if size < 1e-6 * natural:  # x and labels are uncorrelated, and zero is a saddle
         size = natural / np.sqrt(problem.shape[1])
         first = first + size * rng.standard_normal(problem.shape)
     starts = [first, *(size * rng.standard_normal(problem.shape) for _ in range(restarts))]
@@ -107,10 +107,10 @@ def _descend_and_escape(
 
 
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
-    """Return where to continue the descent, if a lower point is known.
+    """Return a lower point from which to continue the descent; None if none is known.
 
-    It is a reflection that is predicted to gain more than `threshold`, or else any lower point
-    along an escape direction.
+    This is the reflection, if it is predicted to lower the objective by more than `threshold`, or
+    else a lower point along the escape direction.
     """
     negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
@@ -131,8 +131,8 @@ def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix
 def certify_minimum(result: SearchResult, objective: float, tolerance: float) -> Certificate:
     """Certify a minimum by the spectral-norm test, or by the lower bound of the padded problem.
 
-    The certificate's ``spectral_norm`` and ``threshold`` are both divided by sqrt(lw mu / N).
-    If K feature dimensions in which the inputs are zero are added, the problem has no spurious
+    The certificate's ``spectral_norm`` and ``threshold`` are both divided by sqrt(lw mu / N). The
+    padded problem has K more feature dimensions, in which the inputs are zero. It has no spurious
     minima, and its minimum is at most that of the original problem.
     """
     point = result.point
@@ -148,7 +148,7 @@ def certify_minimum(result: SearchResult, objective: float, tolerance: float) ->
             **common,
             lower_bound=objective,
             gap=0.0,
-            evidence="||dF/d(WH)||_2 <= sqrt(lw mu / N): no other (W, H) can be lower.",
+            evidence="||dF/d(WH)||_2 <= sqrt(lw mu / N): no (W, H) has a lower objective.",
         )
     wider = result.problem.padded()
     bound = _descend_and_escape(wider, result.problem.widen(point.w), tolerance).point.value()

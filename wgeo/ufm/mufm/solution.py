@@ -48,10 +48,12 @@ class MUFMSolution(Result):
     values : tuple of float
         Final objective of each start, ascending.
     settings : dict
+        The arguments of `fit_mufm` except ``layers`` and ``tolerance``, and ``mu``: transport
+        / layers.
     effort : dict
         Newton ``steps`` and Hessian ``products`` of all starts, the ``decrement`` of the best one,
-        and times in seconds: of the ``statistics`` (the only pass over the samples), the last
-        ``search``, the ``certificate``, and the whole fit (``seconds``).
+        and times in seconds: of the ``statistics``, the last ``search``, the ``certificate``, and
+        the whole fit (``seconds``).
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the index of the input at which each path starts.
 
@@ -94,8 +96,13 @@ class MUFMSolution(Result):
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labeled samples for the fitted W and b.
 
-        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh;
-        rows are samples. Squared loss only.
+        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh,
+        with samples as columns; here rows are samples.
+
+        Raises
+        ------
+        ArgumentError
+            The loss is cross-entropy, or x or the labels do not fit the model.
 
         Examples
         --------
@@ -135,8 +142,8 @@ class MUFMSolution(Result):
     def contraction(self) -> Float[np.ndarray, " K"]:
         """Factors kappa_i by which within-class deviations shrink along W's right singular vectors.
 
-        kappa_i = mu / (sigma_i^2 + mu + lh); variances shrink by its square. In the null space of W
-        deviations do not change (with feature decay they shrink by mu / (mu + lh)).
+        kappa_i = mu / (sigma_i^2 + mu + lh), for the squared loss only; variances shrink by
+        kappa_i^2. In the null space of W, the factor is mu / (mu + lh): 1 without feature decay.
         """
         mu, decay = self.settings["mu"], self.settings["feature_decay"]
         return mu / (np.linalg.svd(self.W, compute_uv=False) ** 2 + mu + decay)
@@ -166,8 +173,9 @@ class MUFMSolution(Result):
     def monotone(self) -> bool:
         """Whether tr Sigma_W / tr Sigma_B decreases monotonically from X to H_L, decided exactly.
 
-        Along (1 - t) X + t H the ratio w/b decreases on [0, 1] iff the quadratic
-        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
+        Along (1 - t) X + t H, tr Sigma_W = w0 - 2 t w1 + t^2 w2 and tr Sigma_B = b0 + 2 t b1 + t^2
+        b2. Their ratio decreases on [0, 1] iff the quadratic
+        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is positive nowhere on it.
         """
         with local_only():  # a record may be written by one process
             q = monotonicity(self.X, self.H, self.labels)
