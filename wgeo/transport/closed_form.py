@@ -141,8 +141,8 @@ class Sliced:
     every line. Directions are drawn as random orthonormal frames, in which each direction is
     uniformly distributed; ``lower`` comes from the best frame or from the principal axes. Sorting
     along a line couples the clouds; ``upper`` and ``cost`` come from the cheapest of a few such
-    couplings, measured in full dimension, or from the given pairing. In one dimension the result is
-    exact and certified.
+    couplings, measured in full dimension, or from the given pairing. In one dimension the coupling
+    is optimal, and the interval is as narrow as rounding allows.
 
     Parameters
     ----------

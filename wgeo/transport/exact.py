@@ -58,8 +58,8 @@ class Exact:
         Largest relative width of the interval of a certified result; positive. The solver computes
         the optimum in any case; a wider interval means that float64 cannot resolve it further.
     memory : str or int
-        Largest memory for costs, in bytes or as ``"1GiB"``. It affects speed, and results only by
-        rounding.
+        Approximate memory for costs, in bytes or as ``"1GiB"``. It affects speed, and results only
+        by rounding.
     device : str
         Device on which all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
         The sparse problems are solved on the CPU.

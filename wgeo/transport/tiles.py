@@ -1,6 +1,6 @@
 """All pairs of two clouds, a tile (a block of rows) at a time.
 
-The only n x m matrix that is ever stored is that of the inner products, if there is memory for it
+The only n x m matrix that is stored here is that of the inner products, if there is memory for it
 (`store_products`). Tiles are ``bias_j + scale <x_i, y_j>``. Each process visits its own rows, and
 `reduce_tiles` combines the parts of all processes. When a GPU runs out of memory, tiles become
 smaller.

@@ -65,7 +65,7 @@ class Verification(Result):
 
     @property
     def valid(self) -> bool:
-        """Whether all checks passed."""
+        """Whether no check failed; a bound that is None was not checked, and is ignored here."""
         return not self.faults
 
     def _description(self) -> str:
