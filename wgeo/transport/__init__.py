@@ -1,9 +1,9 @@
 """Optimal transport between point clouds: W2, always with an interval that contains it.
 
 `wasserstein` compares two clouds, `distances` compares all pairs of several clouds, and `chain`
-measures every block of a trajectory. Solvers are small frozen objects: `Exact` (certified optimum),
-`Sinkhorn` (entropic, streamed), `Gaussian` (Bures closed form, a lower bound) and `Sliced` (random
-lines, a fast interval).
+measures every block and every segment of a trajectory. Solvers are small frozen objects: `Exact`
+(the optimum, certified), `Sinkhorn` (entropic), `Gaussian` (a lower bound in closed form) and
+`Sliced` (random lines, a fast but wide interval). `sinkhorn_divergence` is differentiable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations on all pairs, a block at a time: c-transform, nearest, feasibility.
+"""Operations on all pairs, a block at a time: c-transforms, nearest points, tests of feasibility.
 
 The *slack* of a pair is ``c_ij - f_i - g_j``; potentials f, g are feasible if no slack is negative
 (Peyre, Cuturi 2019, Section 2.5).
@@ -17,9 +17,9 @@ from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 from .tiles import reduce_tiles
 
-_MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
+_MAX_GROUPS = 8  # undecided groups of pairs per column, above which only the lowest are listed
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
-_GATHER_ENTRIES = 1 << 18  # entries of groups gathered at a time
+_GATHER_ENTRIES = 1 << 18  # entries of groups copied at a time
 
 Indices = tuple[np.ndarray, np.ndarray]
 Pairs = list[Indices]
@@ -36,9 +36,9 @@ class Violations:
     i, j : ndarray of int
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
-        Columns (points y) whose excess is only an upper bound, with the precision of the products.
+        Columns (points y) whose excess is only bounded, to the precision of the products.
     dtype : torch.dtype
-        Of the products.
+        Type of the products.
     """
 
     excess: Float[np.ndarray, " m"]
@@ -56,10 +56,10 @@ def nearest(
     k: int,
     seed: int = 0,
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
-    """Return the c-transform ``g_j = min_i c_ij - f_i``, and about k pairs of least slack per j.
+    """Return the c-transform ``g_j = min_i c_ij - f_i``, and k pairs (i, j) of small slack per j.
 
-    Only the pair with the least slack in each group is considered. Ties are broken at random, so
-    that the arcs are distributed over copies of a point.
+    Each of the k pairs has the least slack of its group, and their groups are those with the least
+    slacks. Ties are broken at random, so that the pairs are distributed over copies of a point.
     """
     k = min(k, source.groups)
     device = f.device
@@ -106,9 +106,9 @@ def find_violations(
 ) -> Violations:
     """Test ``f_i + g_j <= c_ij`` for all pairs.
 
-    Pairs whose slack the products cannot distinguish from zero are computed again in float64. A
-    column with very many such pairs keeps the bound computed from the products
-    (`Violations.undecided`), unless the test is `thorough`.
+    Pairs whose slack may be negative, given the error of the products, are computed again from
+    differences in float64. If a block has very many such pairs, its columns keep the bound computed
+    from the products (`Violations.undecided`), unless the test is `thorough`.
 
     Parameters
     ----------
@@ -117,11 +117,11 @@ def find_violations(
     potentials : Potentials
         f and g.
     threshold : float
-        Pairs are listed if their slack is below minus this.
+        Pairs are listed if their slack is below minus this value.
     thorough : bool
         Whether to compute all undecided pairs in float64.
     rows : ndarray of int, optional
-        Test only pairs of these rows; the excess then accounts only for these.
+        Test only pairs of these points x; the excess then accounts only for these.
     """
     target = geometry.y
     excess = np.zeros(target.n)
@@ -161,7 +161,7 @@ def _operands(
     potentials: Potentials,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
-    """Return clouds, the bias of blocks, and a limit for them that allows for all errors."""
+    """Return both clouds, the bias of blocks, and the limit above which no slack is negative."""
     f, g = (torch.from_numpy(z).to(source.norms.device) for z in (potentials.f, potentials.g))
     if rows is not None:
         source, f = source.take(rows), f[torch.from_numpy(rows).to(f.device)]
@@ -178,9 +178,9 @@ def _screen(
 ) -> tuple[PointCloud, Float[np.ndarray, " m"], Pairs]:
     """Return the undecided columns, and the excess and violated pairs of the others.
 
-    A column is decided if the low-dimensional bound leaves only a few pairs, whose slack is then
-    computed. If too many columns remain undecided, all are returned, because screening would not
-    save time.
+    A column is decided if the low-dimensional bound leaves only a few groups of pairs, whose slack
+    is then computed. If too many columns remain undecided, all columns are returned, because
+    screening would not save time.
     """
     reduced_x, reduced_y = geometry.reduced
     target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
@@ -241,7 +241,7 @@ def _violated(
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a block split into groups, each group's minimum, and the groups within the bound."""
+    """Return a block split into groups, its minima, and row and group of minima within `bound`."""
     grouped = block.unflatten(1, (-1, groups))
     minima = grouped.amin(1)
     row, group = (minima <= bound[:, None]).nonzero(as_tuple=True)
@@ -251,13 +251,13 @@ def _undecided_groups(
 def _global_indices(
     i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Return pairs as indices into the whole clouds; i is an index into `rows` if given."""
+    """Return pairs as indices into the whole clouds; if `rows` is given, i indexes `rows`."""
     local_i, local_j = torch.stack((i, j)).cpu().numpy()  # one copy, which waits for the device
     return local_i if rows is None else rows[local_i], local_j
 
 
 def _gather_pairs(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Return the pairs of all processes, in the order of the rows."""
+    """Return the pairs of all processes, in the order of their ranks."""
     empty = np.zeros(0, np.int64)
     local = [np.concatenate([empty, *(pair[k] for pair in pairs)]) for k in (0, 1)]
     all_i, all_j = zip(*processes.all_gather(local), strict=True)
@@ -280,7 +280,7 @@ def _group_argmin(
 def _lowest_groups(
     grouped: torch.Tensor, minima: torch.Tensor, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the smallest members of each row's `_MAX_GROUPS` lowest groups, if within bound."""
+    """Return the smallest members of each row's `_MAX_GROUPS` lowest groups within the bound."""
     k = min(_MAX_GROUPS, grouped.shape[2])
     value, group = minima.topk(k, 1, largest=False, sorted=False)
     row, position = (value <= bound[:, None]).nonzero(as_tuple=True)

@@ -1,8 +1,8 @@
 """Accelerated Sinkhorn iterations, with epsilon lowered step by step (annealing).
 
 The semi-dual ``D(g) = <f(g), a> + <g, b>``, in which f(g) is the softmin of g, is concave and has
-the gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on it. At small epsilon,
-Anderson acceleration reduces the number of passes by a factor of ten, and the value of the
+the gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on D. At small epsilon,
+Anderson acceleration reduces the number of passes by a factor of about ten. The value of the
 semi-dual shows whether an extrapolation failed.
 """
 
@@ -28,13 +28,16 @@ _LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate eps
 
 @dataclass
 class Budget:
-    """A limit on the number of passes over all pairs."""
+    """A limit on the number of iterations.
+
+    Each is a pass over all pairs; the pass that ends the work at an epsilon is not counted.
+    """
 
     left: int
     spent: int = 0
 
     def take(self) -> bool:
-        """Count a pass; return False if none is left."""
+        """Count an iteration; return False if none is left."""
         if self.left <= 0:
             return False
         self.left -= 1
@@ -46,8 +49,8 @@ class Budget:
 class SinkhornState:
     """Potentials after an iteration at one epsilon.
 
-    ``error`` is the L1 error of the column marginal, ``log_ratio`` the logarithm of each column's
-    mass over b_j; ``value`` the semi-dual, which is OT_eps once the marginal is exact.
+    ``error`` is the L1 error of the column marginal, and ``log_ratio`` the logarithm of each
+    column's mass divided by b_j. ``value`` is the semi-dual; it is OT_eps if the marginal is exact.
     """
 
     f: Float[torch.Tensor, " n"]
@@ -67,8 +70,8 @@ class SinkhornState:
 class _Anderson:
     """Anderson acceleration (type II) of the plain step ``g <- state.completed``.
 
-    Norms are weighted by `weights`. An extrapolation that does not raise the semi-dual failed, or
-    overflowed: the last plain step is taken instead.
+    Norms are weighted by `weights`. If the semi-dual decreases or is NaN, the extrapolation failed,
+    and the last plain step is taken instead.
     """
 
     weights: Float[torch.Tensor, " m"]
@@ -96,7 +99,7 @@ class _Anderson:
         # ones.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
-        # Of a matrix so small on the host: a GPU takes longer, and waits as often.
+        # On the CPU, because the matrix is small; a GPU would take longer.
         inverse = torch.linalg.pinv(r.cpu(), rtol=1e-10).to(r.device)
         mix = inverse @ (q.T @ (step * self.weights)) / size
         return point + step - (point_differences + step_differences) @ mix
@@ -128,7 +131,7 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Sinkhor
     clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
     error = (clouds.b * log_ratio.expm1()).abs().sum()
-    both = torch.stack((error, clouds.a @ f + clouds.b @ g))  # read at once: it waits for a GPU
+    both = torch.stack((error, clouds.a @ f + clouds.b @ g))  # one copy: each waits for the GPU
     # Control flow depends on both, so all processes need exactly the same values.
     error, value = processes.on_rank_zero(both.tolist)
     return SinkhornState(f, g, log_ratio, eps, error, value)
@@ -146,8 +149,9 @@ def anneal(
 ) -> tuple[SinkhornState, bool]:
     """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
 
-    Centered clouds start at g = 0, which is optimal for two equal clouds, and at an epsilon between
-    the scale of their displacement and their total variance. Intermediate steps stop early.
+    The first g is 0, which is optimal if the centered clouds are equal, and the first epsilon is
+    about the geometric mean of `scale` and the total variance. All epsilons but the last use a
+    looser tolerance.
 
     Steps for which float32 suffices use `FusedKernel` if `fused`; the last pass never does.
     """
@@ -179,7 +183,7 @@ def pick_dtype(clouds: PointClouds, eps: float, tolerance: float) -> torch.dtype
 
 
 def smallest_epsilon(clouds: PointClouds) -> float:
-    """Return the epsilon at which float64 rounding of ``x.y / eps`` is about 1e-3."""
+    """Return the epsilon at which float64 rounding of ``x.y / eps`` can be of the order of 1e-3."""
     return 4096 * UNIT_ROUNDOFF * clouds.radius**2
 
 
@@ -188,15 +192,15 @@ def solve_itself(
 ) -> tuple[SinkhornState, bool]:
     """Solve a cloud against itself (`PointClouds.self_problems`).
 
-    The averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2] (Feydy 2020,
-    Section 3.3), so it needs neither annealing nor acceleration.
+    The derivative of the averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2]
+    (Feydy 2020, Section 3.3), so the update needs neither annealing nor acceleration.
     """
     g, settings = torch.zeros_like(clouds.a), (eps, tolerance, budget)
     return converge(Kernel(clouds), g, *settings, lambda state: (state.f + state.g) / 2)
 
 
 def require_epsilon(clouds: PointClouds, eps: float) -> None:
-    """Raise `ArgumentError` if float64 cannot resolve epsilon."""
+    """Raise `ArgumentError` if epsilon is below `smallest_epsilon`."""
     floor = smallest_epsilon(clouds)
     if eps < floor:
         raise ArgumentError(

@@ -27,9 +27,9 @@ _COST_BLOCKS = 2**30  # bytes for a solver's part of the cost matrix if memory i
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(Result):
-    """Transport along a network.
+    """W2 over the blocks of a network, and from end to end of its segments.
 
-    ``to_pandas()`` has a row per block, then a row per segment, from end to end.
+    ``to_pandas()`` has a row per block, then a row per segment.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Chain(Result):
     ends : tuple of TransportResult
         From the first to the last layer of each of ``traj.segments``.
     block_layers, end_layers : tuple of (str, str)
-        The two layers of each result.
+        Names of the two layers of each result.
 
     Examples
     --------
@@ -59,7 +59,6 @@ class Chain(Result):
     end_layers: tuple[tuple[str, str], ...]
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return a row per block, then a row per segment from end to end."""
         pairs = [("block", self.blocks, self.block_layers), ("segment", self.ends, self.end_layers)]
         return [
             {"part": part, "source": source, "target": target, **result._table()[0]}
@@ -96,20 +95,21 @@ class _Problem:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Return a key of the two arrays, so that equal problems are solved only once."""
+        """Return a key of the two array objects; problems with equal keys are solved once."""
         return id(self.x), id(self.y)
 
 
 def solver_bytes(entries: int) -> int:
-    """Return the approximate memory of a solver, for the number of entries of both clouds.
+    """Return the approximate memory of a solver, in bytes.
 
-    It holds copies of both clouds, and a part of the costs.
+    A solver stores copies of both clouds, which have `entries` numbers together, and a part of the
+    costs.
     """
     return 12 * entries + limited_size(_COST_BLOCKS, 1 / 8)
 
 
 def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
-    """Measure W2 over every block and every segment of a trajectory.
+    """Measure W2 over every block of a trajectory, and from end to end of every segment.
 
     A pair that occurs twice (as in a segment of one block) is solved once. Pairs are solved
     concurrently on the cores of the CPU; Ctrl-C interrupts them all.
@@ -120,8 +120,14 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     solver : Solver, optional
         Default `Exact`.
 
+    Returns
+    -------
+    Chain
+
     Raises
     ------
+    FeatureError
+        There is a memory limit, and it is too small for a single pair.
     WgeoError
         The solver failed. The error has the type that the solver raised, and its message names
         the layers and their shapes.
@@ -156,8 +162,9 @@ def solve_pairs(
 ) -> list[TransportResult]:
     """Measure W2 between pairs of clouds, as `chain` does.
 
-    A pair is (name for error messages, x, y). `feature_bytes` is the memory already used by the
-    features in this process.
+    A pair is (name for error messages, x, y). `feature_bytes` is the memory that the features
+    already use in this process; with a memory limit, it determines how many pairs are solved
+    concurrently.
     """
     return map_pairs(lambda result, *_: result, pairs, solver, feature_bytes=feature_bytes)
 
@@ -169,7 +176,7 @@ def map_pairs(
     *,
     feature_bytes: int = 0,
 ) -> list[R]:
-    """Return ``keep(result, x, y)`` for each pair of `solve_pairs`: no plan stays in memory."""
+    """Return ``keep(result, x, y)`` for each pair; only what `keep` returns stays in memory."""
     problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
     largest = max((problem.memory_bytes for problem in distinct.values()), default=1)
@@ -186,7 +193,7 @@ def map_pairs(
 
 
 def _max_concurrent(size: int, feature_bytes: int) -> int | None:
-    """Return the number of problems of `size` bytes that fit in memory; None without a limit.
+    """Return the number of problems of `size` bytes that fit in memory, or None without a limit.
 
     Raises
     ------

@@ -22,8 +22,8 @@ from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
 _LINE_ENTRIES = 1 << 22  # projected coordinates in memory at a time: 32 MiB
-_MAX_COUPLINGS = 8  # couplings from lines tried in full dimension
-_MAX_AXES = 512  # principal axes at most
+_MAX_COUPLINGS = 8  # number of couplings from lines that are evaluated in full dimension
+_MAX_AXES = 512  # largest number of principal axes that are all computed
 _TOO_LARGE = f"the product of the weights has more than {MAX_ENTRIES:,} entries"
 
 
@@ -35,12 +35,13 @@ class Gaussian:
               - 2\,\mathrm{tr}\,(\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2}
 
     B^2 is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
-    2.1), so B is the lower end of the interval. The upper end comes from the cheaper of the given
-    pairing and the product coupling, which is ``coupling`` (None for a product of more than 2^22
-    entries). ``cost`` is B^2; the cost of the coupling is upper^2 instead. Covariances divide by
-    the number of samples. No d x d matrix is formed unless d is smaller than that number: if A and
-    B are the centered weighted rows, so that Sigma_x = A^T A, the last trace is the nuclear norm of
-    A B^T.
+    2.1), so B is the lower end of the interval. The upper end is the root of the cost of
+    ``coupling``: the pairing or the product coupling, whichever is cheaper. ``coupling`` is None if
+    it is a product of more than 2^22 entries. ``cost`` is B^2, not the cost of ``coupling``.
+
+    Covariances are weighted means of squares (divided by n, not n - 1). No d x d matrix is formed
+    unless d is smaller than the number of points: if X and Y are the centered rows times the roots
+    of their weights, so that Sigma_x = X^T X, the last trace is the nuclear norm of X Y^T.
 
     Parameters
     ----------
@@ -122,18 +123,19 @@ class Sliced:
 
     .. math:: SW_2^2 = E_\theta\, W_2^2(\theta^T x, \theta^T y), \qquad \|\theta\| = 1
 
-    (Rabin, Peyre, Delon, Bernot 2011); ``stats["sliced"]`` is SW_2, beside its standard error.
-    For orthonormal directions sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an
-    optimal coupling is feasible on every line. Directions are drawn as random orthonormal frames,
-    in which each direction is uniformly distributed; ``lower`` comes from the best frame or from
-    the principal axes. Sorting along a line couples the clouds; ``upper`` and ``cost`` come from
-    the cheapest such coupling, measured in full dimension, or from the given pairing. In one
-    dimension the result is exact and certified.
+    (Rabin, Peyre, Delon, Bernot 2011). ``stats["sliced"]`` estimates SW_2, and
+    ``stats["sliced_error"]`` is the standard error of this estimate. For orthonormal directions,
+    sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an optimal coupling is feasible on
+    every line. Directions are drawn as random orthonormal frames, in which each direction is
+    uniformly distributed; ``lower`` comes from the best frame or from the principal axes. Sorting
+    along a line couples the clouds; ``upper`` and ``cost`` come from the cheapest of a few such
+    couplings, measured in full dimension, or from the given pairing. In one dimension the coupling
+    is optimal, and the interval is as narrow as rounding allows.
 
     Parameters
     ----------
     projections : int
-        Number of random directions.
+        Number of random directions, at least 1.
     seed : int
         Random seed of the directions.
     device : str
@@ -175,7 +177,7 @@ class Sliced:
         costs = _projected_costs(clouds, torch.cat([directions, axes]))
         frames = [*costs[: len(directions)].split(clouds.x.shape[1]), costs[len(directions) :]]
         cost, plan, origin = _best_coupling(clouds, torch.cat([directions, axes]), costs)
-        # Projections are centered, since the cost of a translation is the same for every coupling.
+        # `costs` are centered, so the squared shift along each direction is added.
         with_shift = costs[: len(directions)] + (directions @ clouds.offset).square()
         return clouds.result(
             lower=clouds.translation_cost + max(_lower_bound(clouds, frame) for frame in frames),
@@ -233,7 +235,7 @@ def _projected_costs(
 
 def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float:
     """Return a lower bound from the costs along one orthonormal frame, less its rounding error."""
-    # Relative to the clouds' radius, the errors are d u for projections, n u for sums of n weights.
+    # Relative to the clouds' radius, errors are d u for projections, and n u for sums of n weights.
     terms = len(clouds.x) + len(clouds.y) if clouds.pairing is None else 1
     slack = (
         4 * UNIT_ROUNDOFF * terms * len(lines) * clouds.radius**2
@@ -243,7 +245,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
-    """Return orthonormal directions that explain most of the pooled variance."""
+    """Return the principal axes of the pooled clouds, or a few leading ones if there are many."""
     pooled = torch.cat([clouds.source.factor, clouds.target.factor])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
@@ -258,7 +260,7 @@ def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"
 def _best_coupling(
     clouds: PointClouds, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
 ) -> tuple[float, np.ndarray | sp.coo_array | None, str]:
-    """Return the cheapest of the pairing and of sorting along the directions of largest cost."""
+    """Return the cheapest of the pairing and the couplings along the lines of largest cost."""
     best = (clouds.pairing_cost, clouds.pairing, "pairing")
     for k in costs.argsort(descending=True)[:_MAX_COUPLINGS].tolist():
         plan = _line_coupling(clouds, directions[k : k + 1])
@@ -285,7 +287,10 @@ def _line_coupling(
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:
-    """Return the standard error of the root mean over directions, by the delta method."""
+    """Return the standard error of the root mean, by the delta method.
+
+    Directions are treated as independent.
+    """
     if len(costs) < 2 or not float(costs.mean()) > 0:
         return None
     error_of_mean = float(costs.std()) / math.sqrt(len(costs))

@@ -1,9 +1,9 @@
 """A coarse problem between a few representatives of both clouds, as a start for all points.
 
 Each point belongs to its nearest representative. The plan of the coarse problem, expanded to the
-points, gives pairs on which a feasible plan exists; its potentials, extended to the points, account
-for the distribution of mass over the clouds. Without this start, a solver that begins with nearest
-neighbors needs hundreds of small steps if the clouds are long and thin.
+points, gives pairs on which a feasible plan exists. Its potentials, extended to the points, account
+for the distribution of mass over the clouds. A solver that begins with nearest neighbors instead
+needs hundreds of small steps if the clouds are long and thin.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _POINTS_EACH = 8  # number of points per representative, at least
 def solve_coarse(
     geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
-    """Return pairs (i, j) on which a feasible plan exists, and potentials f of the first cloud.
+    """Return pairs (i, j) on which a feasible plan exists, and a potential f of the first cloud.
 
-    The representatives are points of both clouds. The dense problem between them is solved.
+    The representatives are points of both clouds, and both clouds' masses are assigned to the
+    nearest of them. The dense problem between these masses is solved.
     """
     x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
     count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
@@ -48,7 +49,7 @@ def _nearest_center(
     centers: Float[torch.Tensor, "k d"],
     potentials: Float[torch.Tensor, " k"] | None,
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return ``min_k ||x_i - z_k||^2 - v_k``, and the k that attains it, for every point x_i."""
+    """Return ``min_k ||x_i - z_k||^2 - v_k`` and its k for every point x_i; v is 0 if None."""
     bias = centers.square().sum(1)
     if potentials is not None:
         bias = bias - potentials.to(bias)

@@ -25,14 +25,14 @@ from .geometry import Geometry
 
 _CANDIDATES = 8  # pairs that each point contributes at first
 _MAX_ROUNDS = 100
-_PAIRS_PER_ARC = 100  # pairs tested in about the time that the sparse solver takes per arc
+_PAIRS_PER_ARC = 100  # number of pairs tested in the time that the sparse solver takes per arc
 _MAX_UNDECIDED = 0.5  # fraction of undecided points y above which float32 is too coarse
 _PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A coupling, potentials, and the constraints that these violate.
+    """A coupling, potentials, and the constraints that the potentials violate.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ def generate_columns(
     `solve` returns a plan, potentials that are feasible on the arcs and close to those given, and
     the slack that counts as zero. (With the potentials of the sparse solver itself, which are
     arbitrary at points with few arcs, tens of rounds would be needed.) One process solves, and all
-    processes test pairs.
+    processes test pairs. After `_MAX_ROUNDS` rounds, pairs may remain violated.
     """
     rounds: Iterator[int] = count(1)
     if geometry.x.n * geometry.y.n >= _PROGRESS_FROM:
@@ -80,8 +80,8 @@ def generate_columns(
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
         arcs.add(plan.row, plan.col)  # new if `solve` used pairs that are not arcs
         last = number >= _MAX_ROUNDS
-        # Pairs of rows whose f rose are tested first. In the other rows, slacks can fall only if g
-        # rose, which it does only a little.
+        # Rows whose f rose are tested first. In the other rows a slack can fall only because g
+        # rose, and g rises little.
         raised = np.flatnonzero(potentials.f > before)
         n, m = arcs.shape
         if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
@@ -103,14 +103,16 @@ def verify(
     tolerance: float,
     complete: bool = False,
 ) -> tuple[Violations, int]:
-    """Test all pairs, add those that are violated, and return how many of them are new.
+    """Test all pairs, add violated ones to `arcs`, and return the violations and how many are new.
 
-    The threshold is the larger of `tolerance` and rounding. A pair whose slack is negative by less
-    than the threshold is not added, but counts as excess. A point y with too many pairs of nearly
-    zero slack stays undecided. If there are such points, and no new pair was found, the result must
-    be `complete`, or few new pairs were found and most points are undecided, then all pairs are
-    tested in float64. All pairs of undecided points are computed only if an excess above the
-    threshold remains, and either no new pair was found or the result must be `complete`.
+    The threshold is the larger of `tolerance` and the rounding error. A pair whose slack is
+    negative by less than the threshold is not added, but counts as excess. A point y with too many
+    pairs of nearly zero slack stays undecided.
+
+    If points are undecided, all pairs are tested again with products in float64 in three cases: no
+    new pair was found; the result must be `complete`; or most points are undecided and fewer than m
+    new pairs were found. If an excess above the threshold remains, and no new pair was found or the
+    result must be `complete`, the undecided pairs are then computed from differences.
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
@@ -130,7 +132,7 @@ def verify(
 
 
 def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
-    """Add each point's pairs of least slack; return g, the c-transform of f, and that of g."""
+    """Add each point's pairs of least slack; return the c-transform g of f, and g's as new f."""
     g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
     arcs.add(i, j)
     f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)
@@ -139,5 +141,5 @@ def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) ->
 
 
 def negligible(potentials: Potentials) -> float:
-    """Return the largest slack that rounding alone can cause."""
+    """Return a bound on the negative slack that rounding alone can cause."""
     return ROUNDING * float(abs(potentials.f).max() + abs(potentials.g).max())

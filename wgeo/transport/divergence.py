@@ -41,35 +41,44 @@ def sinkhorn_divergence(
               - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
-    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem the potentials count as
-    constants, so no iterations are differentiated and memory is proportional to (n + m) d. Only
-    first derivatives are available.
+    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem, the potentials can be
+    treated as constants, so no iterations are differentiated, and memory is proportional to
+    (n + m) d. Only first derivatives are available.
 
     Parameters
     ----------
     x, y : array_like, (n, d), (m, d)
-        Torch tensors, for gradients; the result has the dtype and device of x.
+        Torch tensors, if gradients are needed.
     epsilon : float
-        Absolute, in the units of ||x - y||^2. (If it were a fraction of the data's scale, it would
-        itself contribute to the gradient.)
+        Absolute and positive, in the units of ||x - y||^2. (If it were a fraction of the data's
+        scale, it would itself contribute to the gradient.)
     a, b : array_like, (n,), (m,), optional
         Weights; they are not differentiated.
     marginal_tolerance : float
         L1 error of the marginals; the relative error of the gradient is of this order.
     iterations : int
-        Maximum number of passes over all pairs, for each of the three problems.
+        Maximum number of iterations, each a pass over all pairs, for each of the three problems.
+
+    Returns
+    -------
+    Tensor, ()
+        In squared units, with the dtype of x. It can be slightly negative, because the marginals
+        are exact only to the tolerance.
 
     Raises
     ------
-    FeatureError, ArgumentError
+    FeatureError
         As `wasserstein`.
+    ArgumentError
+        The weights are invalid (see `wasserstein`), or epsilon is not positive or smaller than
+        float64 can resolve for these clouds.
     ConvergenceError
         The marginal tolerance was not reached.
 
     Examples
     --------
-    For a translation the divergence is the squared shift at any epsilon. Moving every point of x
-    by the same step changes it by the sum of the gradient's rows, here 2 times the shift:
+    For a translation, the divergence is the squared shift at any epsilon. Its derivative with
+    respect to the shift is the sum of the gradient's rows, here 2 times the shift:
 
     >>> import torch
     >>> import wgeo
@@ -87,7 +96,7 @@ def sinkhorn_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Value and gradients in the forward pass; the backward pass returns the stored gradients."""
+    """Computes the gradients in the forward pass; the backward pass multiplies the stored ones."""
 
     @staticmethod
     def forward(
@@ -124,7 +133,7 @@ def _solve(
         self_state = require_converged(
             *solve_itself(itself, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
         )
-        # Both arguments of OT(x, x) move with x, and it is symmetric.
+        # Both arguments of OT(x, x) depend on x.
         first, second = _centered_gradients(itself, self_state)
         grads[k] = grads[k] - (first + second) / 2
         value -= self_state.value / 2
@@ -134,7 +143,7 @@ def _solve(
 def _centered_gradients(
     clouds: PointClouds, state: SinkhornState
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-    """Gradients of OT_eps between the centered clouds with respect to x and y."""
+    """Return the gradients of OT_eps between the centered clouds with respect to x and y."""
     onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
     x, y = clouds.centered(torch.float64)
     mass = clouds.b * state.log_ratio.exp()

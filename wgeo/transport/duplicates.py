@@ -36,13 +36,13 @@ class Merged:
 
     @property
     def very_few(self) -> bool:
-        """Whether solving for the distinct points saves time even if the given pairing is good."""
+        """Whether merging saves time even if the given pairing is nearly optimal."""
         points = len(self.index_x) + len(self.index_y)
         return len(self.clouds.x) + len(self.clouds.y) <= _MAX_WITH_PAIRING * points
 
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:
-    """Merge equal points; None if too few of the points are equal for that to save time."""
+    """Merge equal points of each cloud; return None if there are too few to save time."""
     distinct = processes.on_rank_zero(lambda: _distinct_points(clouds))
     if distinct is None:
         return None
@@ -58,7 +58,7 @@ def merge_equal_points(clouds: PointClouds) -> Merged | None:
     return Merged(PointClouds(source, target, integer_masses=masses), index_x, index_y)
 
 
-Indices = tuple[np.ndarray, np.ndarray]  # first copies of distinct rows; each row's copy
+Indices = tuple[np.ndarray, np.ndarray]  # index of each distinct row's first copy; see `_distinct`
 
 
 def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
@@ -72,7 +72,8 @@ def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
 def _distinct(x: Float[torch.Tensor, "n d"], limit: float) -> Indices | None:
     """Return the first copy of each distinct row, and for each row the distinct row it equals.
 
-    None if more than `limit` rows are distinct, or if different rows have equal projections.
+    Return None if more than `limit` rows are distinct, or if different rows happen to have equal
+    projections.
     """
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)

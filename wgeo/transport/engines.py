@@ -1,7 +1,7 @@
 """Sinkhorn iterations of other packages, which return potentials at one epsilon.
 
-Epsilon refers to the cost ||x - y||^2. GeomLoss uses the cost ||x - y||^2 / 2. For the same plan,
-its epsilon and its potentials are half of ours, so that ``blur = sqrt(eps / 2)``.
+Epsilon refers to the cost ||x - y||^2. GeomLoss uses the cost ||x - y||^2 / 2: for the same plan,
+its epsilon and its potentials are half of ours, and ``blur = sqrt(eps / 2)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Engine = Callable[[PointClouds, float, float], torch.Tensor]
 
 
 def geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
-    """Return the potential g from GeomLoss (Feydy et al. 2019), in float64, with n x m matrices."""
+    """Return the potential g from GeomLoss (Feydy et al. 2019), which stores n x m matrices."""
     from geomloss import SamplesLoss
 
     loss = SamplesLoss(
@@ -37,7 +37,7 @@ def geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Ten
 
 
 def flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
-    """Return the potential g from flash-sinkhorn's fused CUDA kernels, in float32 without TF32."""
+    """Return the potential g from flash-sinkhorn's CUDA kernels, in float32 without TF32."""
     if clouds.x.device.type != "cuda":
         raise DependencyError(
             '`engine="flash"` needs a CUDA device and the clouds on it, '

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
-# If coordinates are larger, or all smaller than 1e-120, sums of squares may leave float64's range.
+# Sums of squares may leave float64's range if a coordinate is larger, or all are below 1e-120.
 _LARGEST_COORDINATE = 1e120
 
 
@@ -71,7 +71,7 @@ def wasserstein(
     ----------
     x : array_like, (n, d)
         NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
-        line. If the clouds are on different devices, the computation runs on the accelerator.
+        line. The solver's ``device``, not that of the clouds, is where W2 is computed.
     y : array_like, (m, d)
         The number of samples may differ from that of x, but the width must be the same.
     solver : Solver, optional
@@ -80,21 +80,24 @@ def wasserstein(
         Nonnegative weights, normalized to sum to 1. Uniform by default.
     coupling : array_like of int, (n,), optional
         A permutation to start from, for clouds of equal size and uniform weights: it pairs row i of
-        x with row ``coupling[i]`` of y. By default row i is paired with row i, which is the
-        network's own pairing if rows are the same samples at two layers. A good start makes solvers
-        faster or bounds tighter; it does not change W2.
+        x with row ``coupling[i]`` of y. By default row i is paired with row i; if rows are the same
+        samples at two layers, this is the network's own pairing. A good start makes a solver
+        faster or its bounds tighter; it does not change W2.
 
     Returns
     -------
     TransportResult
-        ``lower <= W2 <= upper`` in the units of the features; ``cost`` is W2^2, never halved.
+        ``lower <= W2 <= upper`` in the units of the features. ``cost``, never halved, is W2^2 for
+        `Exact`, and an estimate of it for the other solvers.
 
     Raises
     ------
     FeatureError
-        NaN, infinity, an empty cloud, or clouds of different widths.
+        NaN, infinity, an empty cloud, clouds of different widths, or a largest coordinate that is
+        not 0 and outside [1e-120, 1e120].
     ArgumentError
-        Weights that are negative, not finite or all zero; a coupling that is not a permutation.
+        Weights that are negative, not finite or all zero; a coupling that is not a permutation; an
+        object that is not a solver.
     ConvergenceError
         The solver stopped before reaching its tolerance (see `Sinkhorn`'s ``on_failure``).
 
@@ -139,7 +142,7 @@ def comparable_points(
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
     """Return two clouds on one device; raise an error if W2 between them cannot be computed.
 
-    Their widths must be equal, and coordinates neither too large nor too small.
+    Their widths must be equal, and their largest coordinate neither too large nor too small.
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     d, width = x.shape[1], y.shape[1]
@@ -185,7 +188,7 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
         raise ArgumentError(f"weights {name} sum to 0: give at least one sample a positive weight.")
     if values.min() == largest:
         return None
-    values /= largest  # so that the sum neither overflows nor underflows
+    values /= largest  # then the sum neither overflows nor underflows
     return values / values.sum()
 
 

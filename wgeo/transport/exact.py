@@ -32,32 +32,34 @@ class Exact:
     r"""The optimal coupling for the squared Euclidean cost, certified.
 
     A coupling P and potentials f, g with :math:`f_i + g_j \leq \|x_i - y_j\|^2` for *all* pairs
-    bound W2 from both sides (Kantorovich duality; Peyre, Cuturi 2019, Section 2.5):
+    bound W2^2 from both sides (Kantorovich duality; Peyre, Cuturi 2019, Section 2.5):
 
     .. math:: \sum_i a_i f_i + \sum_j b_j g_j \leq W_2^2 \leq \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
-    and at the optimum the two bounds agree. Both are evaluated in float64, and their rounding
-    errors are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
+    At the optimum the two bounds agree. Both are evaluated in float64, and their rounding errors
+    are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
     Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
-    nearest neighbors. If neither is optimal, a coarse problem between a few points of each cloud
-    suggests pairs and potentials. The problem is then solved on few pairs, tested on all, and
-    solved again with the violated pairs added, until no pair is violated (column generation). If
-    many points are equal, they are merged first.
+    nearest neighbors. If neither is nearly optimal, a coarse problem between a few points of each
+    cloud suggests pairs and potentials. The problem is then solved on few pairs; the potentials are
+    tested on all pairs, and it is solved again with the violated pairs added, until none is
+    violated (column generation). Small problems are solved on all pairs. If many points are equal,
+    they are merged first.
 
-    All n m costs are computed several times and not stored, with two exceptions, both subject to
-    `memory`: inner products of points with many features, and the costs of one dense problem if
-    many pairs are still missing after ten rounds. Pairs of points with many features are first
-    screened by a low-dimensional lower bound of their cost, which decides most of them if layers
-    nearly coincide.
+    The n m costs of a large problem are computed several times instead of being stored. Two things
+    are stored if `memory` suffices: the inner products of points with many features, and the costs
+    of one dense problem if many pairs are still missing after ten rounds. Pairs of points with many
+    features are first screened by a low-dimensional lower bound of their cost, which decides most
+    of them if layers nearly coincide.
 
     Parameters
     ----------
     tolerance : float
-        Relative width of the interval at which a result counts as certified. The solver computes
+        Largest relative width of the interval of a certified result; positive. The solver computes
         the optimum in any case; a wider interval means that float64 cannot resolve it further.
     memory : str or int
-        Memory for blocks of costs, in bytes or as ``"1GiB"``. It affects speed only.
+        Approximate memory for costs, in bytes or as ``"1GiB"``. It affects speed, and results only
+        by rounding.
     device : str
         Device on which all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
         The sparse problems are solved on the CPU.
@@ -93,14 +95,16 @@ class Exact:
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
-        Potentials f, g of a similar problem, at these points, save time. They do not change W2, and
-        are not used if the problem is small or one-dimensional, if points are merged or have no
-        weight, or if the given coupling is nearly optimal.
+        `potentials` f, g of a similar problem, one value for each of these points, save time. They
+        do not change W2, and are not used if the problem is small or one-dimensional, if points are
+        merged or have weight 0, or if the given coupling is nearly optimal.
 
         Raises
         ------
         FeatureError
-            NaN or infinity in the clouds.
+            A cloud is empty, or contains NaN or infinity.
+        ArgumentError
+            The device cannot be used.
         ConvergenceError
             The network simplex failed.
         """
@@ -114,8 +118,8 @@ class Exact:
             result = self._solve(clouds, potentials)
             uncertified = processes.on_rank_zero(lambda: result.status is not Status.CERTIFIED)
             if uncertified and clouds.pairing is not None:
-                # Potentials accumulate rounding over many updates; starting from the optimum, few
-                # are needed.
+                # Potentials accumulate rounding errors over many updates. Few updates are needed if
+                # the solver starts from the optimal pairing.
                 result = self._solve(replace(clouds, pairing=result.coupling))
         return replace(result, seconds=time.perf_counter() - start_time)
 
@@ -185,7 +189,7 @@ class Exact:
 def _in_order(
     geometry: Geometry, solution: Solution
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return the pairs of the plan, in the order of the clouds, and their mass."""
+    """Return the pairs of the plan, as rows of the clouds as given, and their mass."""
     plan = solution.plan
     return geometry.order_x[plan.row], geometry.order_y[plan.col], plan.data
 
@@ -196,7 +200,7 @@ def _plan(
     j: Int[np.ndarray, " k"],
     mass: Float[np.ndarray, " k"],
 ) -> tuple[csr_array, float, float]:
-    """Return the plan, its cost, and an upper bound on the cost of a feasible coupling."""
+    """Return the plan, its cost, and an upper bound on W2^2 that allows for marginal errors."""
     shape = len(clouds.x), len(clouds.y)
     plan = csr_array((mass / clouds.masses[0].sum(), (i, j)), shape=shape)
     ranges = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
@@ -207,7 +211,7 @@ def _plan(
 
 
 def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
-    """Return a lower bound of W2^2 from feasible potentials, less the possible rounding error."""
+    """Return the dual objective of feasible potentials, less its possible rounding error."""
     a, b = geometry.weights
     f, g = potentials.f, potentials.g
     middle = (float(b @ g) - float(a @ f)) / 2  # potentials are determined only up to a constant
@@ -221,7 +225,7 @@ def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
 def _extend_potentials(
     x: torch.Tensor, y: torch.Tensor, indices: tuple[np.ndarray, np.ndarray], potentials: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Extend potentials of some points to all by c-transforms, rows first."""
+    """Extend the potentials of some points to all points by c-transforms, those of x first."""
     f, g = np.empty(len(x)), np.empty(len(y))
     (i, j), (f[i], g[j]) = indices, potentials
     other_i, other_j = np.setdiff1d(np.arange(len(x)), i), np.setdiff1d(np.arange(len(y)), j)

@@ -1,7 +1,4 @@
-"""An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation.
-
-In column generation, a column of the linear program is a pair (i, j).
-"""
+"""An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ _SAMPLE = 32  # number of points y for which this is tested
 _NEARLY_PERMUTATION = 0.9
 _DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
-_PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
+_PATIENCE = 10  # rounds after which one dense problem is solved, if many new pairs were added
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
 _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relative to the cost
 # The sparse solver replaces slacks above a limit by the limit, for smaller rounding errors. The
@@ -39,15 +36,15 @@ _LIMIT_FACTOR = 2.0**10
 def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Find an optimal plan between the clouds' masses, which must all be positive.
 
-    First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
-    neither is optimal, the problem is solved on few pairs and then on more and more
+    First the clouds' pairing, and then the pairing of nearest neighbors, is tested for optimality.
+    If neither is optimal, the problem is solved on few pairs and then on more and more
     (`column_generation`). The first pairs are those of the tested pairings, and the violated pairs
     that these tests found. If neither pairing is nearly optimal, `_start` adds pairs of a coarse
-    problem and every point's pairs of least slack. Small problems are solved on all pairs, unless a
-    known pairing is nearly optimal.
+    problem and every point's pairs of least slack. Small problems are solved on all pairs, unless
+    the clouds' pairing is nearly optimal.
 
-    Potentials f that are nearly optimal, `start`, replace those of a translation and of the coarse
-    problem in `_start`, and nearest neighbors are not tried.
+    `start`, a nearly optimal potential f, replaces those of a translation and of the coarse problem
+    in `_start`. Nearest neighbors are then not tried.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -94,7 +91,7 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
 
 
 def pairs_well(geometry: Geometry) -> bool:
-    """Return whether a pairing is given and, on a sample of points y, is a useful start."""
+    """Return whether there is a pairing that, by a sample of points y, is a useful start."""
     if geometry.clouds.pairing is None:
         return False
     i = np.arange(geometry.x.n)
@@ -170,8 +167,8 @@ def _start(
 ) -> Potentials:
     """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
 
-    Return potentials computed from `known`, or else from one of two f, that of a translation and
-    that of the coarse problem: the one with the larger dual objective.
+    Return potentials computed from `known`. Without it they are computed from f, that of a
+    translation, or from that of the coarse problem, whichever has the larger dual objective.
     """
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)

@@ -2,8 +2,8 @@ r"""The Gibbs kernel in two calls of torch's fused attention (`flex_attention`),
 
 Attention with queries ``2 x_i / eps``, keys y_j and the bias ``log b_j + (g_j - ||y_j||^2) / eps``
 has scores whose log-sum-exp is ``(||x_i||^2 - f_i) / eps``, where f is the softmin of g. A fused
-kernel keeps the scores in a GPU's registers, while `Kernel` writes and reads each block of them
-about six times. The fused products are in float32, without TF32.
+kernel keeps the scores on the GPU's chip, while `Kernel` writes each block of them to memory and
+reads it back, about six times in all. The fused products are in float32, without TF32.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .point_clouds import PointClouds
 from .tiles import STORED_ENTRIES
 from .weighted_points import WeightedPoints
 
-_MIN_WIDTH, _MAX_WIDTH = 16, 256  # features that a fused kernel takes; more exceed its memory
+_MIN_WIDTH, _MAX_WIDTH = 16, 256  # numbers of features that a fused kernel can process
 _SAMPLE = 1024  # points of x for which the two kernels are compared
-_AGREEMENT = 1e-5  # largest allowed difference of f / eps and of the log of a column's mass
+_AGREEMENT = 1e-5  # largest allowed difference of f / eps, and of the log ratio of a column
 
 
 @dataclass(frozen=True, eq=False)
 class FusedKernel(Kernel):
-    """A `Kernel` in float32 whose `softmin` stores no scores; all else is inherited."""
+    """A `Kernel` in float32 whose `softmin` stores no scores."""
 
     dtype: torch.dtype = torch.float32
 
@@ -88,7 +88,7 @@ def log_sum_exp(
     """Return ``log sum_j exp(<queries_i, keys_j> + bias_j)``."""
     from torch.nn.attention import flex_attention as flex
 
-    # Only the sum is needed, so the values are zeros, with as few columns as attention allows.
+    # Only the log-sum-exp is needed: the values are zeros, with as few columns as possible.
     values = keys.new_zeros((*keys.shape[:-1], _MIN_WIDTH))
     options = {"score_mod": lambda score, b, h, i, j: score + bias[j], "scale": 1.0}
     if not hasattr(flex, "AuxRequest"):  # torch 2.8 and earlier

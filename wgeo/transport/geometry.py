@@ -1,9 +1,10 @@
 """Squared Euclidean costs as an exact solver needs them: fast, and with bounds on their error.
 
-Matrix products in float32, a block at a time, show which pairs could matter; the costs of these few
-pairs are computed again from differences in float64. The selection is rigorous, because the error
-of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is at most
-``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 2002, Section 3.1).
+Matrix products in float32, a block at a time, show which pairs could have negative slack; the costs
+of these few pairs are computed again from differences in float64. The selection is rigorous,
+because the error of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is to
+first order at most ``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 2002,
+Section 3.1).
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ T = TypeVar("T")
 _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
-# The offset is subtracted if it is larger than this, relative to the root of the total variance
+# The offset is subtracted if it is larger than about this multiple of the total variance's root
 _FAR_CENTERS = 0.125
 
 
 @dataclass(frozen=True, eq=False)
 class PointCloud:
-    """One cloud, centered and scaled, in the solver's order; rows are padded with zeros.
+    """One cloud, centered and scaled, in the solver's order, with rows of zeros as padding.
 
     Attributes
     ----------
@@ -48,12 +49,12 @@ class PointCloud:
         Number of groups: point i belongs to group i mod `groups`. Searches over all pairs compute
         the minimum of each group instead of sorting all points.
     offset_error : float
-        Rounding error of the offset, which is the difference of the centers.
+        Bound on the norm of the rounding error of the offset (the difference of the centers).
     index : Tensor of int, (n,), optional
         Indices of these points in a larger cloud.
     product_error : float
-        Bound on how far twice an inner product can fall short of its true value, relative to the
-        norms (see `screening`).
+        Bound on how far ``2 <x, y>`` of reduced points can fall short, relative to
+        ``||x||^2 + ||y||^2`` (see `screening`).
     is_y : bool
         Whether this is the second cloud.
     """
@@ -101,15 +102,15 @@ class PointCloud:
 class Geometry:
     """Costs ``c_ij = ||x_i - y_j - offset||^2 * scale^2``, in the order `order_x`, `order_y`.
 
-    The order is random, so that a prefix is a fair sample and neighbors fall into different groups;
-    with a pairing, both orders agree: point i of x is paired with point i of y.
+    The order is random, so that the first points are a fair sample and neighbors fall into
+    different groups. If there is a pairing, it pairs point i of x with point i of y in this order.
 
     Attributes
     ----------
     clouds : PointClouds
         The clouds as given.
     order_x, order_y : ndarray of int, (n,), (m,)
-        Row of `clouds.x`, of `clouds.y`, for each point in order.
+        For each point in order, its row of `clouds.x` or `clouds.y`.
     scale : float
         A power of two that makes the total variance of the clouds about 1.
     memory : int
@@ -117,7 +118,7 @@ class Geometry:
     dtype : torch.dtype
         Of the products.
     visits : Counter
-        Number of pairs visited, times their features.
+        ``visits["features"]`` is the number of pairs visited, each times its number of features.
     """
 
     clouds: PointClouds
@@ -153,7 +154,7 @@ class Geometry:
 
     @property
     def passes(self) -> float:
-        """Number of passes over all pairs; samples and screening count in proportion."""
+        """Number of passes over all pairs; passes over fewer pairs or features count in part."""
         visited = processes.all_reduce_sum(float(self.visits["features"]))
         return round(visited / (self.x.n * self.y.n * self.clouds.x.shape[1]), 2)
 
@@ -164,15 +165,15 @@ class Geometry:
 
     @cached_property
     def has_offset(self) -> bool:
-        """Whether the distance of the centers is not small compared with the clouds' variance."""
+        """Whether the centers are far apart compared with the root of the total variance."""
         return float(self.clouds.offset.norm()) * self.scale > _FAR_CENTERS
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
-        """Difference of the centers; 0 if that is small.
+        """Difference of the centers; 0 if they are not far apart (`has_offset`).
 
-        Subtracting a small offset from every x_i - y_j would only add rounding errors;
-        `translation_potential` accounts for it instead.
+        Subtracting a small offset from every x_i - y_j would only add rounding errors. Both clouds
+        then have the same center, and `translation_potential` accounts for the difference.
         """
         return self.clouds.offset if self.has_offset else torch.zeros_like(self.clouds.offset)
 
@@ -186,7 +187,7 @@ class Geometry:
 
     @cached_property
     def _indices(self) -> tuple[Int[torch.Tensor, " n"], Int[torch.Tensor, " m"]]:
-        """The order of both clouds, on their device."""
+        """`order_x` and `order_y` as tensors on the clouds' device."""
         device = self.clouds.x.device
         return torch.from_numpy(self.order_x).to(device), torch.from_numpy(self.order_y).to(device)
 
@@ -202,8 +203,8 @@ class Geometry:
     def screens(self) -> bool:
         """Whether testing the reduced points first saves time.
 
-        It does if points have many features and their products are not stored. The answer can
-        differ between processes, because each stores the products when it first needs them.
+        It does if points have many features and their products are not stored. Processes can
+        differ in this, because each stores the products when it first needs them.
         """
         stored = self.__dict__.get("products") is not None
         return not stored and self.clouds.x.shape[1] >= _SCREEN_FROM
@@ -238,12 +239,12 @@ class Geometry:
     def pair_costs(
         self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
     ) -> Float[np.ndarray, " k"]:
-        """Return c_ij of listed pairs, from differences in float64 (see `cost_error`)."""
+        """Return c_ij of the pairs (i, j), from differences in float64 (see `cost_error`)."""
         i, j = self.order_x[i], self.order_y[j]
         return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        """Bound the error of `pair_costs`: a part relative to c_ij, and one for the offset."""
+        """Bound the error of `pair_costs`, relative to c_ij plus the squared offset."""
         shift = self._offset_square * self.scale**2
         return (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + shift)
 
@@ -275,13 +276,13 @@ class Geometry:
     def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Return inner products of the centered points, in their given order, with a direction."""
+        """Return inner products of a direction with the centered points, in the given order."""
         along_x, along_y = self.clouds.project(direction[None])
         return along_x[0].cpu().numpy(), along_y[0].cpu().numpy()
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "m n"] | None:
-        """Return all <y_j, x_i>, if storing them saves time and they fit in memory."""
+        """All <y_j, x_i>; None if they do not fit in memory or storing them saves no time."""
         x, y = self.x.points, self.y.points
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
@@ -319,9 +320,9 @@ class Geometry:
     def _stored_products(
         self, target: PointCloud, source: PointCloud
     ) -> Callable[[slice], torch.Tensor] | None:
-        """Return a function that reads stored products; None if these are not stored.
+        """Return a function that reads stored products of some rows; None if they are not stored.
 
-        They are never stored for reduced points, or for a selection of the points of `target`.
+        They are not used for reduced points, or if `target` is a selection of points.
         """
         complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
         stored = self.products if complete else None

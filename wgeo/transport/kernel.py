@@ -30,7 +30,7 @@ _NEGLIGIBLE = 1e-12  # fraction of a row's weight below which entries are left o
 
 @dataclass(frozen=True, eq=False)
 class PlanSummary:
-    """Costs and marginals of an entropic plan, in float64.
+    """Costs and marginals of an entropic plan.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Kernel:
             left = clouds.source.centered(self.dtype, rows)
             return products(left, self._columns, bias, scale, out)
 
-        # Without matrix products, tiles that fit a core's cache are faster.
+        # With stored products, smaller tiles are faster.
         most = per_device(TILE_ENTRIES, bias.device) // (1 if stored is None else 4)
         return map_tiles(work, fill, (len(clouds.x), len(clouds.y)), bias, most)
 
@@ -182,7 +182,7 @@ class Kernel:
     ) -> Float[torch.Tensor, "rows m"]:
         """Turn scores into P_ij / a_i, in place.
 
-        The scores are ``2 x_i.y_j / eps + log b_j + (g_j - ||y_j||^2) / eps``.
+        Scores are ``(2 x_i.y_j + g_j - ||y_j||^2) / eps + log b_j``.
         """
         shift = (f[rows] - self.clouds.source.norms[rows]) / eps
         return scores.add_(shift[:, None]).exp_()
@@ -194,10 +194,10 @@ class Kernel:
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
     ) -> PlanSummary:
-        """Summarize the entropic plan, as needed to round it, without storing it.
+        """Return what is needed to round the entropic plan, without storing the plan.
 
         Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
-        here no row has too much). `rounding.couple_in_order` then couples the missing mass.
+        here no row has too much mass). `rounding.couple_in_order` then couples the missing mass.
         """
         clouds = self.clouds
         column_scale = (-log_ratio).clamp(max=0).exp()
@@ -241,8 +241,8 @@ class Kernel:
     ) -> PlanEntries | None:
         """Return the entries of the plan that `round_plan` summarizes, with columns scaled down.
 
-        Entries below a fraction `_NEGLIGIBLE` of their row's weight are left out; None if more than
-        `limit` entries remain.
+        Entries of at most `_NEGLIGIBLE` times their row's weight are left out. Return None if more
+        than `limit` entries remain.
         """
         clouds = self.clouds
         bias = self._bias(g, eps) + (-log_ratio).clamp(max=0)
@@ -286,7 +286,7 @@ class Kernel:
 
 
 def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
-    """Return ``log sum exp`` over the processes, shifted by the maximum to avoid overflow."""
+    """Return the log-sum-exp over processes, with the maximum subtracted to avoid overflow."""
     top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
     return base + processes.all_reduce_sum((logs - base).exp()).log()

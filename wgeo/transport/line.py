@@ -16,8 +16,9 @@ from .plans import northwest_corner
 def solve_line(geometry: Geometry) -> Solution:
     """Return the optimal coupling of points on a line, with any weights, and its potentials.
 
-    Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6). Convex costs have the
-    Monge property, so potentials that satisfy the constraints of neighbors satisfy all.
+    Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6). Convex functions of
+    x_i - y_j have the Monge property, so that potentials with zero slack on this coupling satisfy
+    all constraints if they satisfy those of neighbors.
     """
     precise = geometry.double_precision
     x, y = (cloud.points[: cloud.n, 0].cpu().numpy() for cloud in (precise.x, precise.y))
@@ -42,9 +43,9 @@ def solve_line(geometry: Geometry) -> Solution:
 def _matching_potentials(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return potentials of x_k -> y_k (sorted), midway between the extreme feasible ones.
+    """Return potentials of the sorted pairs (x_k, y_k), midway between the extreme feasible ones.
 
-    ``c[k+1, k] - c[k, k] >= f[k+1] - f[k] >= c[k+1, k+1] - c[k, k+1]``.
+    They are feasible if ``c[k+1, k] - c[k, k] >= f[k+1] - f[k] >= c[k+1, k+1] - c[k, k+1]``.
     """
     differences = np.diff(x) * (x[1:] + x[:-1] - y[1:] - y[:-1])
     f = np.append(0.0, differences.cumsum())
@@ -57,7 +58,7 @@ def _plan_potentials(
     i: Int[np.ndarray, " k"],
     j: Int[np.ndarray, " k"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return potentials for which all pairs of a monotone plan are tight."""
+    """Return potentials for which all pairs of a monotone plan have zero slack."""
     f, g = np.zeros(len(x)), np.zeros(len(y))
     new_row = np.diff(i) > 0
     row, column = i[1:][new_row], j[1:][new_row]

@@ -29,27 +29,28 @@ from .solved_pairs import PairSummary, SolvedPairs
 class Distances(Result):
     """W2 between all pairs of clouds, as matrices.
 
-    There is one row per cloud, and one column per cloud that it is compared with.
+    Rows stand for the clouds, and columns for the clouds with which they are compared.
 
     ``to_pandas()`` is a table with a row per pair: ``source``, ``target``, ``distance``, ``lower``,
-    ``upper``, ``certified``; if the clouds are compared with themselves, each pair is listed once.
+    ``upper``, ``certified``. If the clouds are compared with each other, each pair is listed once.
 
     Attributes
     ----------
     names, other_names : tuple of str
         Names of the clouds in the rows and in the columns.
     distance : ndarray, (B, C)
-        W2. Without `others` the matrix is symmetric, with zeros on the diagonal.
+        W2 as the solver computes it. Without `others` the matrix is symmetric, with zeros on the
+        diagonal.
     lower, upper : ndarray, (B, C)
         Intervals that contain W2.
     certified : ndarray of bool, (B, C)
         Whether the relative width of the interval is within the solver's tolerance.
     symmetric : bool
-        Whether the clouds are compared with themselves.
+        Whether the clouds are compared with each other.
     solver : str
         Name of the solver.
     seconds : float
-        Wall-clock time of all pairs together.
+        Wall-clock time of the whole call.
 
     Examples
     --------
@@ -123,11 +124,12 @@ def distances(
     Parameters
     ----------
     clouds : sequence of array_like, mapping, array_like (B, n, d), or Trajectory
-        Clouds of one width, each (n_b, d), of any sizes. A mapping gives their names; the clouds
-        of a trajectory are its layers. A sequence or mapping may also contain trajectories, such
-        as those of several networks; the names are then ``network: layer``.
+        Clouds of one width, each (n_b, d), with any numbers of points. The keys of a mapping are
+        their names; the clouds of a trajectory are its layers. A sequence or mapping may also
+        contain trajectories, such as those of several networks; the names of their layers are then
+        ``network: layer``.
     others : like `clouds`, optional
-        Clouds to compare with. By default, `clouds` are compared with each other.
+        Clouds to compare `clouds` with. By default, `clouds` are compared with each other.
     solver : Solver, optional
         Default `Exact`.
     store : path, optional

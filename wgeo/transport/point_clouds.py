@@ -1,8 +1,8 @@
-"""The two point clouds of a transport problem, centered, with weights and a known coupling.
+"""The two point clouds of a transport problem, with their weights and a pairing if they have one.
 
 Centering both clouds changes W2^2 by a known amount and does not change which coupling is optimal:
-``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. It makes inner products
-smaller, and thus their rounding errors.
+``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. Centered points have smaller
+inner products, which therefore have smaller rounding errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
 
 @dataclass(frozen=True, eq=False)
 class PointClouds:
-    """Two weighted point clouds on one device; costs refer to the centered points.
+    """Two weighted point clouds on one device.
+
+    Norms, products, `radius` and `total_variance` are those of the centered points. The costs of
+    pairs, permutations and plans are those of the points as given, unless a shift is subtracted.
 
     Attributes
     ----------
@@ -34,10 +37,11 @@ class PointClouds:
         The clouds; `x`, `y` are their points as given, (n, d) and (m, d), and `a`, `b` their
         weights.
     pairing : ndarray of int, (n,), or None
-        A feasible permutation: the given one, or by default row i with row i; None for clouds of
-        different sizes or with weights.
+        The given permutation, or by default row i with row i; None for clouds of different sizes
+        or with weights.
     integer_masses : tuple of ndarray, (n,), (m,), or None
-        Whole numbers proportional to the weights, if the clouds were given without weights.
+        Masses proportional to the weights: whole numbers if the clouds were given without weights,
+        or the summed masses of merged points (`duplicates`).
     """
 
     source: WeightedPoints
@@ -55,7 +59,7 @@ class PointClouds:
         coupling: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> PointClouds:
-        """Return the problem given by a solver's arguments (see `entry.Solver`), on `device`."""
+        """Return the problem that a solver's arguments describe (`entry.Solver`), on `device`."""
         device = x.device if device is None else device
         x, y = x.detach().to(device), y.detach().to(device)
         pairing = integer_masses = None
@@ -84,7 +88,7 @@ class PointClouds:
 
     @property
     def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Masses proportional to the weights; whole numbers, whose sums are exact, if known."""
+        """Masses proportional to the weights: if possible, whole numbers, whose sums are exact."""
         return (
             (self.a.cpu().numpy(), self.b.cpu().numpy())
             if self.integer_masses is None
@@ -111,18 +115,18 @@ class PointClouds:
 
     @cached_property
     def translation_cost(self) -> float:
-        """Part of W2^2 that centering removes; exact even if the centers are rounded means."""
+        """Part of W2^2 that centering removes; it accounts for the rounding of the centers."""
         remainder = self.source.rounding_of_center - self.target.rounding_of_center
         return float(self.offset @ self.offset + 2 * self.offset @ remainder)
 
     @cached_property
     def total_variance(self) -> float:
-        """tr cov x + tr cov y: the centered cost of the product coupling, an upper bound."""
+        """tr cov x + tr cov y, the product coupling's centered cost; bounds W2^2 from above."""
         return float(self.source.total_variance + self.target.total_variance)
 
     @cached_property
     def pairing_cost(self) -> float:
-        """Cost of the pairing, mean ||x_i - y_c(i)||^2 from differences; infinite without one."""
+        """Cost of the pairing p, mean ||x_i - y_p(i)||^2; infinite without a pairing."""
         return np.inf if self.pairing is None else self.permutation_cost(self.pairing)
 
     @cached_property
@@ -132,14 +136,14 @@ class PointClouds:
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "n m"] | None:
-        """x_i.y_j of the centered points; None if they are too many to be stored."""
+        """All x_i.y_j of the centered points; None if there are too many to be stored."""
         if len(self.x) * len(self.y) > block_entries(per_device(STORED_ENTRIES, self.x.device)):
             return None
         return store_products(*self.centered(torch.float64))
 
     @property
     def rounding(self) -> float:
-        """Bound on the float64 error of a cost (d + 4 terms) and of `translation_cost`."""
+        """Bound on the float64 error of a centered cost plus that of `translation_cost`."""
         terms = 2 * (self.x.shape[1] + 16) * self.radius**2 + 16 * abs(self.translation_cost)
         return UNIT_ROUNDOFF * terms
 
@@ -152,7 +156,7 @@ class PointClouds:
     ) -> Float[torch.Tensor, " k"]:
         """Return ``||x_i - y_j - shift||^2 scale^2`` of pairs, from differences in float64."""
         device, out = self.x.device, self.a.new_empty(len(i))
-        # One copy to the device, as each waits for all earlier work there.
+        # One copy to the device, because each copy waits for all earlier work there.
         rows_x, rows_y = torch.from_numpy(np.stack((i, j))).to(device)
         for part in chunks(len(i), self.x.shape[1], device):
             xs, ys = self.x[rows_x[part]].double(), self.y[rows_y[part]].double()
@@ -173,7 +177,7 @@ class PointClouds:
     def marginal_error(self, plan: Any) -> float:
         """Return the L1 distance of a sparse plan's marginals from the weights.
 
-        They can be corrected by moving at most that much mass.
+        Moving at most that much mass makes the marginals exact.
         """
         return sum(
             float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
@@ -194,7 +198,7 @@ class PointClouds:
     def project(
         self, directions: Float[torch.Tensor, "k d"]
     ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
-        """Return coordinates of both centered clouds along each row of `directions`."""
+        """Return the coordinates of both centered clouds along each row of `directions`."""
         return self.source.project(directions), self.target.project(directions)
 
     def original_potentials(
@@ -220,9 +224,11 @@ class PointClouds:
         tolerance: float = 1e-6,
         **fields: Any,
     ) -> TransportResult:
-        """Return the result for squared bounds, each moved outwards by its possible rounding error.
+        """Return the result for bounds `lower` and `upper` on W2^2.
 
-        `cost` is `upper`, that of a feasible coupling, unless given; it is kept in the interval.
+        `lower` must allow for its rounding error; `upper` is increased by that of a cost. `cost`
+        is `upper` by default, the cost of a feasible coupling. A given cost is clipped to the
+        interval.
         """
         low = float(np.sqrt(max(lower, 0.0)))
         high = float(np.sqrt(upper * (1 + self.relative_rounding)))

@@ -52,25 +52,26 @@ class TransportResult(Result):
     Attributes
     ----------
     cost : float
-        W2^2, the mean squared Euclidean displacement under `coupling` (never halved). For
-        `Gaussian` it is W2^2 between the Gaussians instead.
+        Mean squared Euclidean displacement under `coupling`, never halved: W2^2 if the coupling is
+        optimal, as that of `Exact` is. For `Gaussian` it is W2^2 between the Gaussians instead.
     lower, upper : float
         Interval that contains W2, in the units of the features.
     status : Status
-        ``certified`` if (upper - lower) / upper is within the solver's tolerance, otherwise
-        ``bounded``.
+        ``certified`` if (upper - lower) / upper is within the solver's tolerance (1e-6 for
+        `Gaussian` and `Sliced`), otherwise ``bounded``.
     solver : str
+        Name of the solver.
     seconds : float
         Wall-clock time of the solver.
     coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
         The permutation i -> coupling[i] if the coupling is one, otherwise the transport plan.
         `plan` is always a sparse array.
     potentials : tuple of ndarray (n,), (m,), or None
-        Feasible duals: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
+        Feasible potentials f, g: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
     divergence : float or None
         The debiased Sinkhorn divergence, if the solver estimates it.
     stats : mapping
-        Diagnostics of the solver: passes, arcs, epsilon, marginal errors.
+        Diagnostics of the solver, such as passes, arcs, epsilon or marginal errors.
     weights : tuple of ndarray (n,), (m,), or None
         Weights of the points, each summing to 1; None if both are uniform.
 
@@ -142,8 +143,8 @@ class TransportResult(Result):
 
         .. math:: T(x_i) = \frac{1}{a_i} \sum_j P_{ij}\, y_j
 
-        For a permutation it is ``y[coupling]``. If the plan is the optimal one and splits no mass,
-        it is the optimal map.
+        For a permutation these are the rows ``y[coupling]``. If the plan is optimal and splits the
+        mass of no point, T is the optimal map.
 
         Parameters
         ----------
@@ -153,13 +154,15 @@ class TransportResult(Result):
         Returns
         -------
         ndarray of float64, (n, k)
-            NaN for points of weight 0, which are not moved.
+            NaN for points of weight 0, which have no image.
 
         Raises
         ------
         ArgumentError
             The number of rows of `y` differs from the number of columns of the plan, or there is no
             plan.
+        FeatureError
+            `y` is empty, not numeric, or contains NaN or infinity.
 
         Examples
         --------
@@ -204,7 +207,10 @@ class TransportResult(Result):
         Raises
         ------
         ArgumentError
-            `t` is outside [0, 1], the clouds do not fit the plan, or there is no plan.
+            `t` is outside [0, 1], the clouds do not fit each other or the plan, or there is no
+            plan.
+        FeatureError
+            A cloud is empty, not numeric, or contains NaN or infinity.
 
         Examples
         --------
@@ -227,8 +233,9 @@ class TransportResult(Result):
     def verify(self, x: Any, y: Any) -> Verification:
         """Check the proof of this result against its clouds, without trusting the solver.
 
-        The marginals and the cost of the plan are computed again, and so is the slack of the
-        potentials at all pairs, a block at a time. Together they give an independent interval.
+        The marginals and the cost of the plan are computed again, and so is the potentials' slack
+        ``||x_i - y_j||^2 - f_i - g_j`` for all pairs, a block at a time. Together they give an
+        independent interval.
 
         Parameters
         ----------
@@ -295,6 +302,11 @@ class TransportResult(Result):
 
         Its arrays are checked for consistency. Use `verify` to check that they prove the distance.
 
+        Parameters
+        ----------
+        path : path
+            A file that `save` wrote.
+
         Raises
         ------
         RecordError
@@ -313,7 +325,7 @@ class TransportResult(Result):
         return load(path)
 
     def _cloud(self, values: Any, name: str, axis: int) -> Float[np.ndarray, "n d"]:
-        """Return a cloud as float64; it must have as many rows as the plan has along an axis."""
+        """Return a cloud as float64; its number of rows must be the plan's size along `axis`."""
         array = as_numpy(as_points(values, name=name)).astype(np.float64)
         if len(array) != self.plan.shape[axis]:
             n, m = self.plan.shape
@@ -323,7 +335,7 @@ class TransportResult(Result):
         return array
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, ready for JSON, without coupling and potentials."""
+        """Return the plain values, ready for JSON, without coupling, potentials and weights."""
         return {"distance": self.distance, **super().to_dict(), "stats": plain(self.stats)}
 
     def _record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bounds on W2 from the solution of an entropic problem: its potentials, and its plan.
+"""Bounds on W2 from the solution of an entropic problem: its potentials and its plan.
 
 A plan is *rounded* to exact marginals: its columns are scaled down, and the mass that is then
 missing is coupled in some other way (Altschuler, Weed, Rigollet 2017).
@@ -27,11 +27,11 @@ _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assig
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds on W2^2 (translation included), with what proves them, and a summary of the plan.
+    """Bounds on W2^2 between the clouds as given, with their proofs, and a summary of the plan.
 
     `potentials` prove `lower`, and `coupling` proves `upper`. If `upper` comes from the rounded
-    plan (`upper_from` is ``plan``), `coupling` is None, because that plan has not been formed;
-    `with_plan` forms it from the state `rounded`.
+    plan (`upper_from` is ``plan``), `coupling` is None until `with_plan` forms that plan from the
+    state `rounded`.
     """
 
     lower: float
@@ -43,7 +43,7 @@ class Bounds:
     rounded: SinkhornState
 
     def tighten(self, other: Bounds | None) -> Bounds:
-        """Return the larger lower bound and the smaller upper bound of both, with this plan."""
+        """Return the larger lower and the smaller upper bound of both, with this plan's summary."""
         if other is None:
             return self
         best = self
@@ -95,8 +95,8 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
 
-    Negligible entries are first set to 0, so that the plan is sparse if epsilon is small.
-    `coupling` remains None if more than `MAX_ENTRIES` entries are left.
+    Negligible entries are left out, so that the plan is sparse if epsilon is small. `coupling`
+    remains None if more than `MAX_ENTRIES` entries are left.
     """
     if bounds.upper_from != "plan":
         return bounds
@@ -143,8 +143,8 @@ def couple_in_order(
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
     """Return an upper bound of W2^2 from the centered cost of a coupling.
 
-    The coupling's marginals have rounding errors, since they are sums of at most n + m terms, each
-    with a relative error of `UNIT_ROUNDOFF`.
+    The bound allows for rounding errors of the coupling's marginals, which are sums of at most
+    n + m terms.
     """
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
@@ -154,9 +154,9 @@ def _plan_bound(clouds: PointClouds, cost: float) -> float:
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
     """Return a permutation near the plan: each row goes to the column with most of its mass.
 
-    If several rows share a column, the one with the largest mass gets it; the others are assigned
-    to the free columns at least cost. None if more than `_MAX_UNASSIGNED` rows are left, which
-    means that epsilon is too large.
+    If this is the same column for several rows, the row with the largest mass gets it. The other
+    rows are assigned to the free columns at least cost. Return None if there are more than
+    `_MAX_UNASSIGNED` such rows, which means that epsilon is too large.
     """
     heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(heaviest)

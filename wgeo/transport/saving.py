@@ -28,7 +28,7 @@ _PLAN = ("plan_data", "plan_indices", "plan_indptr", "plan_shape")
 
 
 class Saved(Part):
-    """The numbers and texts of a saved result."""
+    """The numbers and strings of a saved result."""
 
     version: int
     cost: float | None
@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str]) -> TransportResult:
 
 
 def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read all arrays of an archive that is no larger than it claims."""
+    """Read all arrays of an archive; raise an error if the sizes of its members are implausible."""
     require_regular(path)
     with open(path, "rb") as file:
         with zipfile.ZipFile(file) as members:
@@ -125,7 +125,7 @@ def _result(arrays: Mapping[str, np.ndarray]) -> TransportResult:
 
 
 def _pair(arrays: Mapping[str, np.ndarray], names: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return two vectors of finite float64, or None if the archive has neither."""
+    """Return two vectors of finite float64 numbers, or None if the archive has neither."""
     if not any(name in arrays for name in names):
         return None
     first, second = (_vector(arrays[name], "f") for name in names)
@@ -133,7 +133,7 @@ def _pair(arrays: Mapping[str, np.ndarray], names: str) -> tuple[np.ndarray, np.
 
 
 def _vector(array: np.ndarray, kind: str) -> Float[np.ndarray, " k"] | np.ndarray:
-    """Return a vector of finite float64 (kind ``f``) or of int64 (kind ``i``)."""
+    """Return a vector of finite float64 numbers (kind ``f``) or of int64 (kind ``i``)."""
     finite = array.dtype.kind == kind and bool(np.isfinite(array).all())
     if array.ndim != 1 or not finite:
         raise DataError("an array has the wrong shape or type, or contains NaN or infinity")

@@ -1,11 +1,12 @@
-"""Low-dimensional lower bounds on squared distances, which screen pairs of wide points.
+"""Low-dimensional lower bounds on squared distances, which screen pairs of points.
 
-With orthonormal columns V, x -> (V^T x, ||x - V V^T x||) keeps norms, and by Cauchy and Schwarz
+If V has orthonormal columns, x -> (V^T x, ||x - V V^T x||) preserves norms. By the Cauchy-Schwarz
+inequality,
 
     <x, y> <= <V^T x, V^T y> + ||x - V V^T x|| ||y - V V^T y||,
 
-so distances between the reduced points are lower bounds. If the slack is nonnegative under such a
-bound, it is nonnegative.
+so distances between the reduced points are lower bounds. If a pair's slack is nonnegative with this
+bound in place of the cost, it is nonnegative.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _ITERATIONS = 4
 def principal_directions(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"], count: int
 ) -> Float[torch.Tensor, "d count"]:
-    """Approximate the leading principal directions of two centered clouds (subspace iteration)."""
+    """Approximate the leading principal directions of two clouds by subspace iteration."""
     samples = x[:_SAMPLE], y[:_SAMPLE]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype).to(x.device)
@@ -34,10 +35,10 @@ def principal_directions(
 
 
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
-    """Bound how far 2 <x, y> of reduced points may fall short, relative to ||x||^2 + ||y||^2.
+    """Bound how far 2 <x, y> of reduced points can fall short, relative to ||x||^2 + ||y||^2.
 
-    The bound accounts for the measured difference of V^T V from the identity, for the rounding
-    error of this measurement, and for the rounding of each inner product with a column of V.
+    The bound accounts for the computed difference of V^T V from the identity, for the rounding
+    error of that difference, and for the rounding of each inner product with a column of V.
     """
     d, count = v.shape
     skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
@@ -48,11 +49,11 @@ def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
 def reduce_dimension(
     points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], error: float
 ) -> Float[torch.Tensor, "rows reduced"]:
-    """Return (V^T x, r) of float64 rows, with r at least the distance of x from V's range.
+    """Return (V^T x, r) for float64 rows x, with r at least the distance of x from V's range.
 
-    The error of ||x||^2 - ||V^T x||^2 is at most `error` plus the rounding of the sums. For two
-    points in the range of V, the product r_x r_y is then at most the product of the square roots of
-    two such errors, which is of the size of one such error.
+    Therefore r^2 is ||x||^2 - ||V^T x||^2 plus a bound on its error: `error` and the rounding of
+    the sums, relative to ||x||^2. For x and y in the range of V, r is at most about the root of
+    this bound, so the product r_x r_y is only of the bound's size.
     """
     projection = points @ v
     square = points.square().sum(1)

@@ -30,11 +30,11 @@ def network_simplex(
     The costs given to POT's network simplex are the slacks divided by the largest slack (the unit).
     If the given potentials are nearly optimal, few pivots are needed, and the new potentials are
     close to the given ones. Integer masses remain integers. The noise is a bound on the rounding
-    error of the duals; it is large because the artificial arcs of the start cost n units.
+    error of the duals; it grows with n + m, because so do the costs of POT's artificial arcs.
 
     Slacks above `limit` are replaced by `limit`, which makes the unit and therefore the noise
     smaller. If the plan uses none of these arcs, it is still optimal; otherwise the problem is
-    solved again without this limit.
+    solved again without a limit.
     """
     slack = arcs.slack(potentials)
     unit = min(float(abs(slack).max(initial=0.0)), limit) or 1.0
@@ -63,7 +63,13 @@ def dense_simplex(
 def run_simplex(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
 ) -> tuple[coo_array, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """Return POT's plan and duals for a dense or sparse cost; `ConvergenceError` if it fails."""
+    """Return POT's plan and duals for a dense or sparse cost.
+
+    Raises
+    ------
+    ConvergenceError
+        The network simplex failed.
+    """
     import ot  # POT imports scikit-learn and pandas if they are installed, which takes seconds
 
     plan, log = interruptible(
@@ -87,7 +93,7 @@ def shortest_path_labels(
     v: Float[np.ndarray, " m"],
     used: Int[np.ndarray, " u"],
 ) -> Potentials:
-    """Return the optimal potentials with the least f >= 0, and so the largest g, for `cost`.
+    """Return the optimal potentials for `cost` that have the least f >= 0, and so the largest g.
 
     The potentials are shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). The
     graph contains every arc from its row to its column with its cost as length, every used arc also

@@ -52,19 +52,19 @@ class Sinkhorn:
     .. math:: OT_\varepsilon = \min_P \sum_{ij} P_{ij} \|x_i - y_j\|^2
               + \varepsilon\, KL(P \,|\, a \otimes b)
 
-    It is solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
-    iterations, while epsilon is lowered step by step. Rows are processed in blocks, so that memory
-    grows with (n + m) d, not with n m (small problems store their products x.y^T, which take at
-    most 128 MiB, or 1 GiB on a GPU).
+    The problem is solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by
+    accelerated iterations, while epsilon is lowered step by step. Rows are processed in blocks, so
+    that memory grows with (n + m) d, not with n m. (Small problems store all products x_i.y_j,
+    which take at most 128 MiB, or 1 GiB on a GPU.)
 
-    ``cost`` is the cost of the cheapest *feasible* coupling found, so it equals ``upper^2``. One
-    candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017; the missing
-    mass is coupled in order along the leading principal direction). If both clouds have the same
-    number of points and no weights, a permutation derived from the plan and the given pairing are
-    also candidates. ``lower`` comes from c-transforms of the potentials. Both bounds are evaluated
-    in float64 and hold for W2 itself, at any epsilon. A rounded plan is returned if at most 2^22
-    (4.2 million) of its entries are at least 1e-12 times their row's weight; otherwise ``coupling``
-    is None, and ``stats["no_plan"]`` gives the reason.
+    ``cost`` is the cost of the cheapest *feasible* coupling found, which is ``upper^2`` up to
+    rounding. One candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017;
+    the missing mass is coupled in order along the leading principal direction). If both clouds have
+    the same number of points and uniform weights, the given pairing and a permutation derived from
+    the plan are also candidates. ``lower`` comes from c-transforms of the potentials. Both bounds
+    are evaluated in float64 and hold for W2 itself, at any epsilon. If the rounded plan is the
+    cheapest candidate and more than 2^22 (4.2 million) of its entries exceed 1e-12 times their
+    row's weight, ``coupling`` is None, and ``stats["no_plan"]`` gives the reason.
 
     ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2`` (Feydy
     et al. 2019) at a given epsilon: an estimate of W2^2, not a bound. It is None for
@@ -76,35 +76,36 @@ class Sinkhorn:
     epsilon : float or "auto"
         Regularization strength, as a fraction of a scale: the mean squared displacement of the
         pairing (row i with row i by default), or the total variance tr cov x + tr cov y if that is
-        less, both after removing the means. ``stats["epsilon"]`` is in absolute units, those of ||x
-        - y||^2; packages whose cost is ||x - y||^2 / 2 use half this value. ``"auto"`` lowers
-        epsilon until the interval is within `tolerance`, the iterations are used up, or float64
-        cannot resolve it. It keeps the smallest epsilon that converged, and reports the reason for
-        stopping in ``stats["epsilon_chosen"]``.
+        less, both after removing the means. ``stats["epsilon"]`` is in the units of
+        ``||x - y||^2``; packages whose cost is ``||x - y||^2 / 2`` use half this value. ``"auto"``
+        lowers epsilon until the interval is within `tolerance`, the iterations are used up, or
+        float64 cannot resolve a smaller epsilon. It keeps the smallest epsilon that converged, and
+        reports the reason for stopping in ``stats["epsilon_chosen"]``.
     unit : "scale" or "absolute"
-        Unit of a number for `epsilon`.
+        Unit of `epsilon` if it is a number.
     tolerance : float
-        Relative width of the interval at which a result is certified.
+        Largest relative width of the interval of a certified result; positive.
     marginal_tolerance : float
         L1 error of the column marginal at which an epsilon has converged; row marginals are exact.
     iterations : int
-        Maximum number of passes over all pairs.
+        Maximum number of iterations, each a pass over all pairs, for all steps of the annealing
+        together. The bounds and the divergence take additional passes.
     scaling : float
-        Factor by which each step of the annealing multiplies sqrt(epsilon).
+        Factor by which each step of the annealing multiplies sqrt(epsilon), between 0 and 1.
     debias : bool
         Compute ``divergence`` if `epsilon` is a number (two more problems, which are fast).
     engine : "wgeo", "auto", "fused", "geomloss" or "flash"
         Implementation of the iterations; the interval and the marginal errors are always computed
-        in blocks, in float64. ``"wgeo"`` computes blocks of scores on any device. ``"fused"``
-        computes each half of an iteration with one call of torch's fused attention (Dong et al.
-        2024, "Flex Attention"), which stores no scores. It needs a CUDA device, and must agree with
-        ``"wgeo"`` on a sample to 1e-5; otherwise it raises an error. Blocks are still used for more
-        than 256 features, and at epsilons for which float32 (without TF32) does not suffice.
-        ``"auto"`` chooses ``"fused"`` if it works here and there are more than 2^27 pairs,
-        otherwise ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other packages, and need a number
-        as `epsilon`. ``stats["engine"]`` is the engine that was used.
+        in blocks, in float64. ``"wgeo"`` computes the iterations in blocks, too, on any device.
+        ``"fused"`` computes each half of an iteration with one call of torch's fused attention
+        (Dong et al. 2024, "Flex Attention"), which stores no blocks. It needs a CUDA device, and
+        must agree with ``"wgeo"`` on a sample to 1e-5; otherwise it raises an error. Blocks are
+        still used for more than 256 features, and at epsilons for which float32 (without TF32) does
+        not suffice. ``"auto"`` chooses ``"fused"`` if it works here and there are more than 2^27
+        pairs, otherwise ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other packages, and need a
+        number as `epsilon`. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
-        What to do if the marginal tolerance was not reached. A returned interval still contains W2,
+        What to do if the marginal tolerance is not reached. A returned interval still contains W2,
         and ``stats["converged"]`` is False.
     device : str
         ``auto`` (CUDA if available), ``cpu`` or ``cuda``; the same code runs on either.
@@ -163,8 +164,11 @@ class Sinkhorn:
 
         Raises
         ------
+        ArgumentError
+            Float64 cannot resolve `epsilon` for these clouds, or the device cannot be used.
         ConvergenceError
-            The marginal tolerance was not reached and ``on_failure`` is "raise".
+            The marginal tolerance was not reached, and ``on_failure`` is "raise" or the problem is
+            one of those between a cloud and itself, for ``divergence``.
         DependencyError
             The engine's package is not installed, its device is not available, torch cannot
             compile it, or it does not agree with ``"wgeo"`` on a sample.
@@ -235,7 +239,7 @@ class Sinkhorn:
     ) -> TransportResult:
         """Solve for rescaled clouds and scale back, by powers of two, which causes no rounding.
 
-        Exponentials of cost over epsilon exceed the range of float32 long before the points do.
+        Products x.y and 1 / epsilon leave the range of float32 long before the points do.
         """
         factor = 2.0 ** -round(math.log2(clouds.total_variance) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
@@ -262,7 +266,7 @@ class Sinkhorn:
         )
 
     def _auto(self, clouds: PointClouds, scale: float, budget: Budget, fused: bool) -> _Solution:
-        """Lower epsilon while it converges and the interval is not yet narrow enough."""
+        """Lower epsilon while the iterations converge and the interval is not yet narrow enough."""
         floor = smallest_epsilon(clouds)
         eps = max(_FIRST_AUTO_EPSILON * scale, floor)
         best, g = None, None
@@ -302,7 +306,7 @@ class Sinkhorn:
         )
 
     def _self_transport(self, clouds: PointClouds, eps: float) -> float:
-        """Return OT(x, x)/2 + OT(y, y)/2, which is invariant to translations."""
+        """Return OT(x, x)/2 + OT(y, y)/2, which does not depend on the clouds' centers."""
         both = [
             require_converged(
                 *solve_itself(itself, eps, self.marginal_tolerance, Budget(_SELF_ITERATIONS)),
@@ -313,9 +317,9 @@ class Sinkhorn:
         return sum(state.value for state in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """Solve the case in which one cloud is the other translated, so the pairing is optimal.
+        """Return the result if one cloud is the other translated, so that the pairing is optimal.
 
-        It includes clouds that are single points, between which any plan is optimal.
+        This includes clouds whose points are all equal, between which any plan is optimal.
         """
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None

@@ -1,4 +1,4 @@
-"""Pairs of clouds that `distances` has solved, in a file from which a later call continues."""
+"""The pairs of clouds that `distances` has solved, in a file that a later call reads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..storage.ownership import owned
 from ..text import printable
 from .entry import Solver
 
-_SECONDS = 5.0  # a killed process loses at most the pairs of this time, and the one being solved
+_SECONDS = 5.0  # a killed process loses at most the pairs solved in about this time
 
 
 class PairSummary(NamedTuple):
-    """What `distances` keeps of a pair."""
+    """The values of a pair that `distances` keeps."""
 
     distance: float
     lower: float
@@ -33,7 +33,7 @@ class PairSummary(NamedTuple):
 
 
 class SolvedPairs:
-    """Solved pairs in a JSON file; without a path, nothing is found and nothing is written.
+    """Solved pairs in a JSON file; without a path, no pair is found or written.
 
     A pair is identified by the checksums of both clouds, the solver with its options, and the
     version of wgeo, so that a changed cloud is measured again.
@@ -65,7 +65,7 @@ class SolvedPairs:
         return self._pairs.get(self._key(x, y)) if self._path else None
 
     def add(self, x: np.ndarray, y: np.ndarray, summary: PairSummary) -> None:
-        """Add a pair; it is written to the file within a few seconds, or by `write`."""
+        """Add a pair; `write`, or an `add` a few seconds after the last writing, writes it."""
         if self._path is None:
             return
         with self._lock:
@@ -74,7 +74,7 @@ class SolvedPairs:
                 self._write()
 
     def write(self) -> None:
-        """Write all pairs to the file, unless it has them already."""
+        """Write all pairs to the file, unless it already contains them."""
         with self._lock:
             self._write()
 
@@ -91,7 +91,7 @@ class SolvedPairs:
         return self._checksums[id(cloud)]
 
     def _opened(self) -> dict[str, PairSummary]:
-        """Return the pairs in the file, once it is known that the file may be replaced."""
+        """Return the pairs in the file, after checking that wgeo may replace the file."""
         if self._path is None:
             return {}
         with owned(self._path.parent) as folder:

@@ -1,9 +1,9 @@
-"""All pairs of two clouds, a tile (a block of rows) at a time, without n x m matrices.
+"""All pairs of two clouds, a tile (a block of rows) at a time.
 
-Only the inner products are stored, and only if they fit into memory (`store_products`).
-
-Tiles are ``bias_j + scale <x_i, y_j>``. Each process visits its own rows, and `reduce_tiles` puts
-the parts of all processes together. When a GPU runs out of memory, tiles become smaller.
+The only n x m matrix that is stored here is that of the inner products, if there is memory for it
+(`store_products`). Tiles are ``bias_j + scale <x_i, y_j>``. Each process visits its own rows, and
+`reduce_tiles` combines the parts of all processes. When a GPU runs out of memory, tiles become
+smaller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..runtime.threads import raise_if_interrupted
 
 T = TypeVar("T")
 
-# Entries of a tile: few enough for a core's cache, and enough to fill a GPU.
+# Largest number of entries of a tile: few enough for a core's cache, or enough to fill a GPU.
 TILE_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Largest number of products stored between passes: 128 MiB in float64, or 1 GiB on a GPU. An
 # iteration is then nearly two times faster at d = 64, and six times faster at d = 512.
@@ -32,7 +32,7 @@ STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}
 _MIN_ROWS = 64
 _STORED_ROWS = 256  # rows of stored products computed at a time
-_PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL units instead of d
+_PANEL = 512  # features summed at a time, for smaller rounding errors (`roundings`)
 
 
 def per_device(table: dict[str, int], device: torch.device) -> int:
@@ -41,7 +41,7 @@ def per_device(table: dict[str, int], device: torch.device) -> int:
 
 
 def chunks(n: int, width: int, device: torch.device, least: int = 1) -> Iterator[slice]:
-    """Return slices of n rows to copy to float64: at least `least`, or of `CHUNK_ENTRIES`."""
+    """Return slices of n rows to copy to float64: of `CHUNK_ENTRIES`, or at least `least` rows."""
     step = max(least, per_device(CHUNK_ENTRIES, device) // width)
     return (slice(k, min(k + step, n)) for k in range(0, n, step))
 
@@ -56,8 +56,9 @@ def map_tiles(
     """Yield ``rows, work(rows, tile)`` for tiles of this process's rows.
 
     ``fill(rows, out)`` computes a tile in `out`, of the dtype and device of `like`, which the next
-    tile overwrites. Both are called again, with fewer rows, if a GPU runs out of memory. A process
-    without rows has one tile of none. `most` bounds the entries of a tile, as `TILE_ENTRIES` does.
+    tile overwrites. If a GPU runs out of memory, `fill` and `work` are called again with fewer
+    rows. A process without rows has one empty tile. A tile has at most `most` entries and at most
+    `TILE_ENTRIES`, but at least `_MIN_ROWS` rows.
     """
     height, width = shape
     size = min(per_device(TILE_ENTRIES, like.device), most or sys.maxsize)
@@ -83,9 +84,10 @@ def map_tiles(
 def reduce_tiles(
     tiles: Iterable[tuple[slice, Sequence[torch.Tensor]]], n: int, by_row: int = 1
 ) -> list[torch.Tensor]:
-    """Put tiles together: of each, `by_row` tensors have its rows, and the others are summed.
+    """Combine the tensors that `work` returned for each tile, over the tiles of all processes.
 
-    The results are those of all processes; the first `by_row` have n rows.
+    The first `by_row` tensors have a row for each row of the tile, and are put together to n rows.
+    The others are summed.
     """
     results: list[torch.Tensor] = []
     for rows, values in tiles:
@@ -109,7 +111,7 @@ def products(
 ) -> Float[torch.Tensor, "n m"]:
     """Write ``bias_j + scale <x_i, y_j>`` to `out`, summed a panel of features at a time.
 
-    Errors are those of a single panel, plus one rounding for each panel.
+    `roundings` gives the number of rounding errors in each inner product.
     """
     if x.shape[1] <= _PANEL:
         return torch.addmm(bias, x, y.T, alpha=scale, out=out)
@@ -120,14 +122,14 @@ def products(
 
 
 def roundings(d: int) -> int:
-    """Return the largest number of roundings in a sum of d `products`."""
+    """Return the largest number of roundings of a term in an inner product by `products`."""
     return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
 
 
 def store_products(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
 ) -> Float[torch.Tensor, "n m"] | None:
-    """Return all <x_i, y_j>; None if a GPU has no memory for them."""
+    """Return all <x_i, y_j>; None if the GPU does not have the memory."""
     try:
         out, zero = x.new_empty((len(x), len(y))), y.new_zeros(len(y))
         for part, rows in zip(out.split(_STORED_ROWS), x.split(_STORED_ROWS), strict=True):

@@ -21,7 +21,7 @@ from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 from .tiles import full_precision
 
-_MEMORY = 2**30  # bytes for blocks of rows of the cost matrix
+_MEMORY = 2**30  # bytes for blocks of costs
 # Relative difference of squared distances, and marginal error, that count as zero.
 _TOLERANCE = 1e-9
 
@@ -33,8 +33,8 @@ class Verification(Result):
     Attributes
     ----------
     lower, upper : float or None
-        The interval that the plan and potentials prove, computed again from the clouds. `lower` is
-        None without potentials, and `upper` without a plan: that end was not checked.
+        The interval that the plan and the potentials prove, computed again from the clouds.
+        Without potentials `lower` is None, and without a plan `upper`; that end is not checked.
     marginal_error : float or None
         L1 distance of the plan's marginals from the weights; `upper` accounts for it.
     dual_violation : float or None
@@ -65,7 +65,7 @@ class Verification(Result):
 
     @property
     def valid(self) -> bool:
-        """Whether all checks passed."""
+        """Whether no check failed; a bound that is None was not checked, and is ignored here."""
         return not self.faults
 
     def _description(self) -> str:
