@@ -479,6 +479,25 @@ class TestEpsilon:
         assert result.status is Status.BOUNDED
         assert not result.stats["converged"]
         assert result.stats["column_error"] > 1e-3
+        assert result.stats["epsilon"] > 0.01 * result.stats["scale"]
+        assert result.stats["epsilon_chosen"].startswith("larger than given")
+
+    def test_return_on_failure_includes_the_divergence(self, rng):
+        x, y = two_clouds(rng)
+        failing = {"epsilon": 0.05, "marginal_tolerance": 1e-17}
+        with pytest.raises(ConvergenceError):
+            wasserstein(x, y, solver=Sinkhorn(**failing))
+        result = wasserstein(x, y, solver=Sinkhorn(**failing, on_failure="return"))
+        assert result.divergence is None
+        assert result.lower <= wasserstein(x, y).distance <= result.upper
+
+    def test_every_result_has_the_same_statistics(self, rng):
+        x, y = two_clouds(rng, 20, 20)
+        solver = Sinkhorn(epsilon=0.1)
+        other, translated = (wasserstein(x, z, solver=solver).stats for z in (y, x + 3))
+        assert set(translated) == set(other)
+        assert translated["entropic_value"] == pytest.approx(9 * x.shape[1])
+        assert translated["scale"] == pytest.approx(2 * x.var(0).sum())
 
 
 class Largest(TorchDispatchMode):
@@ -599,5 +618,8 @@ class TestGradients:
         x, y = two_clouds(rng)
         with pytest.raises(ArgumentError, match="epsilon"):
             sinkhorn_divergence(x, y, epsilon=0.0)
+        for wrong in ({"iterations": 0}, {"marginal_tolerance": -1.0}):
+            with pytest.raises(ArgumentError, match=next(iter(wrong))):
+                sinkhorn_divergence(x, y, epsilon=0.5, **wrong)
         with pytest.raises(ConvergenceError, match="between x and y"):
             sinkhorn_divergence(x, y, epsilon=0.01, iterations=2)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch.autograd.function import once_differentiable
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
 from .annealing import (
     SCALING,
@@ -70,8 +71,8 @@ def sinkhorn_divergence(
     FeatureError
         As `wasserstein`.
     ArgumentError
-        The weights are invalid (see `wasserstein`), or epsilon is not positive or smaller than
-        float64 can resolve for these clouds.
+        The weights are invalid (see `wasserstein`); a setting is not positive; or epsilon is
+        smaller than float64 can resolve for these clouds.
     ConvergenceError
         The marginal tolerance was not reached.
 
@@ -91,6 +92,9 @@ def sinkhorn_divergence(
     x, y = comparable_points(x, y)
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
+    if not marginal_tolerance > 0:
+        raise ArgumentError(f"marginal_tolerance must be positive, not {marginal_tolerance!r}.")
+    as_count(iterations, "iterations", 1)
     weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")
     return _Divergence.apply(x, y, weights, (epsilon, marginal_tolerance, iterations))
 

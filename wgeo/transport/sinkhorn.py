@@ -7,7 +7,7 @@ import operator
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -106,7 +106,8 @@ class Sinkhorn:
         number as `epsilon`. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
         What to do if the marginal tolerance is not reached. A returned interval still contains W2,
-        and ``stats["converged"]`` is False.
+        and ``stats["converged"]`` is False; ``divergence`` is None if its own two problems did not
+        converge.
     device : str
         ``auto`` (CUDA if available), ``cpu`` or ``cuda``; the same code runs on either.
 
@@ -167,8 +168,7 @@ class Sinkhorn:
         ArgumentError
             Float64 cannot resolve `epsilon` for these clouds, or the device cannot be used.
         ConvergenceError
-            The marginal tolerance was not reached, and ``on_failure`` is "raise" or the problem is
-            one of those between a cloud and itself, for ``divergence``.
+            The marginal tolerance was not reached, and ``on_failure`` is "raise".
         DependencyError
             The engine's package is not installed, its device is not available, torch cannot
             compile it, or it does not agree with ``"wgeo"`` on a sample.
@@ -203,13 +203,8 @@ class Sinkhorn:
             if self_value is None
             else max(clouds.translation_cost + state.value - self_value, 0.0),
             stats={
-                "epsilon": state.eps,
-                "epsilon_share": state.eps / scale,
+                **_epsilon_stats(clouds, state.eps, scale),
                 "epsilon_chosen": solution.chosen,
-                "scale": scale,
-                "scale_is": "spread"
-                if scale == clouds.total_variance
-                else "mean squared displacement",
                 "converged": solution.converged,
                 "iterations": budget.spent,
                 "engine": self._engine_used(fused),
@@ -261,9 +256,8 @@ class Sinkhorn:
             g = ENGINES[self.engine](clouds, eps, self.scaling)
             state = iterate(Kernel(clouds), g, eps)
             converged = state.error <= self.marginal_tolerance
-        return self._require_convergence(
-            _Solution(state, None, converged, "as given"), scale, budget
-        )
+        chosen = "as given" if state.eps == eps else "larger than given: the iterations ended here"
+        return self._require_convergence(_Solution(state, None, converged, chosen), scale, budget)
 
     def _auto(self, clouds: PointClouds, scale: float, budget: Budget, fused: bool) -> _Solution:
         """Lower epsilon while the iterations converge and the interval is not yet narrow enough."""
@@ -305,16 +299,16 @@ class Sinkhorn:
             '`epsilon="auto"`, or `on_failure="return"` for the interval so far.'
         )
 
-    def _self_transport(self, clouds: PointClouds, eps: float) -> float:
-        """Return OT(x, x)/2 + OT(y, y)/2, which does not depend on the clouds' centers."""
-        both = [
-            require_converged(
-                *solve_itself(itself, eps, self.marginal_tolerance, Budget(_SELF_ITERATIONS)),
-                "a cloud and itself",
-            )
-            for itself in clouds.self_problems
-        ]
-        return sum(state.value for state in both) / 2
+    def _self_transport(self, clouds: PointClouds, eps: float) -> float | None:
+        """Return OT(x, x)/2 + OT(y, y)/2, which does not depend on the clouds' centers.
+
+        None if they did not converge, and ``on_failure`` is "return".
+        """
+        settings = (eps, self.marginal_tolerance)
+        both = [solve_itself(z, *settings, Budget(_SELF_ITERATIONS)) for z in clouds.self_problems]
+        if self.on_failure == "return" and not all(converged for _, converged in both):
+            return None
+        return sum(require_converged(*itself, "a cloud and itself").value for itself in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
         """Return the result if one cloud is the other translated, so that the pairing is optimal.
@@ -323,12 +317,12 @@ class Sinkhorn:
         """
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
+        lower = clouds.translation_cost - clouds.rounding
+        product = clouds.translation_cost + clouds.total_variance + clouds.rounding
+        upper = min(clouds.pairing_cost, product)
         return clouds.result(
-            lower=clouds.translation_cost - clouds.rounding,
-            upper=min(
-                clouds.pairing_cost,
-                clouds.translation_cost + clouds.total_variance + clouds.rounding,
-            ),
+            lower=lower,
+            upper=upper,
             solver=self.name,
             seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
@@ -338,16 +332,29 @@ class Sinkhorn:
             potentials=(f, g),
             divergence=max(clouds.translation_cost, 0.0) if self._debiases else None,
             stats={
-                "epsilon": 0.0,
+                **_epsilon_stats(clouds, 0.0, clouds.total_variance),
                 "epsilon_chosen": "none needed: one cloud is the other translated",
                 "converged": True,
                 "iterations": 0,
                 "engine": self._engine_used(fused=False),
                 "row_error": 0.0,
                 "column_error": 0.0,
+                "entropic_value": clouds.translation_cost,
+                "entropic_cost": clouds.translation_cost,
+                "primal_dual_gap": upper - lower,
                 "upper_from": "pairing" if pairing else "line",
             },
         )
+
+
+def _epsilon_stats(clouds: PointClouds, eps: float, scale: float) -> dict[str, Any]:
+    """Return the statistics that tell how large epsilon is."""
+    return {
+        "epsilon": eps,
+        "epsilon_share": eps / scale if eps else 0.0,
+        "scale": scale,
+        "scale_is": "spread" if scale == clouds.total_variance else "mean squared displacement",
+    }
 
 
 _COST_STATS = ("epsilon", "scale", "entropic_value", "entropic_cost", "primal_dual_gap")

@@ -53,7 +53,9 @@ class SolvedPairs:
                 f"`store=` needs to know the solver's options: give {type(solver).__name__} a "
                 "`__repr__` that contains them, as a dataclass has."
             )
-        self._solver = f"{type(solver).__qualname__} {solver!r} {__version__}"
+        self._solver = (
+            f"{type(solver).__module__}.{type(solver).__qualname__} {solver!r} {__version__}"
+        )
         self._checksums: dict[int, str] = {}
         self._pairs: dict[str, PairSummary] = on_rank_zero(self._opened)
         self._lock = threading.Lock()

@@ -65,12 +65,13 @@ class Verification(Result):
 
     @property
     def valid(self) -> bool:
-        """Whether no check failed; a bound that is None was not checked, and is ignored here."""
-        return not self.faults
+        """Whether at least one end of the interval was checked, and no check failed."""
+        return not self.faults and not (self.lower is None and self.upper is None)
 
     def _description(self) -> str:
         ends = ["not checked" if v is None else f"{v:.6g}" for v in (self.lower, self.upper)]
-        verdict = "; ".join(self.faults) if self.faults else "valid"
+        unchecked = "there is neither a plan nor a potential to check"
+        verdict = "; ".join(self.faults) or ("valid" if self.valid else unchecked)
         return f"lower {ends[0]}, upper {ends[1]}: {verdict}"
 
 
