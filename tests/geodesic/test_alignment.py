@@ -16,7 +16,9 @@ from torch.nn import functional
 import wgeo
 from wgeo.errors import ArgumentError
 from wgeo.features import blocks as block_names
+from wgeo.features.residual_blocks import BlockSpec
 from wgeo.geodesic.residual_alignment import runs
+from wgeo.geodesic.residual_alignment.branches import branch_of, visits
 from wgeo.geodesic.residual_alignment.triplets import top_triplets
 from wgeo.models.fresh import reestimate_statistics
 
@@ -177,6 +179,22 @@ def test_independent_subspaces_are_at_chance():
     assert segment.chance_coupling == pytest.approx(math.sqrt(formula))
     signed = np.mean([p.coupling_signed**2 for p in coupled])
     assert signed == pytest.approx(1 + (K / d) ** 2, rel=0.03)
+
+
+def test_chance_is_that_of_the_rank_if_it_is_below_the_vectors():
+    d, rank = 32, 2
+    matrices = []
+    for seed in range(8):
+        u, w = (frames(1, d, k=rank, seed=2 * seed + i)[0] for i in range(2))
+        matrices.append(0.01 * spectral(u, torch.ones(rank).double(), w))
+    result = align(*matrices, points=1)
+    (segment,) = result.segments
+    assert segment.vectors == K
+    assert segment.chance == rank / d
+    overlaps = [p.overlap_uv for p in result.pairs]
+    assert np.mean(overlaps) == pytest.approx(rank / d, rel=0.25)
+    squares = np.mean([p.coupling**2 for p in result.pairs if p.coupling is not None])
+    assert squares == pytest.approx(segment.chance_coupling**2, rel=0.03)
 
 
 # --- geodesics ------------------------------------------------------------------------------------
@@ -425,6 +443,51 @@ def test_blocks_that_change_the_space_are_left_out_and_end_a_run():
     assert not result.reset_statistics
 
 
+class Returning(nn.Module):
+    """A residual block that returns its output twice, and a network that takes the first."""
+
+    def __init__(self, outer: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+        self.blocks = nn.ModuleList([Returning(False)] if outer else [])
+
+    def forward(self, x: torch.Tensor):
+        for block in self.blocks:
+            return self.linear(block(x)[0])
+        return (x + self.linear(x),) * 2
+
+
+def test_blocks_left_out_have_their_own_reason():
+    x = torch.randn(3, D).double()
+    specs = [BlockSpec(name, True, None) for name in ("0", "0+x")]
+    (seen,), left_out = visits(nn.Sequential(Added(torch.eye(D))).double(), x, specs)
+    assert seen.spec.name == "0"
+    assert "forward method" in left_out["0+x"]
+    seen, left_out = visits(Returning().double(), x, [BlockSpec("blocks.0", False, None)])
+    assert (seen, left_out) == ([], {"blocks.0": "it does not map a tensor to one tensor"})
+
+
+class Masked(nn.Module):
+    """A network whose block takes a mask between tokens, or the block itself."""
+
+    def __init__(self, outer: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+        self.block = Masked(False) if outer else None
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.block is not None:
+            return self.block(x, mask=torch.ones(5, 5).tril().to(x))
+        return x + mask @ self.linear(x)
+
+
+def test_an_argument_without_a_row_per_sample_is_passed_whole():
+    net, x = Masked().double(), torch.randn(3, 5, D).double()
+    (visit,), _ = visits(net, x, [BlockSpec("block", True, None)])
+    branch = branch_of(visit, slice(0, 2), gated=True)
+    torch.testing.assert_close(branch.map(x[:2]), (net(x) - x)[:2].detach())
+
+
 def test_statistics_that_were_never_estimated_are_reported():
     torch.manual_seed(0)
     few = {"vectors": 2, "probes": 1, "tolerance": 1.0}
@@ -476,6 +539,8 @@ def test_options_are_checked():
     (u,) = frames(1)
     for options, message in (
         ({"points": 0}, "points must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
+        ({"tolerance": math.nan}, "tolerance at least 0"),
         ({"jacobian": "total"}, "Unknown jacobian 'total'"),
         ({"jacobian": "pooled:1"}, "only a token has an index"),
         ({"steps": 5}, "steps must be more than vectors"),

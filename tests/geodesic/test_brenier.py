@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import patience
@@ -351,8 +353,55 @@ def test_maps_that_cannot_be_tested_are_clear_errors(map_, x, words):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ArgumentError, match="at least 1"):
-        brenier(lambda x: x, points(3, 4), probes=0)
+    for name, value in (("probes", 0), ("lanczos", 0), ("batch_size", 0), ("seed", -1)):
+        with pytest.raises(ArgumentError, match=f"{name} must be a whole number of at least"):
+            brenier(lambda x: x, points(3, 4), **{name: value})
+    for tolerance in (-1.0, math.nan):
+        with pytest.raises(ArgumentError, match="tolerance must be at least 0"):
+            brenier(lambda x: x, points(3, 4), tolerance=tolerance)
+
+
+class Keyed(nn.Module):
+    """Blocks that are called with a keyword, and return a tuple or a tensor."""
+
+    def __init__(self, returns: Callable = lambda y: (y, None)) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Turning(returns) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            y = block(x=x, angle=torch.tensor(0.3))
+            x = y[0] if isinstance(y, tuple) else y
+        return x
+
+
+class Turning(nn.Module):
+    def __init__(self, returns: Callable) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, *, x: torch.Tensor, angle: torch.Tensor):
+        a, b, (c, s) = x[:, :1], x[:, 1:], (torch.cos(angle), torch.sin(angle))
+        return self.returns(torch.cat([c * a - s * b, s * a + c * b], 1))
+
+
+@pytest.mark.parametrize("returns", [lambda y: (y, None), lambda y: y])
+def test_blocks_with_keywords_and_tuples_are_tested(returns):
+    names = ["blocks.0", "blocks.1"]
+    found = brenier_blocks(Keyed(returns), points(4, 2).float(), names, probes=2)
+    for block in found.blocks.values():
+        assert block.asymmetry == pytest.approx(math.tan(0.3) ** 2, rel=1e-6)
+    assert found.segments[tuple(names)].asymmetry == pytest.approx(math.tan(0.6) ** 2, rel=1e-6)
+    assert brenier_blocks(Keyed(lambda y: (y, y)), points(4, 2), names).blocks == {}
+
+
+def test_the_largest_eigenvalue_is_too_small_by_no_more_than_the_stated_fraction():
+    d, steps = 300, 20
+    values = torch.linspace(-1, 1, d).double()
+    result = brenier(lambda x: x * values, points(8, d), probes=1, lanczos=steps)
+    scale = result.per_point["min_eigenvalue"] / result.per_point["relative_eigenvalue"]
+    assert (scale <= 1 + 1e-9).all()
+    assert (scale >= 1 - 2 * (math.log(33 * math.sqrt(d)) / (2 * steps - 1)) ** 2).all()
 
 
 def test_every_block_and_segment_of_a_network():

@@ -507,6 +507,31 @@ def test_quantiles_overall_and_by_class(rng):
     np.testing.assert_allclose(quantiles["dog"][2], np.median(ratios[traj.labels == 1]))
 
 
+def test_a_class_named_all_does_not_replace_the_quantiles_of_all_samples(rng):
+    traj = staged(rng)
+    named = replace(traj, class_names=("all", "dog", "dog"))
+    found, plain = (straightness(t, bootstrap=0).segments[0].quantiles for t in (named, traj))
+    found, plain = found["turning_angle"], plain["turning_angle"]
+    assert list(found) == ["all", "all (0)", "dog", "dog (2)"]
+    assert list(found.values()) == list(plain.values())
+
+
+def test_a_chain_of_other_layers_or_samples_is_refused(rng):
+    traj = staged(rng)
+    renamed = replace(traj, layers=tuple(replace(x, name=f"{x.name}!") for x in traj.layers))
+    rows = replace(
+        traj,
+        layers=tuple(
+            replace(x, features=x.features[:20], entry=None if x.entry is None else x.entry[:20])
+            for x in traj.layers
+        ),
+        labels=traj.labels[:20],
+    )
+    for other in (renamed, rows, trajectory([rng.normal(size=(24, 3))] * 2)):
+        with pytest.raises(ArgumentError, match="other layers or another number of samples"):
+            straightness(traj, chain=wgeo.transport.chain(other))
+
+
 def test_solved_chains_are_used_and_seeds_repeat(rng):
     from wgeo.transport import chain
 
@@ -740,6 +765,9 @@ def test_values_of_the_reference_test_match_the_measures(rng):
         figure = getattr(straightness(one, bootstrap=0).segments[0], statistic)
         assert result.value == pytest.approx(figure, rel=0.02)
         assert not result.paired  # the first layers differ
+        (result,) = straighter_than(one, two, statistic=statistic, centred=True)
+        figure = straightness(one, bootstrap=0).segments[0].centred[statistic]
+        assert result.value == pytest.approx(figure, rel=0.02)
 
 
 def test_shuffled_layers_keep_the_ends_and_are_less_straight(rng):
@@ -782,11 +810,37 @@ def test_trajectories_that_cannot_be_compared_are_clear_errors(rng):
         straighter_than(one, one, statistic="length_ratio", solver=Bare())
     with pytest.raises(ArgumentError, match="undefined"):
         straighter_than(trajectory([rng.normal(size=(5, 2))] * 3), trajectory(path(0, 1, 2)))
+    x = rng.normal(size=(20, 3)).astype(np.float32)
+    shifts = Trajectory.from_arrays([x, x + 100, x - 100], np.zeros(20, int))
+    with pytest.raises(ArgumentError, match="undefined"):  # only rounding is left of its steps
+        straighter_than(shifts, shifts, statistic="length_ratio", centred=True)
+    for name in ("draws", "seed"):
+        with pytest.raises(ArgumentError, match=f"{name} must be a whole number"):
+            straighter_than(one, one, **{name: -1})
 
 
 def test_p_values_without_any_difference_are_one():
     assert sign_flip_p_value(np.zeros(10), draws=99, seed=0) == 1
     assert permutation_p_value(np.ones(10), np.ones(8), draws=99, seed=0) == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])
+def test_constant_groups_differ_as_much_as_possible(offset):
+    high, low = np.full(4, offset + 0.7), np.full(4, offset + 0.3)
+    for draws, least in ((999, 1 / 70), (49, 1 / 50)):  # all relabelings, or 49 of them
+        assert permutation_p_value(high, low, draws=draws, seed=1) == least
+        assert permutation_p_value(low, high, draws=draws, seed=1) == 1
+
+
+def test_an_effect_without_deviation_has_no_size(rng):
+    x = rng.normal(size=(12, 2))
+    straight, long = trajectory([x, 2 * x, 3 * x]), trajectory([x, 3 * x, 2 * x])
+    (same,) = straighter_than(straight, straight)
+    (other,) = straighter_than([straight] * 4, [long] * 4)
+    assert (same.effect_size, same.p_value) == (0.0, 1.0)
+    assert other.effect_size is None
+    assert other.p_value == 1 / 70
+    assert json.dumps(other.to_dict(), allow_nan=False)
 
 
 def test_few_values_are_relabelled_in_all_ways():
@@ -884,6 +938,9 @@ def test_bias_curve_checks_its_input(rng):
         bias_curve(x, x[:10])
     with pytest.raises(ArgumentError, match="between 2 and 20"):
         bias_curve(x, x, [10, 30])
+    for options in ({"sizes": [1]}, {"repeats": 0}, {"seed": -1}):
+        with pytest.raises(ArgumentError, match="must be a whole number of at least"):
+            bias_curve(x, x, **options)
     assert [p.size for p in bias_curve(x, x + 1).points] == [2, 5, 10, 20]
     assert bias_curve(x, x + 1).samples_for() is None  # a translation: nothing is ever resolved
     points = bias_curve(x, x + rng.normal(size=(20, 2)), [5, 20]).points

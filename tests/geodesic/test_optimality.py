@@ -26,7 +26,7 @@ from wgeo.geodesic.pairs import evenly_spaced
 from wgeo.geodesic.resampling import resample
 from wgeo.storage.record import Block, Record, Segment
 from wgeo.storage.schema import read
-from wgeo.transport import Exact, Gaussian, Sliced, wasserstein
+from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, wasserstein
 
 
 def trajectory(*arrays):
@@ -266,7 +266,22 @@ def test_potentials_of_centred_clouds_prove_the_centred_cost(rng):
     assert (f[:, None] + g <= cost + 1e-9).all()
     assert f.mean() + g.mean() == pytest.approx(pair.transport.cost, abs=1e-9)
     assert pair.transport.cost == pytest.approx(cost[linear_sum_assignment(cost)].mean(), abs=1e-9)
-    assert pair.shift == pytest.approx(((y - x).mean(0) ** 2).sum())
+    assert pair.squared_shift == pytest.approx(((y - x).mean(0) ** 2).sum())
+
+
+def test_a_large_shift_leaves_the_centred_intervals_as_they_are(rng):
+    """The solver's interval is then too wide for the centered cost, which is solved again."""
+    x = rng.normal(size=(60, 3))
+    y = 1.5 * x + 0.5 * rng.normal(size=(60, 3)) + [30, 0, 0]
+    loose, exact = (
+        wgeo.straightness(trajectory(x, y), solver=solver, nulls=0).segments[0]
+        for solver in (Sinkhorn(tolerance=1e-3), Exact())
+    )
+    low, high = loose.centred["intervals"]["distance"]
+    assert high > 1.05 * low
+    for name in ("corr_score", "ot_score_centred"):
+        assert loose.intervals[name] == pytest.approx(exact.intervals[name], abs=1e-6)
+    assert (low, high) == pytest.approx(exact.centred["intervals"]["distance"], abs=1e-6)
 
 
 def test_constant_shift_by_every_block_is_not_straightness(rng):

@@ -142,6 +142,19 @@ def test_a_number_too_large_for_float16_is_named(tmp_path):
     assert traj.save(tmp_path / "b", dtype="bfloat16").last[0, 0] == pytest.approx(7e4, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "other"),
+    [("float32", 1e39, "float64"), ("bfloat16", 3.4e38, "float32"), ("bfloat16", -1e39, "float64")],
+)
+def test_a_number_too_large_for_any_format_is_an_error_and_not_infinity(dtype, value, other):
+    rows = np.array([[0.0, 1.0], [value, np.nan]])
+    with pytest.raises(FeatureError, match=rf"x holds 3.4e\+38|1e\+39 \(sample 8\).*{other}"):
+        layout.encoded(rows, dtype, "x", 7)
+    rows[1, 0] = np.inf
+    for name in ("float16", "bfloat16", "float32", "float64"):
+        assert len(layout.encoded(rows, name, "x", 0)) == 4 * Column(name).row_bytes
+
+
 def test_users_features_are_saved_once(rng, tmp_path, small_shards):
     traj = Trajectory.from_arrays([rng.normal(size=(600, 3)) for _ in "ab"], np.arange(600) % 2)
     saved = traj.save(tmp_path / "s")

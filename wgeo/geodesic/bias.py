@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays.checks import as_numpy, as_points
+from ..arrays.checks import as_count, as_numpy, as_points
 from ..errors import ArgumentError
 from ..results import Result
 from ..runtime.progress import track
@@ -147,8 +147,8 @@ def bias_curve(
     Raises
     ------
     ArgumentError
-        x and y differ in shape, a size or `repeats` is out of range, or `whole` is the result of
-        another solver or for another number of samples.
+        x and y differ in shape, a size, `repeats` or `seed` is out of range or not a whole number,
+        or `whole` is the result of another solver or for another number of samples.
 
     Examples
     --------
@@ -167,9 +167,11 @@ def bias_curve(
             f"x and y must be paired, row by row; their shapes are {x.shape} and {y.shape}."
         )
     n = len(x)
-    sizes = sorted({n // k for k in (16, 8, 4, 2, 1)} - {0, 1}) if sizes is None else sorted(sizes)
-    if repeats < 1 or not sizes or sizes[0] < 2 or sizes[-1] > n:
-        raise ArgumentError(f"sizes must lie between 2 and {n}, and repeats must be at least 1.")
+    repeats, seed = as_count(repeats, "repeats", 1), as_count(seed, "seed")
+    fractions = {n // k for k in (16, 8, 4, 2, 1)} - {0, 1}
+    sizes = sorted(as_count(size, "a size", 2) for size in (fractions if sizes is None else sizes))
+    if not sizes or sizes[-1] > n:
+        raise ArgumentError(f"sizes must lie between 2 and {n}.")
     solver = Exact() if solver is None else solver
     known = None if whole is None else whole.potentials
     others = known is not None and len(known[0]) != n

@@ -66,7 +66,7 @@ class Moments:
         spread = np.sqrt(np.maximum(np.diag(self.products), 0.0))
         return np.where(spread > self.floor, spread, 0.0)
 
-    def shift(self, i: int, j: int) -> Float[np.ndarray, " d"]:
+    def mean_shift(self, i: int, j: int) -> Float[np.ndarray, " d"]:
         """Return the mean of layer j minus the mean of layer i."""
         return (self.centers[j] - self.centers[i]) + (self.rest[j] - self.rest[i])
 
@@ -89,14 +89,14 @@ class CenteredPair:
     ----------
     transport : TransportResult
         W2(u, v) with its interval, and the potentials of u and v, if kept.
-    shift : float
+    squared_shift : float
         |m|^2.
     corr_score : (value, low, high), or None
         See `wgeo.geodesic.result.Optimality`.
     """
 
     transport: TransportResult
-    shift: float
+    squared_shift: float
     corr_score: Score | None
 
     @classmethod
@@ -106,7 +106,7 @@ class CenteredPair:
         total = float(moments.products[i, i] + moments.products[j, j])
         low, high = result.lower**2 - shift - error, result.upper**2 - shift + error
         if result.status is Status.CERTIFIED and shift > total and high - low > _CANCELLED * total:
-            return replace(_solve_again(moments, i, j, result), shift=shift)
+            return replace(_solve_again(moments, i, j, result), squared_shift=shift)
         transport = _without_shift(moments, i, j, result, shift, (low, high))
         score = _corr_score(moments, i, j, transport.cost, (low, high))
         return cls(transport, shift, score)
@@ -141,7 +141,7 @@ def _relative_error(moments: Moments) -> float:
 def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
     """Return |m|^2 and a bound on its rounding error."""
     n, d = moments.arrays[0].shape
-    vector = moments.shift(i, j)
+    vector = moments.mean_shift(i, j)
     length = float(np.linalg.norm(vector))
     # Rounding errors: n, relative to the spreads, for the means of x - center; one for m.
     error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
@@ -207,7 +207,7 @@ def _along_shift(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return <m, u_i> and <m, v_i> for every sample."""
     x, y = moments.arrays[i], moments.arrays[j]
-    vector, centers = moments.shift(i, j), moments.centers
+    vector, centers = moments.mean_shift(i, j), moments.centers
     of_x, of_y = map_rows(
         lambda _, a, b: [(a - centers[i]) @ vector, (b - centers[j]) @ vector], x, y
     )
@@ -229,4 +229,5 @@ def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> C
     start = result.coupling
     permutation = isinstance(start, np.ndarray) and start.ndim == 1
     solution = wasserstein(*clouds, coupling=start if permutation else None)
-    return Moments.of(clouds, moments.floor).pair(0, 1, solution)
+    keep = result.potentials is not None
+    return Moments.of(clouds, moments.floor).pair(0, 1, solution, potentials=keep)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..trajectory import Segment
+from ..trajectory import Segment, Trajectory
 from ..transport import TransportResult
 from .correlation import Moments, rounding_of
 from .paths import PathMeasures, path_measures
@@ -33,6 +33,7 @@ TRANSPORT_MEASURES = (
     "ot_score",
 )
 MOVING = ("moving_blocks", "sqrt_moving_blocks")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LINEARIZED = (*TRANSPORT_MEASURES, *MOVING, "ot_score_centred", "corr_score")
 
 
@@ -91,6 +92,22 @@ class SegmentSample:
     ) -> Resampled:
         """Return the measures of this sample, of its bootstraps, and with each sample left out."""
         return resample(self._columns(), self._measures, draws=draws, seed=seed, groups=groups)
+
+    def quantiles(self, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
+        """Return quantiles of each measure over all samples and by class, if defined."""
+        members_of = {"all": np.ones(len(traj), dtype=bool)}
+        for k in np.unique(traj.labels):
+            name = traj.class_names[k] if k < len(traj.class_names) else str(k)
+            members_of[f"{name} ({k})" if name in members_of else name] = traj.labels == k
+        return {
+            name: {
+                group: [float(q) for q in np.nanquantile(values[members], QUANTILES)]
+                for group, members in members_of.items()
+                if not np.isnan(values[members]).all()
+            }
+            for name in TRAJECTORY_MEASURES
+            for values in [getattr(self.path, name)]
+        }
 
     def _columns(self) -> Float[np.ndarray, "n c"]:
         path = [getattr(self.path, name) for name in TRAJECTORY_MEASURES]

@@ -16,7 +16,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 Streams = list[torch.Generator]
 _BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
 _TRACE_FROM = 2**14  # entries of a batch above which tracing the derivative (0.3 s) saves time
-_FIRST_CHECK, _CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is checked
+_FIRST_CHECK, CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is checked
 
 
 @contextmanager
@@ -120,23 +120,15 @@ def lowest_eigenvalue(
         image = jacobian.symmetric(q.reshape(shape)).flatten(1)
         tridiagonal[:, k, k] = (q * image).sum(1)
         rest = orthogonalize(image, basis[:, : k + 1])
-        beta = rest.norm(dim=1)
         scale = tridiagonal.abs().amax((1, 2)).clamp_min(torch.finfo(q.dtype).tiny)
-        stuck = beta <= _BREAKDOWN * scale
-        beta = torch.where(stuck, 0.0, beta)
+        q, beta = normalized_or_new(rest, rest.norm(dim=1), scale, basis[:, : k + 1], streams)
         last = k + 1 == steps
-        if last or (k + 1 >= _FIRST_CHECK and (k + 1) % _CHECK_EVERY == 0 and tolerance > 0):
+        if last or (k + 1 >= _FIRST_CHECK and (k + 1) % CHECK_EVERY == 0 and tolerance > 0):
             current = _ritz(tridiagonal[:, : k + 1, : k + 1], beta * (k + 1 < dimension))
             estimates[:, active] = current[:, active]
             active &= current[1] > tolerance * current[2]
             if last or not bool(active.any()):
                 break
-        q = rest / torch.where(stuck, 1.0, beta)[:, None]
-        if bool(stuck.any()):
-            stuck_streams = [
-                stream for stream, is_stuck in zip(streams, stuck, strict=True) if is_stuck
-            ]
-            q[stuck] = new_direction(basis[stuck, : k + 1], stuck_streams)
         tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = beta
     return estimates[0], estimates[1], estimates[2]
 
@@ -154,6 +146,21 @@ def new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
     draws = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
     v = orthogonalize(torch.stack(draws).to(basis), basis)
     return v / v.norm(dim=1, keepdim=True)
+
+
+def normalized_or_new(
+    v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalized vectors, and the norms that they had before.
+
+    A vector that vanishes is replaced by a new random direction, and its norm is 0.
+    """
+    stuck = norm <= _BREAKDOWN * scale
+    v = v / torch.where(stuck, 1.0, norm)[:, None]
+    if bool(stuck.any()) and basis.shape[1] < basis.shape[2]:
+        stuck_streams = [s for s, is_stuck in zip(streams, stuck, strict=True) if is_stuck]
+        v[stuck] = new_direction(basis[stuck], stuck_streams)
+    return v, torch.where(stuck, 0.0, norm)
 
 
 def orthogonalize(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,6 @@ from .result import BlockTransport, Interval, NullScore, SegmentStraightness, St
 Null = Mapping[Ends, Sequence[NullScore]]
 _SAME_COST = 1e-6  # relative difference up to which two costs count as equal
 _ROUNDING = 4  # an interval up to this multiple of the rounding bound is only rounding error
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 
 
@@ -62,7 +61,8 @@ def straightness(
     solver : Solver, optional
         Default `Exact()`.
     chain : Chain, optional
-        The distances, if they have already been computed (`wgeo.transport.chain`).
+        The distances of this trajectory, if they have already been computed
+        (`wgeo.transport.chain`). Only the layers' names and the number of samples are checked.
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
@@ -100,8 +100,9 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, `bootstrap` is 1, or `bootstrap`, `nulls` or
-        `seed` is not a whole number of at least 0.
+        `groups` is not one whole number per sample, `chain` belongs to other layers or to another
+        number of samples, `bootstrap` is 1, or `bootstrap`, `nulls` or `seed` is not a whole number
+        of at least 0.
 
     Examples
     --------
@@ -123,7 +124,9 @@ def straightness(
         )
     nulls = as_count(nulls, "nulls")
     solver = Exact() if solver is None else solver
-    chain = solve_chain(traj, solver) if chain is None else chain
+    if chain is None:
+        chain = solve_chain(traj, solver)
+    _check_chain(chain, traj)
     groups = None if groups is None else _as_groups(groups, len(traj))
     blocks: list[BlockTransport] = []
     segments: list[SegmentStraightness] = []
@@ -210,7 +213,7 @@ class _MeasuredSegment:
             ),
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
-            "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
+            "shift_share": min(pair.squared_shift / paired**2, 1.0) if paired > 0 else None,
             "ot_score_centred": defined(self.resampled_centered.values[f"ot_score{suffix}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
@@ -238,6 +241,19 @@ class _MeasuredSegment:
             if interval is not None:
                 intervals[name] = interval
         return intervals
+
+
+def _check_chain(chain: Chain, traj: Trajectory) -> None:
+    layers = (
+        tuple((block.source, block.target) for block in traj.blocks),
+        tuple((segment.names[0], segment.names[-1]) for segment in traj.segments),
+    )
+    numbers = {len(each.potentials[0]) for each in chain.blocks if each.potentials is not None}
+    if layers != (chain.block_layers, chain.end_layers) or numbers - {len(traj)}:
+        raise ArgumentError(
+            "chain was solved for other layers or another number of samples. Solve it for this "
+            "trajectory, with wgeo.transport.chain(traj), or leave it out."
+        )
 
 
 def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
@@ -331,7 +347,7 @@ def _segment(
         resolution=resolution(segment.arrays[0], segment.arrays[-1], neighbours=spacing),
         interpolation_gap=gap,
         interpolation_time=time,
-        quantiles=_quantiles(raw, traj),
+        quantiles=raw.quantiles(traj),
         undefined_samples={
             name: int(np.isnan(getattr(raw.path, name)).sum()) for name in TRAJECTORY_MEASURES
         },
@@ -431,19 +447,3 @@ def _paired_cost(
         lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
     )
     return float(total)
-
-
-def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
-    """Return quantiles of each measure over all samples and by class, if defined."""
-    members_of = {"all": np.ones(len(traj), dtype=bool)}
-    for k in np.unique(traj.labels):
-        members_of[traj.class_names[k] if k < len(traj.class_names) else str(k)] = traj.labels == k
-    quantiles: dict[str, dict[str, list[float]]] = {}
-    for name in TRAJECTORY_MEASURES:
-        values = getattr(sample.path, name)
-        quantiles[name] = {
-            group: [float(q) for q in np.nanquantile(values[members], QUANTILES)]
-            for group, members in members_of.items()
-            if not np.isnan(values[members]).all()
-        }
-    return quantiles

@@ -86,7 +86,7 @@ def costs(
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
         return paired
-    x, y, shift = moments.arrays[i], moments.arrays[j], moments.shift(i, j)
+    x, y, shift = moments.arrays[i], moments.arrays[j], moments.mean_shift(i, j)
     (squared,) = map_rows(
         lambda _, a, b: [((b - a - shift) ** 2).sum(1)], x, select_rows(y, coupling)
     )
@@ -145,13 +145,13 @@ def _bound_terms(
     n, d = u.shape
     squares = [(x**2).sum(1) for x in (u, v)]
     shrinkage = _SHRINKAGE if d <= _MAX_WIDTH else ()
-    costs = np.zeros((1 + len(shrinkage), n))
+    products = np.zeros((1 + len(shrinkage), n))
     for held_out in np.array_split(rng.permutation(n), _FOLDS):
         rest = np.setdiff1d(np.arange(n), held_out)
         floor = max(_SMALLEST * max(square.mean() for square in squares), _SMALLEST)
         mean_u, mean_v = (max(square[rest].mean(), floor) for square in squares)
         scale = np.sqrt(mean_v / mean_u)  # here A is a multiple of the identity
-        costs[0, held_out] = (scale * squares[0] + squares[1] / scale)[held_out]
+        products[0, held_out] = (scale * squares[0] + squares[1] / scale)[held_out]
         if shrinkage:
             cov_u, cov_v = (x[rest].T @ x[rest] / len(rest) for x in (u, v))
         for k, weight in enumerate(shrinkage, 1):
@@ -159,8 +159,8 @@ def _bound_terms(
                 _shrink(cov_u, mean_u / d, weight), _shrink(cov_v, mean_v / d, weight)
             )
             for x, matrix in ((u[held_out], forward), (v[held_out], inverse)):
-                costs[k, held_out] += ((x @ matrix) * x).sum(1)
-    return squares[0] + squares[1] - costs[costs.mean(1).argmin()]
+                products[k, held_out] += ((x @ matrix) * x).sum(1)
+    return squares[0] + squares[1] - products[products.mean(1).argmin()]
 
 
 def _shrink(covariance: Float[np.ndarray, "d d"], mean: float, weight: float) -> np.ndarray:

@@ -26,6 +26,7 @@ _MAX_WEIGHTS = 2**24  # number of resampling weights in memory
 _ROUNDING = 1e-12  # relative spread of draws that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
 _TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
+_CONSTANT = 1e-12  # variance within groups, relative to that of all values, that is rounding error
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -216,13 +217,13 @@ def permutation_p_value(
     def welch(first: np.ndarray) -> float:
         total, squares = first.sum(), (first**2).sum()
         mean_a, mean_b = total / n, (pooled.sum() - total) / m
-        variance = (squares / n - mean_a**2) / (n - 1) + ((square - squares) / m - mean_b**2) / (
-            m - 1
-        )
-        return float((mean_a - mean_b) / np.sqrt(variance)) if variance > 0 else 0.0
+        within_a, within_b = squares / n - mean_a**2, (square - squares) / m - mean_b**2
+        if within_a + within_b <= _CONSTANT * square / (n + m):  # then the means differ
+            return math.copysign(math.inf, mean_a - mean_b)
+        return float((mean_a - mean_b) / np.sqrt(within_a / (n - 1) + within_b / (m - 1)))
 
     observed = welch(pooled[:n])
-    threshold = observed - 1e-12 * abs(observed)
+    threshold = observed * (1 - 1e-12 * np.sign(observed))
     if math.comb(n + m, n) <= draws:
         subsets = combinations(range(n + m), n)
         return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in subsets]))

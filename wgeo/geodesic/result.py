@@ -257,7 +257,8 @@ class SegmentStraightness(Optimality):
     interpolation_time : tuple of (float or None), one per layer
         The t of each layer, in [0, 1]; None if D is 0.
     quantiles : dict
-        {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures.
+        {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures. A class
+        whose name is ``all``, or that of an earlier class, has its label after it: ``all (3)``.
     undefined_samples : dict of int
         Number of samples for which each per-sample measure is undefined (``PathMeasures``).
     intervals : dict of (low, high)

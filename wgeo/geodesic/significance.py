@@ -13,11 +13,12 @@ import scipy
 from jaxtyping import Float
 
 from ..arrays.checks import as_count
-from ..arrays.rows import as_float64, mean_of, row_chunks
+from ..arrays.rows import mean_of, row_chunks
 from ..errors import ArgumentError
 from ..results import Result
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
+from .correlation import Moments
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .paths import path_measures
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
@@ -48,10 +49,10 @@ class StraighterThan(Result):
     interval : (low, high)
         95 % Student's t interval of the difference, from the values (or pseudo-values) of images,
         or from the values of networks.
-    effect_size : float
+    effect_size : float or None
         Cohen's d: the gain in straightness divided by the standard deviation over images or
-        networks (of the differences if paired). It is positive if the network is straighter, and 0
-        if this deviation is 0.
+        networks (of the differences if paired). It is positive if the network is straighter. None
+        if this deviation is 0, but the difference is not.
     p_value : float in (0, 1]
         One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
@@ -85,7 +86,7 @@ class StraighterThan(Result):
     reference: float
     difference: float
     interval: tuple[float, float]
-    effect_size: float
+    effect_size: float | None
     p_value: float
     p_value_less_straight: float
     paired: bool
@@ -171,7 +172,8 @@ def straighter_than(
     ArgumentError
         The statistic is unknown or undefined, only one of the sides has several networks, paired
         sides differ in size, the statistic needs equal numbers of samples, the solver has no
-        potentials for a statistic of W2, or the segments cannot be compared.
+        potentials for a statistic of W2, the segments cannot be compared, or `draws` or `seed` is
+        not a whole number of at least 0.
 
     Examples
     --------
@@ -186,6 +188,7 @@ def straighter_than(
     >>> round(test.value, 6), round(test.reference, 6), test.direction
     (1.0, 1.666667, 'straighter')
     """
+    draws, seed = as_count(draws, "draws"), as_count(seed, "seed")
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")
     ours, theirs = _networks(traj, "traj"), _networks(reference, "reference")
@@ -297,7 +300,7 @@ def _comparison(
         "reference": float(b.mean()),
         "difference": difference,
         "interval": (difference - half_width, difference + half_width),
-        "effect_size": sign * difference / spread if spread > 0 else 0.0,
+        "effect_size": sign * difference / spread if spread > 0 else None if difference else 0.0,
         "p_value": p_values[0],
         "p_value_less_straight": p_values[1],
         "paired": paired,
@@ -317,16 +320,12 @@ def _per_sample(
     segment: Segment, statistic: str, centered: bool, solver: Solver | None
 ) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
-    centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
     if statistic in TRAJECTORY_MEASURES:
+        centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
         values = getattr(path_measures(segment.arrays, centres=centers), statistic)
     else:
-        if centers is not None:
-            centered_arrays = (
-                as_float64(x) - m for x, m in zip(segment.arrays, centers, strict=True)
-            )
-            segment = replace(segment, arrays=tuple(centered_arrays))
-        values = _pseudo_values(segment, statistic, Exact() if solver is None else solver)
+        solver = Exact() if solver is None else solver
+        values = _pseudo_values(segment, statistic, centered, solver)
     if np.isnan(values).all():
         raise ArgumentError(
             f"{statistic} is undefined from {segment.names[0]} to {segment.names[-1]}: "
@@ -335,10 +334,20 @@ def _per_sample(
     return values
 
 
-def _pseudo_values(segment: Segment, statistic: str, solver: Solver) -> Float[np.ndarray, " n"]:
-    steps = [wasserstein(x, y, solver=solver) for x, y in pairwise(segment.arrays)]
-    end = wasserstein(segment.arrays[0], segment.arrays[-1], solver=solver)
+def _pseudo_values(
+    segment: Segment, statistic: str, centered: bool, solver: Solver
+) -> Float[np.ndarray, " n"]:
+    arrays, last = segment.arrays, len(segment.arrays) - 1
+    pairs = [*pairwise(range(last + 1)), (0, last)]
+    *steps, end = (wasserstein(arrays[i], arrays[j], solver=solver) for i, j in pairs)
     sample = SegmentSample.of(segment, steps, end)
+    if centered:
+        moments = Moments.of(arrays, sample.floor)
+        *steps, end = (
+            moments.pair(*ends, result, potentials=True).transport
+            for ends, result in zip(pairs, (*steps, end), strict=True)
+        )
+        sample = SegmentSample.centered_of(moments, steps, end)
     if not sample.linearized:
         raise ArgumentError(
             f"{statistic} needs dual potentials to be tested, and {solver.name} has none. "
@@ -348,7 +357,7 @@ def _pseudo_values(segment: Segment, statistic: str, solver: Solver) -> Float[np
 
 
 def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.std(ddof=1)) if len(values) and np.ptp(values) else 0.0
 
 
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:

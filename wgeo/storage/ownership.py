@@ -116,12 +116,11 @@ class Owned:
 
     def require_writable(self, *names: str) -> None:
         """Raise RecordError if one of these files exists but is not as wgeo wrote it."""
-        checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:
                 require_writable(self.path, name)
             else:
-                self._require_unchanged(name, checksums)
+                self._require_unchanged(name)
 
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
         """Write files, given as names and contents, each atomically and in this order.
@@ -135,7 +134,7 @@ class Owned:
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         checksums, scratch = _read(self.path)
-        before = {name: self._require_unchanged(name, checksums) for name in contents}
+        before = {name: self._require_unchanged(name) for name in contents}
         for name, new in after.items():
             old = before[name]
             checksums[name] = [new] if old in (None, new) else [str(old), new]
@@ -223,23 +222,15 @@ class Owned:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
 
-    def _require_unchanged(self, name: str, checksums: Checksums) -> str | None:
-        """Return the checksum of a file that wgeo wrote, or None if it does not exist.
-
-        RecordError is raised if wgeo did not write the file or it has changed since. The checksum
-        is computed again only if the file's metadata has changed.
-        """
+    def _require_unchanged(self, name: str) -> str | None:
+        """Do as `_require_own`, but read a file again only if its metadata has changed."""
         path = self.path / name
-        _require_path(path, self.path)
-        if not os.path.lexists(path):
-            return None
         state, checksum = self._checksums.get(name, (None, None))
-        if state == _state(path):
+        if state is not None and os.path.lexists(path) and state == _state(path):
             return checksum
-        checksum = _checksum(path)
-        if checksum is None or checksum not in checksums.get(name, ()):
-            raise _in_the_way(path, self.path)
-        self._checksums[name] = (_state(path), checksum)
+        checksum = _require_own(path, self.path)
+        if checksum is not None:
+            self._checksums[name] = (_state(path), checksum)
         return checksum
 
     def _write_manifest(self, checksums: Checksums, scratch: list[str]) -> None:
@@ -247,21 +238,22 @@ class Owned:
             write_atomic(self.path / MANIFEST, _text(checksums, scratch))
 
 
-def _require_own(path: Path, folder: Path) -> None:
-    _require_path(path, folder)
+def _require_own(path: Path, folder: Path) -> str | None:
+    """Return the checksum of a file that wgeo wrote, or None if it does not exist.
+
+    RecordError is raised if wgeo did not write the file, it has changed since, or one of its
+    parents is a file.
+    """
+    if (obstacle := _obstacle(path.parent, folder)) is not None:
+        raise _in_the_way(obstacle, folder)
     if not os.path.lexists(path):
-        return
+        return None
     checksum, name = _checksum(path), path.relative_to(folder).as_posix()
     # The manifest is read last. Another process updates the manifest before the file, so a manifest
     # that was read first could lack the checksum of a new file.
     if checksum is None or checksum not in _read(folder)[0].get(name, ()):
         raise _in_the_way(path, folder)
-
-
-def _require_path(path: Path, folder: Path) -> None:
-    """Raise RecordError if one of the path's parents is a file."""
-    if (obstacle := _obstacle(path.parent, folder)) is not None:
-        raise _in_the_way(obstacle, folder)
+    return checksum
 
 
 def _obstacle(path: Path, folder: Path | None = None) -> Path | None:

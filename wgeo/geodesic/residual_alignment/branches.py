@@ -40,15 +40,18 @@ class Visit:
     ----------
     spec : BlockSpec
     part : nn.Module
-    args, kwargs : tuple, dict
+    arguments : dict
+        By position or keyword.
+    key : int or str
+        Position or keyword of `x`.
     x, y : Tensor, (n, ...)
         The argument that the shortcut adds to the branch, and the output.
     """
 
     spec: BlockSpec
     part: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: dict[int | str, Any]
+    key: int | str
     x: torch.Tensor
     y: torch.Tensor
 
@@ -56,6 +59,32 @@ class Visit:
     def keeps_space(self) -> bool:
         """Whether the output lies in the space of the input, with the samples on the first axis."""
         return self.x.shape == self.y.shape and self.spec.shortcut is None and self.x.ndim > 1
+
+    def in_float64(self, other: Callable[[Any, torch.Tensor], Any] = lambda value, _: value) -> Map:
+        """Return a copy of the block in float64 and eval mode, as a function z of its argument x.
+
+        Its other arguments have the same values as in this call, or ``other(value, z)``.
+        """
+        part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
+
+        def widened(value: Any) -> Any:
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.double() if floating else value
+
+        def block(z: torch.Tensor) -> torch.Tensor:
+            # The block receives a copy, since it may overwrite its input.
+            values = {
+                key: z.clone() if key == self.key else widened(other(value, z))
+                for key, value in self.arguments.items()
+            }
+            args = [value for key, value in values.items() if isinstance(key, int)]
+            kwargs = {key: value for key, value in values.items() if isinstance(key, str)}
+            out = returned(part(*args, **kwargs))
+            if out is None:
+                raise TypeError("it does not return one tensor")
+            return out
+
+        return block
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,19 +111,22 @@ class Branch:
 
 def visits(
     module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
-) -> tuple[list[Visit], list[str]]:
-    """Return the calls of blocks in one forward pass, and the names of the other blocks.
-
-    Among these are sums in a forward method, and modules that are called several times.
-    """
+) -> tuple[list[Visit], dict[str, str]]:
+    """Return the calls of blocks in one forward pass, and for each other block why it has none."""
     parts = dict(module.named_modules())
     known_blocks = [spec for spec in specs if spec.name in parts]
-    calls: dict[str, tuple[Any, Any]] = {}
+    left_out = {
+        spec.name: "its sum is in a forward method, or its module runs twice"
+        for spec in specs
+        if spec.name not in parts
+    }
+    calls: dict[str, dict[int | str, Any]] = {}
     outputs: dict[str, torch.Tensor | None] = {}
 
     def before(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name] = copied(args), copied(kwargs)
+            pairs: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            calls[name] = {key: copied(value) for key, value in pairs}
 
         return hook
 
@@ -112,13 +144,29 @@ def visits(
         run(module, x)
     result = []
     for spec in known_blocks:
-        args, kwargs = calls[spec.name]
-        key, y = spec.argument, outputs[spec.name]
-        value = kwargs.get(key) if isinstance(key, str) else args[key]
-        if isinstance(value, torch.Tensor) and y is not None and len(value) == len(x):
-            result.append(Visit(spec, parts[spec.name], args, kwargs, value, y))
-    names = {visit.spec.name for visit in result}
-    return result, [spec.name for spec in specs if spec.name not in names]
+        arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
+        if key not in arguments:  # a block without a shortcut, called with keywords only
+            key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
+        value = arguments.get(key)
+        if isinstance(value, torch.Tensor) and y is not None:
+            result.append(Visit(spec, parts[spec.name], arguments, key, value, y))
+        else:
+            left_out[spec.name] = "it does not map a tensor to one tensor"
+    return result, left_out
+
+
+def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
+    """Return the runs of blocks in one space, each block applied to the previous block's output."""
+    runs: list[list[Visit]] = []
+    previous: Visit | None = None
+    for visit in calls:
+        if visit.keeps_space:
+            follows = previous is not None and previous.keeps_space
+            if previous is None or not follows or not torch.equal(previous.y, visit.x):
+                runs.append([])
+            runs[-1].append(visit)
+        previous = visit
+    return runs
 
 
 def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
@@ -181,35 +229,12 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
 
 
 def _in_float64(visit: Visit, rows: slice) -> Map:
-    """Return a copy of a block in float64 and eval mode, as a function of its main input."""
-    part = copy.deepcopy(visit.part).double().eval().requires_grad_(False)
-    n, key = len(visit.x), visit.spec.argument
+    """Return a copy of a block as a function of its main input at some of the points."""
+    n = len(visit.x)
 
-    def local_rows(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.double() if value.is_floating_point() else value
-        return value[rows] if value.ndim and len(value) == n else value
+    def other(value: Any, z: torch.Tensor) -> Any:
+        """Return the rows of an argument that belong to z, the first of these points."""
+        has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == n
+        return value[rows][: len(z)] if has_rows else value
 
-    def block(z: torch.Tensor) -> torch.Tensor:
-        # The block receives a copy, since it may overwrite its input.
-        args = [
-            z.clone() if k == key else _truncated(local_rows(v), z)
-            for k, v in enumerate(visit.args)
-        ]
-        kwargs = {
-            k: z.clone() if k == key else _truncated(local_rows(v), z)
-            for k, v in visit.kwargs.items()
-        }
-        out = returned(part(*args, **kwargs))
-        if out is None:
-            raise TypeError("it does not return one tensor")
-        return out
-
-    return block
-
-
-def _truncated(value: Any, z: torch.Tensor) -> Any:
-    """Return the first rows of an argument that has more rows than `z`, one for each row of `z`."""
-    has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > len(z)
-    return value[: len(z)] if has_rows else value
+    return visit.in_float64(other)

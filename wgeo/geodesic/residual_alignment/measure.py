@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ...arrays.checks import as_count
@@ -19,7 +18,7 @@ from ...features.network import inputs, module_of, sample
 from ...features.residual_blocks import find_blocks
 from ...runtime.progress import track
 from ..jacobian import differentiable_everywhere
-from .branches import Visit, visits
+from .branches import runs_of, visits
 from .result import Alignment, BlockJacobian, PairAlignment, SegmentAlignment
 from .runs import Run, Settings
 
@@ -92,15 +91,16 @@ def alignment(
     -------
     Alignment
         Blocks that change the feature space are left out, and so are residual sums that the
-        network's own forward method computes outside any block, and modules that run several times.
-        ``left_out`` names them.
+        network's own forward method computes outside any block, modules that run several times,
+        and modules that do not map a tensor of samples to one tensor. ``left_out`` names them.
 
     Raises
     ------
     ArgumentError
-        `points`, `probes` or `vectors` is less than 1, `steps` is at most K, `tolerance` is
-        negative, `jacobian` is unknown or does not fit the features, or a block has no Jacobian at
-        a point because its samples influence each other or it cannot run in float64.
+        `points`, `probes`, `vectors` or `steps` is not a whole number of at least 1, or `seed` of
+        at least 0; `steps` is at most K, `tolerance` is negative, `jacobian` is unknown or does not
+        fit the features, or a block has no Jacobian at a point because its samples influence each
+        other or it cannot run in float64.
     FeatureError
         No block was found, or a module of `layers` does not exist or did not run.
 
@@ -125,14 +125,16 @@ def alignment(
     [1.0, 1.0]
     """
     start_time = time.perf_counter()
-    for name, value in (("points", points), ("probes", probes), ("vectors", vectors)):
+    counts = {"points": points, "probes": probes, "vectors": vectors, "steps": steps}
+    for name, value in counts.items():
         if value is not None:
             as_count(value, name, 1)
+    seed = as_count(seed, "seed")
     kind, index = _parse(jacobian)
     module, images = module_of(net), as_images(images)
     count = vectors or min(_VECTORS, len(np.unique(images.y)))
     steps = 4 * count + 20 if steps is None else steps
-    if steps <= count or tolerance < 0:
+    if steps <= count or not tolerance >= 0:
         raise ArgumentError("steps must be more than vectors, and tolerance at least 0.")
     small_batch = sample(net, module, images)
     specs = find_blocks(module, small_batch, layers)
@@ -140,17 +142,14 @@ def alignment(
     layouts = (
         {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", small_batch)
     )
-    block_calls, other_names = visits(module, x, specs)
-    left_out = dict.fromkeys(
-        other_names, "its sum is in a forward method, or its module runs twice"
-    )
-    left_out |= {
-        visit.spec.name: "it changes the feature space"
-        for visit in block_calls
-        if not visit.keeps_space
-    }
+    block_calls, left_out = visits(module, x, specs)
+    for visit in block_calls:
+        if visit.x.shape[:1] != x.shape[:1]:
+            left_out[visit.spec.name] = "the first axis of its input is not that of the samples"
+        elif not visit.keeps_space:
+            left_out[visit.spec.name] = "it changes the feature space"
     settings = Settings(kind, index, layouts, count, steps, tolerance, probes, seed)
-    runs = _runs(block_calls)
+    runs = runs_of([visit for visit in block_calls if visit.x.shape[:1] == x.shape[:1]])
     blocks: list[BlockJacobian] = []
     pairs: list[PairAlignment] = []
     segments: list[SegmentAlignment] = []
@@ -199,20 +198,3 @@ def _has_initial_statistics(module: nn.Module) -> bool:
     return bool(statistics) and all(
         not bool(mean.any()) and bool((var == 1).all()) for mean, var in statistics
     )
-
-
-def _runs(block_calls: Sequence[Visit]) -> list[list[Visit]]:
-    """Return the runs of blocks in one space, each block applied to the previous block's output."""
-    runs: list[list[Visit]] = []
-    previous: Visit | None = None
-    for visit in block_calls:
-        if visit.keeps_space:
-            if previous is None or not _follows(previous, visit) or not previous.keeps_space:
-                runs.append([])
-            runs[-1].append(visit)
-        previous = visit
-    return runs
-
-
-def _follows(previous: Visit, visit: Visit) -> bool:
-    return previous.y.shape == visit.x.shape and torch.equal(previous.y, visit.x)

@@ -8,8 +8,7 @@ from typing import Any
 
 from ...results import Result
 from ...text import counted, first_names
-
-Interval = tuple[float, float]
+from ..result import Interval
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,14 +133,15 @@ class SegmentAlignment(Result):
     dimension, vectors : int
         d and K.
     chance : float
-        K/d, the expected overlap of random subspaces.
+        K/d, the expected overlap of random subspaces. If the rank of a Jacobian is below K, the
+        larger rank of each two blocks replaces K, as a mean over pairs and points.
     overlap_uv, overlap_uu, overlap_vv : float or None
         Means over all ordered pairs of different blocks; see `PairAlignment`.
     coupling, coupling_signed : float or None
         Means over all ordered pairs of neighbors.
     chance_coupling : float
         (1 + K^2/d^2 - 2 sqrt(2/pi) sqrt(K)/d)^(1/2): the coupling of random blocks with equal
-        singular values. It is less than 1 if K^(3/2) < 1.59 d.
+        singular values, with the same K as in `chance`. It is less than 1 if K^(3/2) < 1.59 d.
     slopes : tuple of (float or None), or None
         For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l moves the
         sample from the fraction t_l of its path's length to t_l + dt_l. It is 1 for every k along a

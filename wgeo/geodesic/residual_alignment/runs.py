@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -190,15 +191,18 @@ class Run:
         intervals = {name: mean_interval(v, positive=True) for name, v in columns.items()}
         if slopes is not None:
             intervals["slope"] = mean_interval(slopes[:, 0])
-        k_d = count / d
+        ranks = np.stack([(self.values[k]["s"] > 0).sum(1) for k in range(len(self.run))])  # (L, n)
+        largest = [np.maximum(a, b)[ranks.min(0) > 0] for a, b in combinations(ranks, 2)]
+        rank = float(np.mean(largest)) if np.size(largest) else count
+        chance = rank / d
         return SegmentAlignment(
             blocks=tuple(self.names),
             dimension=d,
             vectors=count,
-            chance=k_d,
+            chance=chance,
             **{name: _mean(v) for name, v in columns.items()},
             chance_coupling=math.sqrt(
-                max(0.0, 1 + k_d**2 - 2 * math.sqrt(2 / math.pi * count) / d)
+                max(0.0, 1 + chance**2 - 2 * math.sqrt(2 / math.pi * rank) / d)
             ),
             slopes=None if slopes is None else tuple(_mean(column) for column in slopes.T),
             intervals={name: pair for name, pair in intervals.items() if pair is not None},

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 
-from ..jacobian import Streams, new_direction, orthogonalize
+from ..jacobian import CHECK_EVERY, Streams, new_direction, normalized_or_new, orthogonalize
 from .operators import ResidualJacobian
 
-_BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
 _RANK = 1e-9  # singular values below this fraction of the largest count as zero
-_CHECK_EVERY = 4  # number of steps between checks of convergence
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,36 +72,21 @@ def top_triplets(
         p = orthogonalize(jacobian.forward(q), left[:, :k])
         alpha = p.norm(dim=1)
         scale = torch.maximum(scale, alpha)
-        p, alpha = _normalized_or_new(p, alpha, scale, left[:, :k], streams)
+        p, alpha = normalized_or_new(p, alpha, scale, left[:, :k], streams)
         left[:, k], bidiagonal[:, k, k] = p, alpha
         rest = orthogonalize(jacobian.transpose(p), right[:, : k + 1])
         beta = rest.norm(dim=1)
         last = k + 1 == steps
-        if last or (k + 1 > count and (k + 1) % _CHECK_EVERY == 0):
+        if last or (k + 1 > count and (k + 1) % CHECK_EVERY == 0):
             bound = beta * (k + 1 < d)
             current = _ritz(bidiagonal[:, : k + 1, : k + 1], bound, left, right, count)
             _keep(best, current, active)
             active &= best.residual > tolerance
             if last or not bool(active.any()):
                 break
-        q, beta = _normalized_or_new(rest, beta, scale, right[:, : k + 1], streams)
+        q, beta = normalized_or_new(rest, beta, scale, right[:, : k + 1], streams)
         bidiagonal[:, k, k + 1] = beta
     return best
-
-
-def _normalized_or_new(
-    v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normalized vectors, and the norms that they had before.
-
-    A vector that vanishes is replaced by a new random direction, and its norm is 0.
-    """
-    stuck = norm <= _BREAKDOWN * scale
-    v = v / torch.where(stuck, 1.0, norm)[:, None]
-    if bool(stuck.any()) and basis.shape[1] < basis.shape[2]:
-        stuck_streams = [s for s, is_stuck in zip(streams, stuck, strict=True) if is_stuck]
-        v[stuck] = new_direction(basis[stuck], stuck_streams)
-    return v, torch.where(stuck, 0.0, norm)
 
 
 def _ritz(

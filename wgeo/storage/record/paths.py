@@ -201,7 +201,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """The first of `slopes`, that of the largest singular value."""
+        """The first of `slopes`: of step length / largest singular value, over depth."""
         return self.slopes[0] if self.slopes else None
 
 

@@ -90,24 +90,27 @@ def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
 
 
 def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
-    """Return the bytes of rows in the stored format.
+    """Return the bytes of rows in the stored format; NaN and infinity stay what they are.
 
     Raises
     ------
     FeatureError
-        A number is too large for float16.
+        A finite number is too large for the format.
     """
-    if dtype == "bfloat16":
-        wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-        narrow = wide.to(torch.bfloat16).view(torch.int16).numpy()
-        return np.ascontiguousarray(narrow).data.cast("B")
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(array, dtype=DTYPES[dtype])
-    if dtype == "float16" and not np.isfinite(narrow).all():
-        row = start + int(np.argmin(np.isfinite(narrow).reshape(len(narrow), -1).all(1)))
+        narrow = np.ascontiguousarray(array, "<f4" if dtype == "bfloat16" else DTYPES[dtype])
+    finite = np.isfinite(narrow)
+    if dtype == "bfloat16":
+        rounded = torch.from_numpy(narrow).to(torch.bfloat16)
+        narrow, finite = rounded.view(torch.int16).numpy(), rounded.isfinite().numpy()
+    lost = np.isfinite(array) & ~finite
+    if lost.any():
+        row = start + int(np.argmax(lost.reshape(len(lost), -1).any(1)))
+        largest = torch.finfo(getattr(torch, dtype)).max
+        wider = {"float16": "bfloat16 or float32", "bfloat16": "float32 or float64"}
         raise FeatureError(
-            f"{key} holds {np.abs(array).max():.3g} (sample {row}), but the largest float16 is "
-            "65504. Store as bfloat16 or float32."
+            f"{key} holds {np.abs(array[lost]).max():.3g} (sample {row}), but the largest {dtype} "
+            f"is {largest:.5g}. Store as {wider.get(dtype, 'float64')}."
         )
     return narrow.data.cast("B")
 

@@ -122,7 +122,7 @@ class Writer:
         Raises
         ------
         FeatureError
-            A number is too large for float16.
+            A number is too large for its array's format.
         RecordError
             The range cannot be written, for example because the disk is full; earlier ranges are
             kept.
