@@ -60,7 +60,7 @@ def as_mapping(source: Any, *kinds: str) -> Mapping[str, Any]:
     Raises
     ------
     ArgumentError
-        `source` is none of these; the message lists what the figure can draw.
+        `source` cannot be drawn; the message lists what the figure can draw.
     """
     kind = type(source).__name__ if isinstance(source, Displayed) else ""
     if kind in kinds:
