@@ -340,11 +340,11 @@ def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     [
         (
             {"kendall_tau": -1.0, "violations": 0, "monotone": True},
-            "rises: 0, τ = −1.00",
+            "increases: 0, τ = −1.00",
         ),
-        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "rises: 0, τ = −0.85"),
-        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises: 1, τ = 0.50"),
-        ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises: 3"),
+        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "increases: 0, τ = −0.85"),
+        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "increases: 1, τ = 0.50"),
+        ({"kendall_tau": None, "violations": 3, "monotone": False}, "increases: 3"),
         ({"kendall_tau": None, "violations": None, "monotone": None}, ""),
         ({}, ""),
     ],

@@ -237,15 +237,15 @@ def models_in(record: Record) -> list[str]:
 
 
 def trend_label(record: Record, metric: str) -> str:
-    """Return text such as ``rises: 2, τ = −0.80``.
+    """Return text such as ``increases: 2, τ = −0.80``.
 
     These are the number of layers at which the metric increases, and Kendall's τ with depth.
     """
     trend = record.trend(metric)
     tau = number(trend.kendall_tau)
-    parts = [] if trend.violations is None else [f"rises: {trend.violations}"]
+    parts = [] if trend.violations is None else [f"increases: {trend.violations}"]
     if np.isfinite(tau):
-        parts.append(f"τ = {tau:.2f}".replace("-", "−"))
+        parts.append(f"τ = {tau:z.2f}".replace("-", "−"))
     return ", ".join(parts)
 
 

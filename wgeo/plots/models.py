@@ -107,7 +107,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     ax.spines[:].set_visible(False)
     if K <= MAX_ANNOTATED:
         for (i, j), value in np.ndenumerate(matrix):
-            text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+            text = f"{value:z.2f}".replace("-", "−")
             color = "white" if abs(value) > 0.6 else INK
             shown = text if np.isfinite(value) else "–"
             ax.text(j, i, shown, ha="center", va="center", fontsize=6.5, color=color)
