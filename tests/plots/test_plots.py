@@ -594,6 +594,25 @@ def test_model_draws_a_solution_and_its_record() -> None:
         plots.model(wgeo.wasserstein([0.0, 1.0], [1.0, 2.0]))
 
 
+def test_a_record_of_another_kind_is_refused() -> None:
+    """A figure of another record would say that the record has nothing to draw."""
+    solution = record_of(wgeo.ufm.fit_mse([0, 1], dim=2, weight_decay=0.01, feature_decay=0.01))
+    records = {"an analysis": RECORD, "a series": sample_series(2), "a solution": solution}
+    panels = {"an analysis": PANELS, "a series": SERIES, "a solution": {**MODEL, "": plots.model}}
+    for kind in records:
+        name = kind.split()[1]
+        for panel in panels[kind].values():
+            for other, record in records.items():
+                if other == kind or (panel is plots.class_means and other == "a series"):
+                    continue
+                with pytest.raises(ArgumentError, match=rf"record of {other}\. .*{name}\.json"):
+                    panel(record)
+            with pytest.raises(ArgumentError, match=rf"cannot draw int\. .*{name}\.json"):
+                panel(5)
+    with pytest.raises(ArgumentError, match="record of a solution"):
+        plots.figures(solution, "figures")
+
+
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
     before = dict(mpl.rcParams)
