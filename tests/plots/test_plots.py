@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -172,11 +173,31 @@ def test_variability_of_single_classes(classes: int) -> None:
     expected = values if classes == 4 else np.quantile(values, [0.5], axis=1).T
     np.testing.assert_allclose(drawn[on_path], expected[on_path])
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names[0] == ("median of 25 classes" if classes == 25 else "class 0")
+    assert names[0] == ("median of 25 classes" if classes == 25 else "class 1 of 4")
     assert len(names) == (3 if classes == 25 else 4)
     table = next(p for p in catalog(record) if p.stem == "class-variability").rows()
     assert len(table) == classes * len(layers)
     assert table[1]["variability"] == values[0, 1]
+
+
+def test_single_classes_have_their_own_names(rng: np.random.Generator) -> None:
+    """Only classes 3, 5 and 8 of ten occur."""
+    labels = np.array([3, 5, 8])[np.arange(30) % 3]
+    layers = [scale * rng.normal(size=(30, 4)) for scale in (1, 2, 3)]
+    digits = tuple(f"digit {k}" for k in range(10))
+    plain = Trajectory.from_arrays(layers, labels)
+    named = replace(plain, class_names=digits)
+
+    def shown(source: Any) -> list[str]:
+        return [text.get_text() for text in plots.class_variability(source).get_legend().texts]
+
+    analysis = wgeo.analysis.analyze_trajectory(named, bootstrap=0, mufm=False)
+    assert shown(analysis) == ["digit 3", "digit 5", "digit 8"]
+    table = next(p for p in catalog(analysis) if p.stem == "class-variability").rows()
+    assert [row["class"] for row in table[:3]] == shown(analysis)
+    assert shown(wgeo.collapse(plain)) == ["class 3", "class 5", "class 8"]
+    unknown = {**analysis.record, "segments": []}
+    assert shown(unknown) == ["class 1 of 3", "class 2 of 3", "class 3 of 3"]
 
 
 def test_centered_class_means_do_not_move_together() -> None:

@@ -22,6 +22,7 @@ from .style import (
     MARKERS,
     MUTED,
     REFERENCE_LINE,
+    class_name,
     has_resolution,
     inches_wide,
     interval_ends,
@@ -32,7 +33,6 @@ from .style import (
     nothing_to_show,
     numbers,
     segment_name,
-    short,
     styled,
 )
 
@@ -193,7 +193,7 @@ def class_names(record: Record, view: View, width: int = 18) -> list[str]:
     names = record.provenance.class_names
     count = len(view.class_means[0])
     classes = view.classes or range(count)
-    return [short(names[k], width) if k < len(names) else f"class {k}" for k in classes]
+    return [class_name(names, k, width) for k in classes]
 
 
 def axis_labels(view: View, *, narrow: bool = False) -> list[str]:

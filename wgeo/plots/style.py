@@ -236,6 +236,11 @@ def segment_name(layers: Sequence[str], index: int) -> str:
     return f"{names[0]} → {names[-1]}"
 
 
+def class_name(names: Sequence[str], k: int, width: int = 18) -> str:
+    """Return the short name of class k, or its number if it has no name."""
+    return short(names[k], width) if k < len(names) else f"class {k}"
+
+
 def number(value: Any) -> float:
     """Return a finite int or float as a float, and NaN for anything else, such as None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
