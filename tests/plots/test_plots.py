@@ -658,6 +658,29 @@ def test_undefined_values_and_empty_records_are_drawn_as_such(panel: Any) -> Non
         assert "no " in ax.texts[0].get_text()
 
 
+def test_the_legend_of_errors_names_only_models_that_are_drawn() -> None:
+    record = sample_record()
+    layers = record["mufm"]["layers"]
+    for time, layer in enumerate(layers):
+        layer["time"] = -float(time)  # decreases with depth
+    figure = plots.model_errors(record).get_figure(root=True)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "geodesic model" in names
+    assert "MUFM" not in names
+    figure = next(plot for plot in catalog(record) if plot.stem == "models").draw()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_scores_are_recognized_by_their_keys() -> None:
+    """An equal mapping of scores was drawn as ratios, without crosses of null maps."""
+    own, equal = (
+        plots.straightness(RECORD, measures=measures)
+        for measures in (plots.paths.SCORES, dict(plots.paths.SCORES))
+    )
+    assert [line.get_marker() for line in own.lines] == [line.get_marker() for line in equal.lines]
+    assert "x" in {line.get_marker() for line in equal.lines}
+
+
 def test_error_for_wrong_arguments_lists_the_choices() -> None:
     with pytest.raises(ArgumentError, match=r"no collapse metric 'nc9'.*nc1"):
         plots.collapse(RECORD, "nc9")

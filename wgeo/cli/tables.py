@@ -19,7 +19,6 @@ _ARCH_SOURCES = {  # how the architecture was determined if the user did not nam
     "config": "from its config.json",
     "file": "as the file states",
 }
-_SOURCES = {"asked": "as specified", "file": "as the file states"}  # of the normalization
 _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
@@ -63,8 +62,7 @@ def _header(record: Record) -> list[str]:
     ]
     parts = []
     if normalization := trust.normalization:
-        source = _SOURCES.get(normalization.source, "assumed")
-        parts.append(f"normalization {normalization.name}, {source}")
+        parts.append(f"normalization {normalization.name}, {normalization.origin}")
     if record.accuracy is not None:
         stated = trust.claimed_accuracy.value
         context = [f"guessing {trust.chance:.3f}"] if trust.chance is not None else []

@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLORS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLORS[2], "^", (0, (1.5, 1.5))),
     "mufm_given": ("MUFM, network's classifier", COLORS[3], "D", (0, (4, 1.5, 1, 1.5))),
-    "ufm": ("UFM: collapsed", COLORS[6], "v", "none"),
+    "ufm": ("plain UFM", COLORS[6], "v", "none"),
 }
 """Models that a record may include: name, color, marker, dashes."""
 

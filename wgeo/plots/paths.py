@@ -234,7 +234,7 @@ def straightness(
     The marker of a ratio is solid for centered features and hollow for the original ones; the tick
     at the length ratio is the ratio for orthogonal steps of the same sizes. The marker of a score
     is hollow if the score is not evidence of an optimal map; the cross at the correlation score is
-    the highest score of null maps.
+    the highest upper bound of the null maps' scores.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def straightness(
     segments = record.segments
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
-    scores = measures is SCORES
+    scores = SCORES.keys() >= measures.keys()
     if scores:  # records of schema 1 have only the OT score
         measures = {k: v for k, v in measures.items() if any(k in s.json for s in segments)}
     rows = np.arange(len(measures))

@@ -264,7 +264,8 @@ def interval_ends(
 def has_resolution(item: Block | Segment) -> bool:
     """Return whether the resolution is sufficient for an OT score to be evidence.
 
-    Below `LOW_RESOLUTION`, the samples move so little that any map would score 1.
+    Below `LOW_RESOLUTION`, the samples move so little, compared with the distances between them,
+    that the OT score of almost any map is 1 or near it.
     """
     return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
 
