@@ -306,8 +306,8 @@ def test_the_next_command_can_be_pasted(tmp_path):
     run(*words[1:], "--no-report", "--bootstrap", "0", *PLAIN)
     record = json.loads((out / "analysis" / "analysis.json").read_text())
     assert record["provenance"]["samples"] == 40
-    assert record["provenance"]["normalize_source"] == "asked"
     assert record["seed"] == 3
+    assert words[words.index("--normalize") + 1] == "0.5;0.25"
     assert "--skip-broken" in words
 
 
