@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,9 +115,9 @@ def _names(record: Record, count: int) -> list[str]:
     A record whose segments have a view, and a `Collapse`, say which classes occur.
     """
     names, own = record.provenance.class_names, record.json.get("classes")
-    known = [own if isinstance(own, list) else (), *(s.view.classes for s in record.segments)]
-    known.append(range(len(names)))  # all that have a name
-    for classes in known:
+    known: list[Sequence[int]] = [own] if isinstance(own, list) else []
+    known += [segment.view.classes for segment in record.segments]
+    for classes in (*known, range(len(names))):  # at last, all that have a name
         if len(classes) == count:
             return [class_name(names, k) for k in classes]
     return [f"class {k + 1} of {count}" for k in range(count)]
