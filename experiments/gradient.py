@@ -1,4 +1,4 @@
-"""Plain gradient descent on the unconstrained-feature models, from many starts at once."""
+"""Plain gradient descent on the unconstrained feature models, from many starts at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks whose head is a deep unconstrained-feature model: a backbone, then weight matrices.
+"""Networks whose head is a deep unconstrained feature model: a backbone, then weight matrices.
 
     z = W_L relu(W_{L-1} ... relu(W_1 h)),   h = backbone(image)
 

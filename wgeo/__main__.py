@@ -40,7 +40,10 @@ def _leave_current_folder() -> None:
     """
     # Child processes, such as multiprocessing workers, inherit this variable.
     os.environ["PYTHONSAFEPATH"] = "1"
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # the folder was deleted
+        return
     if sys.path[0] == here and not sys.flags.safe_path:
         del sys.path[0]
         if here == os.path.dirname(os.path.dirname(os.path.abspath(__file__))):

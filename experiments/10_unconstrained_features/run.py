@@ -1,4 +1,4 @@
-"""Are simplex ETFs the only minima of the unconstrained-feature models? Claims U1, U2, E1, E2.
+"""Are simplex ETFs the only minima of the unconstrained feature models? Claims U1, U2, E1, E2.
 
 python experiments/10_unconstrained_features/run.py
 """

@@ -1,4 +1,4 @@
-"""Do deep unconstrained-feature models end in deep neural collapse? Claims D1 to D4.
+"""Do deep unconstrained feature models end in deep neural collapse? Claims D1 to D4.
 
 python experiments/12_deep_collapse/run.py --data mnist=npz:mnist.npz --jobs 2
 """

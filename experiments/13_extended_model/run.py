@@ -1,4 +1,4 @@
-"""Which unconstrained-feature model describes a trained network? Claim E3.
+"""Which unconstrained feature model describes a trained network? Claim E3.
 
 python experiments/13_extended_model/run.py
 """

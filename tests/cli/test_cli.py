@@ -16,6 +16,7 @@ from command_line import run
 from wgeo import plots
 from wgeo.analysis.plan import solver_of
 from wgeo.cli import main
+from wgeo.data.names import KINDS
 from wgeo.errors import ArgumentError
 from wgeo.models.names import SUMMARIES
 from wgeo.models.registry import ARCHS
@@ -187,6 +188,11 @@ def test_answers_without_loading_libraries(words, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_every_kind_of_file_is_listed():
+    text = run("list", "datasets")
+    assert all(f"{kind}:PATH" in text or (kind == "zip" and "a zip" in text) for kind in KINDS)
+
+
 def test_light_lists_name_what_there_is():
     assert list(SUMMARIES) == list(ARCHS)
 
@@ -293,12 +299,41 @@ def test_the_next_command_can_be_pasted(tmp_path):
     text = run(
         *("train", "--arch", "mlp", "--dataset", "digits", "--out", out, "--epochs", "1"),
         *("--option", "width=8", "--option", "depth=1", "--samples", "40", "--image-size", "6"),
+        *("--normalize", "0.5;0.25", "--seed", "3", "--skip-broken"),
     )
     words = shlex.split(text.split("Next: ")[1])
     assert words[:2] == ["wgeo", "analyze"]
-    extra = ["--samples", "40", "--no-report", "--bootstrap", "0", *PLAIN]
-    run(*words[1:], *extra)
-    assert (out / "analysis" / "analysis.json").exists()
+    run(*words[1:], "--no-report", "--bootstrap", "0", *PLAIN)
+    record = json.loads((out / "analysis" / "analysis.json").read_text())
+    assert record["provenance"]["samples"] == 40
+    assert record["seed"] == 3
+    assert words[words.index("--normalize") + 1] == "0.5;0.25"
+    assert "--skip-broken" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("analyze x.pt --data digits", "fewer `--samples` or `--pool gap` or a smaller `--batch"),
+        ("ufm ce", "use a smaller `--per-class`."),
+        ("list solvers", "Not enough memory."),
+    ],
+)
+def test_a_lack_of_memory_is_answered_with_options_of_the_command(words, advice, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("wgeo.cli.analysis.require_inputs", full)
+    monkeypatch.setattr("wgeo.ufm.fit_ce", full)
+    monkeypatch.setattr("wgeo.cli.lists.say", full)
+    out = ["--out", "x"] if words.startswith("analyze") else []
+    assert advice in run(*words.split(), *out, code=2)
+
+
+def test_store_with_several_checkpoints_is_refused_before_a_folder_is_made(tmp_path):
+    words = ["analyze", "x.pt", "y.pt", "--data", "digits", "--out", tmp_path / "out"]
+    assert "--store is for a single" in run(*words, "--store", tmp_path / "s", code=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_solvers_are_parsed():

@@ -10,6 +10,8 @@ import pytest
 from command_line import run
 from matplotlib.image import imread
 
+from wgeo import data
+from wgeo.errors import DataError
 from wgeo.plots.models import model, model_layers, model_means, model_starts, model_terms
 from wgeo.ufm import closed_form_ce, fit_deep, fit_mse, landscape
 from wgeo.ufm.certify import evaluate
@@ -98,6 +100,21 @@ def test_layers_may_have_separate_decays():
     assert shown(text, "objective") == pytest.approx(0.012281023594, abs=6e-13)
 
 
+def test_zero_samples_are_all(monkeypatch):
+    """As in ``wgeo analyze``."""
+    limits = []
+
+    def load(source, *, limit, **_):
+        limits.append(limit)
+        raise DataError("enough")
+
+    monkeypatch.setattr(data, "load_images", load)
+    run("ufm", "mufm", "--samples", "0", code=2)
+    run(*["train", "--arch", "mlp", "--dataset", "digits", "--samples", "0", "--out", "x"], code=2)
+    run(*["train", "--arch", "mlp", "--dataset", "digits", "--samples", "7", "--out", "x"], code=2)
+    assert limits == [None, None, 7]
+
+
 def test_mufm_of_digits(tmp_path):
     text = run(
         *("ufm", "mufm", "--samples", "60", "--layers", "3", "--restarts", "0"),
@@ -132,6 +149,11 @@ def test_mufm_of_digits(tmp_path):
         (["deep", "--layers", "0"], "1 numbers for 0 layers"),
         (["deep", "--method", "lower-rank", "--layers", "2"], "K >= 3 with L >= 4"),
         (["deep", "--method", "lower-rank", "--bias", "free"], "without a bias"),
+        (["deep", "--method", "lower-rank", "--seed", "0"], "no random starts: leave out --seed."),
+        (
+            ["deep", "--method", "lower-rank", "--restarts", "3", "--seed", "1"],
+            "leave out --restarts and --seed.",
+        ),
         (["mufm", "--data", "nowhere"], "nowhere"),
         (["mufm", "--transport", "0"], "transport"),
         (["ce", "--seed", "-1"], "--seed"),

@@ -145,6 +145,18 @@ def test_empty_path_entry_is_not_passed_to_child_processes(monkeypatch, tmp_path
     assert done.stdout.decode().strip() == str([str(Path(wgeo.__file__).parents[1]), str(library)])
 
 
+def test_commands_run_in_a_deleted_folder(tmp_path):
+    here = tmp_path / "deleted"
+    here.mkdir()
+    code = "import os, runpy; os.rmdir(os.getcwd()); "
+    code += "runpy.run_module('wgeo', run_name='__main__')"
+    line = [sys.executable, "-c", code, "list", "solvers"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=here, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("exact"), done.stderr
+    assert not done.stderr
+
+
 def test_python_m_wgeo_removes_the_current_folder_from_the_path(tmp_path, monkeypatch):
     """`python -m wgeo` has already imported wgeo; no later import comes from the folder."""
     (tmp_path / "click.py").write_text("raise SystemExit('planted')")

@@ -30,7 +30,7 @@ from wgeo.cli.gathering import folder_names
 from wgeo.cli.job import Job
 from wgeo.cli.options import given_settings
 from wgeo.cli.sweeps import read_config, sweep
-from wgeo.errors import ArgumentError, CheckpointError
+from wgeo.errors import ArgumentError, CheckpointError, WgeoError
 
 
 def numbers(record):
@@ -121,7 +121,7 @@ def test_key_depends_on_contents(features, tmp_path):
 def test_failure_is_reported_and_the_others_are_compared(
     features, tmp_path, undrawn, monkeypatch, processes
 ):
-    monkeypatch.setattr(gathering, "CONTEXT", "fork")
+    monkeypatch.setattr(gathering, "_START_METHOD", "fork")
     measure = Job.measure
 
     def measured(job, typed):
@@ -257,6 +257,45 @@ def test_results_of_another_part_are_included(features, tmp_path, undrawn):
         done, failed = gathering.run_all(jobs, tmp_path, part=(1, 2))
     assert list(done) == ["a", "b"]
     assert not failed
+
+
+@pytest.mark.parametrize("measured_before", [True, False])
+def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
+    features, tmp_path, monkeypatch, measured_before
+):
+    """Of four analyses, part 1 does two, one of them without figures; part 2 has done one."""
+    plan = AnalysisPlan.of(reference="none", bootstrap=0, mufm=False)
+    jobs = {name: Job(str(features / name[0]), plan) for name in ("a", "b", "c", "a-2")}
+
+    def undrawable(*_, **__):
+        raise ValueError("no font")
+
+    def gathered():
+        with click.Context(main) as ctx:
+            ctx.meta["wgeo.typed"] = "wgeo"
+            gathering.gather(jobs, tmp_path, with_report=False, part=(1, 2))
+
+    nothing = lambda *_, **__: []  # noqa: E731
+    monkeypatch.setattr("wgeo.plots.figures", nothing)
+    monkeypatch.setattr("wgeo.plots.files.current_files", nothing)
+    with click.Context(main) as ctx:
+        ctx.meta["wgeo.typed"] = "wgeo"
+        gathering.run_all({"b": jobs["b"]}, tmp_path)
+        if measured_before:
+            gathering.run_all({name: jobs[name] for name in "ac"}, tmp_path)
+    monkeypatch.setattr("wgeo.plots.figures", undrawable)
+    monkeypatch.setattr("wgeo.plots.files.current_files", lambda *_: None)
+    with pytest.raises(WgeoError, match="The figures of 2 of 4 analyses could not be drawn"):
+        gathered()
+    assert not (tmp_path / "series.json").exists()  # a-2 is left to part 2
+    monkeypatch.setattr("wgeo.plots.figures", nothing)
+    monkeypatch.setattr("wgeo.plots.files.current_files", nothing)
+    with click.Context(main) as ctx:
+        ctx.meta["wgeo.typed"] = "wgeo"
+        gathering.run_all({"a-2": jobs["a-2"]}, tmp_path)
+    gathered()
+    series = json.loads((tmp_path / "series.json").read_text())
+    assert [row["name"] for row in series["analyses"]] == list(jobs)
 
 
 def test_checkpoint_without_a_key_does_not_stop_the_others(

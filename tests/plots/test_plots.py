@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -172,11 +173,31 @@ def test_variability_of_single_classes(classes: int) -> None:
     expected = values if classes == 4 else np.quantile(values, [0.5], axis=1).T
     np.testing.assert_allclose(drawn[on_path], expected[on_path])
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names[0] == ("median of 25 classes" if classes == 25 else "class 0")
+    assert names[0] == ("median of 25 classes" if classes == 25 else "class 1 of 4")
     assert len(names) == (3 if classes == 25 else 4)
     table = next(p for p in catalog(record) if p.stem == "class-variability").rows()
     assert len(table) == classes * len(layers)
     assert table[1]["variability"] == values[0, 1]
+
+
+def test_single_classes_have_their_own_names(rng: np.random.Generator) -> None:
+    """Only classes 3, 5 and 8 of ten occur."""
+    labels = np.array([3, 5, 8])[np.arange(30) % 3]
+    layers = [scale * rng.normal(size=(30, 4)) for scale in (1, 2, 3)]
+    digits = tuple(f"digit {k}" for k in range(10))
+    plain = Trajectory.from_arrays(layers, labels)
+    named = replace(plain, class_names=digits)
+
+    def shown(source: Any) -> list[str]:
+        return [text.get_text() for text in plots.class_variability(source).get_legend().texts]
+
+    analysis = wgeo.analysis.analyze_trajectory(named, bootstrap=0, mufm=False)
+    assert shown(analysis) == ["digit 3", "digit 5", "digit 8"]
+    table = next(p for p in catalog(analysis) if p.stem == "class-variability").rows()
+    assert [row["class"] for row in table[:3]] == shown(analysis)
+    assert shown(wgeo.collapse(plain)) == ["class 3", "class 5", "class 8"]
+    unknown = {**analysis.record, "segments": []}
+    assert shown(unknown) == ["class 1 of 3", "class 2 of 3", "class 3 of 3"]
 
 
 def test_centered_class_means_do_not_move_together() -> None:
@@ -340,11 +361,11 @@ def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     [
         (
             {"kendall_tau": -1.0, "violations": 0, "monotone": True},
-            "rises: 0, τ = −1.00",
+            "increases: 0, τ = −1.00",
         ),
-        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "rises: 0, τ = −0.85"),
-        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises: 1, τ = 0.50"),
-        ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises: 3"),
+        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "increases: 0, τ = −0.85"),
+        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "increases: 1, τ = 0.50"),
+        ({"kendall_tau": None, "violations": 3, "monotone": False}, "increases: 3"),
         ({"kendall_tau": None, "violations": None, "monotone": None}, ""),
         ({}, ""),
     ],
@@ -594,6 +615,25 @@ def test_model_draws_a_solution_and_its_record() -> None:
         plots.model(wgeo.wasserstein([0.0, 1.0], [1.0, 2.0]))
 
 
+def test_a_record_of_another_kind_is_refused() -> None:
+    """A figure of another record would say that the record has nothing to draw."""
+    solution = record_of(wgeo.ufm.fit_mse([0, 1], dim=2, weight_decay=0.01, feature_decay=0.01))
+    records = {"an analysis": RECORD, "a series": sample_series(2), "a solution": solution}
+    panels = {"an analysis": PANELS, "a series": SERIES, "a solution": {**MODEL, "": plots.model}}
+    for kind in records:
+        name = kind.split()[1]
+        for panel in panels[kind].values():
+            for other, record in records.items():
+                if other == kind or (panel is plots.class_means and other == "a series"):
+                    continue
+                with pytest.raises(ArgumentError, match=rf"record of {other}\. .*{name}\.json"):
+                    panel(record)
+            with pytest.raises(ArgumentError, match=rf"cannot draw int\. .*{name}\.json"):
+                panel(5)
+    with pytest.raises(ArgumentError, match="record of a solution"):
+        plots.figures(solution, "figures")
+
+
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
     before = dict(mpl.rcParams)
@@ -616,6 +656,29 @@ def test_undefined_values_and_empty_records_are_drawn_as_such(panel: Any) -> Non
         ax = panel({})
         assert not ax.axison
         assert "no " in ax.texts[0].get_text()
+
+
+def test_the_legend_of_errors_names_only_models_that_are_drawn() -> None:
+    record = sample_record()
+    layers = record["mufm"]["layers"]
+    for time, layer in enumerate(layers):
+        layer["time"] = -float(time)  # decreases with depth
+    figure = plots.model_errors(record).get_figure(root=True)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "geodesic model" in names
+    assert "MUFM" not in names
+    figure = next(plot for plot in catalog(record) if plot.stem == "models").draw()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_scores_are_recognized_by_their_keys() -> None:
+    """An equal mapping of scores was drawn as ratios, without crosses of null maps."""
+    own, equal = (
+        plots.straightness(RECORD, measures=measures)
+        for measures in (plots.paths.SCORES, dict(plots.paths.SCORES))
+    )
+    assert [line.get_marker() for line in own.lines] == [line.get_marker() for line in equal.lines]
+    assert "x" in {line.get_marker() for line in equal.lines}
 
 
 def test_error_for_wrong_arguments_lists_the_choices() -> None:

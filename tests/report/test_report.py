@@ -27,6 +27,7 @@ from webpages import BROWSER, Page, assert_readable, crawl, pages_in, visit
 from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.cli import main
+from wgeo.cli.tables import _correlation
 from wgeo.errors import DependencyError, RecordError, WgeoError
 from wgeo.plots.composed import catalog
 from wgeo.plots.style import clean
@@ -34,9 +35,10 @@ from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
 from wgeo.report.building import ENGINES
 from wgeo.report.paper import for_print
+from wgeo.report.parts import correlation
 from wgeo.report.scrubber import scrubber
 from wgeo.storage.ownership import MANIFEST
-from wgeo.storage.record import Record
+from wgeo.storage.record import Block, Layer, Record
 from wgeo.trajectory import Trajectory
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -195,10 +197,28 @@ def test_code_block_ends_before_the_next_paragraph(command: str) -> None:
         (3072, "3,072"),
         (1.5e-7, "1.50·10⁻⁷"),
         (-0.25, "−0.250"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (-999.7, "−1,000"),
+        (9.9996e-5, "0.000100"),
+        (-0.0, "0.00"),
     ],
 )
 def test_numbers_are_shown_to_three_digits(value: Any, shown: str) -> None:
     assert text.general(value) == shown
+    assert text.general(99999.7, 5) == "100,000"
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    assert [text.fixed(value) for value in (-0.0004, -0.0006)] == ["0.000", "−0.001"]
+    assert [text.percent(value) for value in (-0.0004, -0.006)] == ["0.0 %", "−0.6 %"]
+    assert _columns_of_blocks(-1e-9) == ("0.0000", "0.0000")
+
+
+def _columns_of_blocks(score: float) -> tuple[str, str]:
+    """The correlation score of a block, on a page and in a terminal."""
+    block = Block.of({"source": "a", "target": "b", "corr_score": [score] * 3, "null": []})
+    return correlation(block).strip("()"), _correlation(Layer.of({}), block).strip("()")
 
 
 def test_intervals_and_shares() -> None:
@@ -228,6 +248,14 @@ def test_tables_contain_the_records_values() -> None:
     assert "is the input of the classifier" not in made["collapse"]
     record["layers"][-1]["name"] = "penultimate"
     assert "is the input of the classifier" in pages.pages(record)["collapse"]
+
+
+def test_a_metric_that_is_zero_is_listed_at_the_last_layer() -> None:
+    record = sample_record()
+    record["layers"][-1]["collapse"] |= {"ncc_mismatch": 0.0, "nc3": None}
+    last = pages.pages(record)["collapse"].partition("At the last layer.")[2]
+    assert "NC4, disagreement with the nearest class mean\n  - 0.00" in last.replace("\\", "")
+    assert "NC3, classifier to class means \\(Zhu" not in last
 
 
 def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> None:

@@ -103,7 +103,7 @@ def analyze(
         (`wgeo.alignment`); 0 for no comparison. None: 4 images under the same condition as for
         `brenier`. Each image costs about 150 passes of each block.
     mufm : bool or None
-        Whether to compare the network also with the multilayer unconstrained-feature model, fitted
+        Whether to compare the network also with the multilayer unconstrained feature model, fitted
         to its last segment. None: only if the network has a classifier and the fit is expected to
         take at most a minute on one core. The time grows with the numbers of samples, features and
         classes; if there is no fit, the record states why.

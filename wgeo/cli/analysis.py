@@ -63,7 +63,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
     "wgeo analyze features/r50 --solver sliced --out runs/r50    # stored by `wgeo trace`\n"
     "torchrun --nproc-per-node=8 --no-python wgeo analyze r50.pth --arch torchvision:resnet50 "
     "--data imagenet/ --split val --samples 0 --out runs/r50",
-    together=True,
+    distributed=True,
 )
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("--data", "source", help="A name or path; see `wgeo list datasets`.")
@@ -110,6 +110,8 @@ def analyze(
     """
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
+    if store is not None and len(checkpoints) > 1:
+        raise ArgumentError("--store is for a single checkpoint; there are several.")
     require_inputs(checkpoints, ctx.params["source"])
     if store is not None and is_stored(checkpoints[0]):
         raise ArgumentError(
@@ -121,8 +123,6 @@ def analyze(
     }
     folder = lock_folder(out)
     if len(jobs_by_name) > 1:
-        if store is not None:
-            raise ArgumentError("--store is for a single checkpoint; there are several.")
         gather(jobs_by_name, folder, processes=jobs, with_report=with_report)
         return
     from ..analysis.saving import require_writable

@@ -21,7 +21,7 @@ from ..storage.ownership import has_leftovers, owned
 from .job import Job
 from .root import as_typed, main, say, with_flags
 
-CONTEXT = "forkserver"  # libraries are imported once, and each job has its own process
+_START_METHOD = "forkserver"  # libraries are imported once, and each job has its own process
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
 
 
@@ -44,7 +44,7 @@ def run_all(
     done : dict of str to dict
         Records of all finished jobs, including those of earlier runs, in the order of `jobs`.
     failures : dict of str to str
-        Error messages by job name.
+        Error messages by job name. A job in `done` is here if its figures could not be drawn.
 
     Raises
     ------
@@ -72,11 +72,12 @@ def run_all(
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
     for name, error in track(outcomes, "analyzing", len(todo)):
-        record, error = (None, error) if error else _record_or_error(jobs[name], folder / name)
-        if record is None:
-            failures[name] = _report_failure(jobs[name], error or "its record is missing")
-        else:
+        record, unread = _record_or_error(jobs[name], folder / name)
+        if record is not None:
             records[name] = record
+        if error or record is None:
+            error = error or unread or "its record is missing"
+            failures[name] = _report_failure(jobs[name], error)
     for name in jobs:  # runs of other parts may have finished some in the meantime
         if name not in records and name not in failures:
             record, _ = _record_or_error(jobs[name], folder / name)
@@ -100,7 +101,8 @@ def gather(
     RecordError
         Files that wgeo did not write would be replaced; no job was run.
     WgeoError
-        Some checkpoints could not be analyzed; the other analyses are saved.
+        Some checkpoints could not be analyzed, or the figures of some analyses could not be drawn;
+        the other analyses are saved.
     """
     from ..analysis import Series
     from ..analysis.saving import require_writable
@@ -109,7 +111,9 @@ def gather(
 
     require_writable(folder, SERIES, with_report=with_report)
     records, failures = run_all(jobs, folder, processes=processes, part=part)
-    unfinished = part[1] > 1 and len(records) + len(failures) < len(jobs)
+    failed = failures.keys() - records.keys()
+    left = len(jobs) - len(records) - len(failed)
+    unfinished = part[1] > 1 and left > 0
     if len(records) > 1 and not unfinished:
         series = Series.of(records, [folder / name for name in records])
         with locked(folder):
@@ -121,11 +125,16 @@ def gather(
                 say(f"Report: {reports.build(folder)}")
         say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
     elif unfinished:
-        say(f"{len(jobs) - len(records) - len(failures)} analyses are left to other parts.")
+        say(f"{left} analyses are left to other parts.")
+    if failed:
+        raise WgeoError(
+            f"{len(failed)} of {len(jobs)} checkpoints could not be analyzed (see above); "
+            "the other analyses are saved."
+        )
     if failures:
         raise WgeoError(
-            f"{len(failures)} of {len(jobs)} checkpoints could not be analyzed (see above); "
-            "the other analyses are saved."
+            f"The figures of {len(failures)} of {len(jobs)} analyses could not be drawn (see "
+            "above); the analyses are saved."
         )
 
 
@@ -245,9 +254,8 @@ def _run_here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]
 
 def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
     """Run jobs in parallel, each in its own process; a crash does not affect the others."""
-    context: Any = multiprocessing.get_context(CONTEXT)
-    if CONTEXT == "forkserver":
-        context.set_forkserver_preload(_PRELOAD)
+    context: Any = multiprocessing.get_context(_START_METHOD)
+    context.set_forkserver_preload(_PRELOAD)
     threads = max(1, (os.cpu_count() or 1) // processes)
     waiting, command_line = list(jobs.items()), as_typed()
     running: dict[Any, tuple[str, Any]] = {}

@@ -33,6 +33,8 @@ def list_(what: str) -> None:
                 "folder:PATH",
                 "folder of images, class/image or split/class/image, or a zip archive of one",
             ),
+            ("csv:PATH", "names and labels of images in the same folder; tsv:PATH with tabs"),
+            ("parquet:PATH", "columns image and label; needs wgeo[hf]"),
         ]
     else:
         rows = list(SOLVERS.items())

@@ -240,13 +240,28 @@ def _error_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     out_of_memory = ("t allocate memory", "out of memory", "failed to map segment")
     if isinstance(error, MemoryError) or any(phrase in text for phrase in out_of_memory):
-        return "Not enough memory: use fewer `--samples`, or use `--pool gap`."
+        return f"Not enough memory{_memory_advice()}."
     if isinstance(error, OSError):
         return text or type(error).__name__
     return (
         f"Unexpected error ({type(error).__name__}: {text}). "
         "Please report it; --debug shows the traceback."
     )
+
+
+def _memory_advice() -> str:
+    """Return how the running command would need less memory, by the options that it has."""
+    ctx = click.get_current_context(silent=True)
+    command = ctx.meta.get("wgeo.command") if ctx else None
+    names = {option.name for option in command.params} if command else set()
+    advice = {
+        "limit": "fewer `--samples`",
+        "per_class": "a smaller `--per-class`",
+        "pool": "`--pool gap`",
+        "batch_size": "a smaller `--batch-size`",
+    }
+    known = [text for name, text in advice.items() if name in names]
+    return f": use {' or '.join(known)}" if known else ""
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -268,16 +283,16 @@ def command(
     short: str,
     example: str,
     within: click.Group | None = None,
-    together: bool = False,
+    distributed: bool = False,
 ) -> Callable[[F], click.Command]:
     """Return a decorator that adds a command to `main` or to the group `within`.
 
-    The command's help ends in an example. If `together` is true, several processes may run the
+    The command's help ends in an example. If `distributed` is true, several processes may run the
     command together, under torchrun (see `wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
-        function = launched()(function) if together else _single_process(name, function)
+        function = launched()(function) if distributed else _single_process(name, function)
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         epilog = f"\b\nExample:\n{lines}"
         decorated = click.command(
@@ -334,7 +349,7 @@ def lock_folder(out: str) -> Path:
     return on_rank_zero(lambda: ctx.with_resource(locked(out)))
 
 
-def number(text: str, option: str) -> int:
+def whole_number(text: str, option: str) -> int:
     """Parse an option's text as a nonnegative integer.
 
     Raises

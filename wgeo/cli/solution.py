@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..plots.models import TERMS
+from ..plots.models import DEEP, TERMS
 from ..runtime.terminal import Terminal
 from .widths import Column, fit_to_width
 
@@ -20,7 +20,6 @@ COLUMNS = {
     "nc3": "NC3",
     "ncc_accuracy": "NCC acc.",
 }
-DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 
 def print_solution(record: Mapping[str, Any]) -> None:

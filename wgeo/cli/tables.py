@@ -19,7 +19,6 @@ _ARCH_SOURCES = {  # how the architecture was determined if the user did not nam
     "config": "from its config.json",
     "file": "as the file states",
 }
-_SOURCES = {"asked": "as specified", "file": "as the file states"}  # of the normalization
 _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
@@ -63,8 +62,7 @@ def _header(record: Record) -> list[str]:
     ]
     parts = []
     if normalization := trust.normalization:
-        source = _SOURCES.get(normalization.source, "assumed")
-        parts.append(f"normalization {normalization.name}, {source}")
+        parts.append(f"normalization {normalization.name}, {normalization.origin}")
     if record.accuracy is not None:
         stated = trust.claimed_accuracy.value
         context = [f"guessing {trust.chance:.3f}"] if trust.chance is not None else []
@@ -100,7 +98,7 @@ def _interval(_: Layer, block: Block | None) -> str:
 def _correlation(_: Layer, block: Block | None) -> str:
     if block is None:
         return ""
-    return _in_parentheses_unless(block.power, _cell(block.measure("corr_score"), "{:.4f}"))
+    return _in_parentheses_unless(block.power, _cell(block.measure("corr_score"), "{:z.4f}"))
 
 
 # Name, function that returns the cell of a row, and drop_order (see `widths.Column`).
@@ -109,7 +107,7 @@ _COLUMNS: tuple[tuple[str, Show, int], ...] = (
     ("W2", _block("distance"), 0),
     ("interval", _interval, 2),
     ("corr.", _correlation, 0),
-    ("OT centered", _block("ot_score_centred", "{:.4f}"), 3),
+    ("OT centered", _block("ot_score_centred", "{:z.4f}"), 3),
     ("asymmetry", _block("asymmetry", "{:.2f}"), 1),
     ("NC1", _collapse("nc1"), 0),
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
@@ -162,10 +160,10 @@ def print_series(series: Series) -> None:
         column("sqrt B", value("sqrt_moving_blocks"), 3),
         column(
             "corr.",
-            lambda row: _in_parentheses_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
+            lambda row: _in_parentheses_unless(row["power"], _cell(row["corr_score"], "{:z.4f}")),
         ),
         column("NC1, last", value("nc1", "{:.4g}"), once=True),
-        column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
+        column("tau of NC1", value("tau", "{:+z.2f}"), 3, once=True),
     ]
     caption = (
         "over k: the centered length ratio over k runs of consecutive blocks, for networks of "

@@ -20,7 +20,7 @@ from .root import command, say
     "wgeo trace resnet50.pth --arch torchvision:resnet50 --data imagenet/ "
     "--dtype float16 --store features/r50\n"
     "wgeo analyze features/r50 --solver sliced --out runs/r50",
-    together=True,
+    distributed=True,
 )
 @click.argument("checkpoint")
 @click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")

@@ -9,7 +9,7 @@ import click
 
 from ..analysis.plan import settings_of
 from .job import require_inputs
-from .root import SEED, Choice, command, lock_folder, number, say
+from .root import SEED, Choice, command, lock_folder, say, whole_number
 
 
 @command(
@@ -79,7 +79,13 @@ from .root import SEED, Choice, command, lock_folder, number, say
 @click.option(
     "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips."
 )
-@click.option("--samples", "limit", type=int, help="Train on this many images, class-balanced.")
+@click.option(
+    "--samples",
+    "limit",
+    default=0,
+    show_default=True,
+    help="Number of training images, class-balanced; 0 for all.",
+)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
 @click.option("--image-size", "size", type=int, help="Resize and center-crop to this many pixels.")
 @click.option(
@@ -99,7 +105,7 @@ def train(
     out: str,
     options: tuple[str, ...],
     checkpoints: str,
-    limit: int | None,
+    limit: int,
     normalize: str | None,
     size: int | None,
     skip_broken: bool,
@@ -123,13 +129,20 @@ def train(
         "size": size,
         "skip_broken": skip_broken,
     }
-    images = load_images(source, split="train", limit=limit, **load)
+    images = load_images(source, split="train", limit=limit or None, **load)
     epochs_to_save: Any = checkpoints
     if checkpoints not in ("auto", "all"):
-        epochs_to_save = [number(text, "--checkpoints") for text in checkpoints.split(",")]
+        epochs_to_save = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
     settings |= {"options": settings_of(options), "checkpoints": epochs_to_save}
     run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
-    next_command += ["--image-size", size] if size else []
+    for flag, value in (
+        ("--samples", limit),
+        ("--normalize", normalize),
+        ("--image-size", size),
+        ("--seed", seed),  # selects the same images
+    ):
+        next_command += [flag, value] if value else []
+    next_command += ["--skip-broken"] if skip_broken else []
     say(f"Next: {shlex.join(map(str, next_command))}")

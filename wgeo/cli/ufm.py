@@ -11,7 +11,18 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
-from .root import CONTEXT, SEED, Choice, as_typed, combined, command, lock_folder, main, number, say
+from .root import (
+    CONTEXT,
+    SEED,
+    Choice,
+    as_typed,
+    combined,
+    command,
+    lock_folder,
+    main,
+    say,
+    whole_number,
+)
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -202,6 +213,7 @@ def deep(
     if method == "lower-rank":
         if activation != "relu" or bias != "none":
             raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
+        _refuse_given("restarts", "seed", reason="--method lower-rank has no random starts")
         solution = lower_rank(labels, **arguments)
     else:
         arguments |= {"activation": activation, "method": method, "seed": seed}
@@ -218,7 +230,13 @@ def deep(
     within=ufm,
 )
 @click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
-@click.option("--samples", "limit", default=500, show_default=True, help="Images, class-balanced.")
+@click.option(
+    "--samples",
+    "limit",
+    default=500,
+    show_default=True,
+    help="Number of images, class-balanced; 0 for all.",
+)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
 @click.option("--layers", default=8, show_default=True, help="Number L of layers.")
 @click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
@@ -261,7 +279,7 @@ def mufm(
     from ..ufm import fit_mufm
 
     folder = _folder(out)
-    images = load_images(source, limit=limit, seed=seed, normalize=normalize)
+    images = load_images(source, limit=limit or None, seed=seed, normalize=normalize)
     pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
     solution = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **settings)
     _show(solution, False, folder)
@@ -275,7 +293,7 @@ def _labels(
 ) -> tuple[list[int], int]:
     sizes = [per_class] * classes
     if counts is not None:
-        sizes = [number(text, "--counts") for text in counts.split(",")]
+        sizes = [whole_number(text, "--counts") for text in counts.split(",")]
     if min(sizes, default=0) < 1 or len(sizes) < 2:
         raise ArgumentError("A model needs at least two classes with at least one sample each.")
     return [k for k, size in enumerate(sizes) for _ in range(size)], len(
@@ -301,6 +319,14 @@ def _decays(text: str, layers: int) -> list[float]:
     if layers < 1 or len(decays) not in (1, layers):
         raise ArgumentError(f"--weight-decay has {len(decays)} numbers for {layers} layers.")
     return decays * layers if len(decays) == 1 else decays
+
+
+def _refuse_given(*names: str, reason: str) -> None:
+    """Raise an error if an option that has no effect was given."""
+    ctx = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    if given := [f"--{n}" for n in names if ctx.get_parameter_source(n) is not default]:
+        raise ArgumentError(f"{reason}: leave out {' and '.join(given)}.")
 
 
 def _folder(out: str | None) -> Any:

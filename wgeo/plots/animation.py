@@ -21,7 +21,7 @@ from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
 from .paths import segment_at
-from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
+from .style import CLASS_COLORS, MUTED, class_name, legend, new_figure, short, styled
 
 _PCA_ROWS = 1000  # points that determine the plane; their Gram matrix is small at any width
 _PAUSE = 0.6  # seconds without movement at the start and at the end
@@ -240,10 +240,7 @@ def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
     present = np.unique(shown.labels)
     if len(present) > 20:
         return
-    names = [
-        short(traj.class_names[k], 14) if k < len(traj.class_names) else f"class {k}"
-        for k in present
-    ]
+    names = [class_name(traj.class_names, k, 14) for k in present]
     dot: dict[str, Any] = {"marker": "o", "ms": 4, "ls": "none"}
     handles = [Line2D([], [], color=CLASS_COLORS[k % len(CLASS_COLORS)], **dot) for k in present]
     options: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}

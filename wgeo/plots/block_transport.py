@@ -118,9 +118,9 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw 1 - correlation score of every block, and that of its null maps (crosses).
 
     The axis is logarithmic: 0 for an optimal map; values below 1e-6, the tolerance of the solvers,
-    are drawn at the lower edge. Each cross is the highest score of a block's null maps (the same
-    displacements, but assigned to the wrong samples or rotated). A marker is hollow if null maps
-    score about as high, so that the score is not evidence.
+    are drawn at the lower edge. Each cross is the highest upper bound of the scores of a
+    block's null maps (the same displacements, but assigned to the wrong samples or rotated). A
+    marker is hollow if null maps may score about as high, so that the score is not evidence.
 
     Examples
     --------
@@ -143,7 +143,9 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     null = numbers([b.highest_null for b in blocks])
     handles = _draw_scores(ax, record, score, np.array([bool(b.power) for b in blocks]), null)
     ax.set_ylabel("1 − correlation score")
-    legend_above(ax, handles, ["clearly above null maps", "not clearly above", "best null map"])
+    legend_above(
+        ax, handles, ["clearly above null maps", "not clearly above", "upper bound of null maps"]
+    )
     return ax
 
 

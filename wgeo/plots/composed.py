@@ -18,7 +18,7 @@ from .plot import Plot, Row
 from .series import series_plots
 from .single_classes import class_variability_plot
 from .sources import as_record, as_series, is_series
-from .style import clean, legend_of_figure, new_figure, segment_name, styled
+from .style import clean, legend_of_figure, new_figure, numbers, segment_name, styled
 
 
 def catalog(source: Any) -> list[Plot]:
@@ -80,9 +80,9 @@ def _distances(record: Record) -> Plot:
 
     correlations = (
         "In the middle: how far the correlation score is below 1, its value for an optimal map, "
-        "and the same for the best null map (crosses). Null maps have the same displacements, "
-        "but assigned to the wrong samples or rotated; a hollow score is not clearly above theirs "
-        "and is therefore not evidence. "
+        "and the same for an upper bound of its null maps' scores (crosses). Null maps have the "
+        "same displacements, but assigned to the wrong samples or rotated; a hollow score is not "
+        "clearly above theirs and is therefore not evidence. "
         if has_correlations
         else ""
     )
@@ -196,9 +196,9 @@ def _straightness(record: Record) -> Plot:
         "number of moving blocks: the ratio that steps of the same lengths would have at right "
         "angles to each other. A path with a ratio near it is not straight. Right: scores of the "
         "map from the first layer to the last, 1 for an optimal map; hollow: not evidence; "
-        "crosses: the highest correlation score of null maps. Below: distance of each layer from "
-        "the displacement interpolation of the segment's first and last layer, divided by the "
-        "distance between them.",
+        "crosses: an upper bound of the null maps' correlation scores. Below: distance of each "
+        "layer from the displacement interpolation of the segment's first and last layer, divided "
+        "by the distance between them.",
         f"Straightness of {counted(len(segments), 'segment')}: "
         f"length ratio{_range_text(segments, 'length_ratio')}, "
         f"correlation score{_range_text(segments, 'corr_score')}.",
@@ -287,6 +287,6 @@ def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
 
 def _range_text(items: Sequence[Part], key: str) -> str:
     """Return the range of a value, as in " from 0.97 to 1"; " undefined" if no value is defined."""
-    values = block_transport.numbers([item.measure(key) for item in items])
+    values = numbers([item.measure(key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"

@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLORS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLORS[2], "^", (0, (1.5, 1.5))),
     "mufm_given": ("MUFM, network's classifier", COLORS[3], "D", (0, (4, 1.5, 1, 1.5))),
-    "ufm": ("UFM: collapsed", COLORS[6], "v", "none"),
+    "ufm": ("plain UFM", COLORS[6], "v", "none"),
 }
 """Models that a record may include: name, color, marker, dashes."""
 
@@ -237,15 +237,15 @@ def models_in(record: Record) -> list[str]:
 
 
 def trend_label(record: Record, metric: str) -> str:
-    """Return text such as ``rises: 2, τ = −0.80``.
+    """Return text such as ``increases: 2, τ = −0.80``.
 
     These are the number of layers at which the metric increases, and Kendall's τ with depth.
     """
     trend = record.trend(metric)
     tau = number(trend.kendall_tau)
-    parts = [] if trend.violations is None else [f"rises: {trend.violations}"]
+    parts = [] if trend.violations is None else [f"increases: {trend.violations}"]
     if np.isfinite(tau):
-        parts.append(f"τ = {tau:.2f}".replace("-", "−"))
+        parts.append(f"τ = {tau:z.2f}".replace("-", "−"))
     return ", ".join(parts)
 
 

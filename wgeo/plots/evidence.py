@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from .._deprecated import renamed_parameter
 from ..storage.record import Record, Segment, SizePoint
 from ..text import counted
+from ..thresholds import LOW_RESOLUTION
 from .paths import draw_curve, segment_handles, segment_style
 from .plot import Plot, Row
 from .sources import as_record
@@ -86,7 +87,8 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
         at = numbers([point.size for point in points])
         values = numbers([point.measure(measure) for point in points])
         spread = np.nan_to_num(numbers([point.measure(f"{measure}_deviation") for point in points]))
-        is_resolved = numbers([point.measure("resolution") for point in points]) >= 0.5
+        resolution = numbers([point.measure("resolution") for point in points])
+        is_resolved = resolution >= LOW_RESOLUTION
         solid = is_resolved if measure == "ot_score" else np.ones(len(at), bool)
         draw_curve(ax, at, values, (values - spread, values + spread), solid, segment_style(i))
         sizes |= set(at)
@@ -97,8 +99,8 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     ax.set_xlabel("samples")
     if measure == "resolution":
-        ax.axhline(0.5, **REFERENCE_LINE)
-        log_if_positive(ax, *curves, np.array([0.5]))
+        ax.axhline(LOW_RESOLUTION, **REFERENCE_LINE)
+        log_if_positive(ax, *curves, np.array([LOW_RESOLUTION]))
     ax.set_title(CURVES[measure])
     legend_below(ax, *segment_handles(record))
     return ax

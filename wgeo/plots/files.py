@@ -35,7 +35,7 @@ SERIES_STEMS = ("over", "profiles", "block-distances", "class-means-training")
 _DEFAULT_ENDINGS = ("png", "svg", "csv")
 
 
-def names_of(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -> list[str]:
+def file_names(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -> list[str]:
     """Return the names of the figures' files."""
     return [f"{plot.stem}.{ending}" for plot in plots for ending in endings]
 
@@ -61,7 +61,7 @@ def current_files(record: Any, folder: Path, record_file: Path) -> list[Path] | 
     Return None if one is missing, is a link, or is older than the record's file.
     """
     written = record_file.stat().st_mtime_ns
-    files = [folder / name for name in names_of(catalog(record))]
+    files = [folder / name for name in file_names(catalog(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
     return files if regular and all(f.stat().st_mtime_ns >= written for f in files) else None
 
@@ -113,7 +113,7 @@ def figures(
     plots = catalog(source)
     written: list[Path] = []
     with owned(out_dir) as owner:
-        owner.require_writable(*names_of(plots, endings))
+        owner.require_writable(*file_names(plots, endings))
         for plot in track(plots, "drawing figures"):
             written += owner.write(_files(plot, endings))
         current = {path.name for path in written}

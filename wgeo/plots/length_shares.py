@@ -17,8 +17,6 @@ from .series import name_analyses
 from .sources import as_series
 from .style import new_axes, new_figure, nothing_to_show, number, short_names, styled
 
-_CELL = 0.3  # inches that a cell needs for its number
-
 
 @styled
 def block_distances(series: Any, ax: Axes | None = None) -> Axes:
@@ -64,7 +62,6 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
         shares,
         lambda i, j: f"{100 * shares[i, j]:.0f}",
         white_up_to=0.6 * largest,
-        inches=_CELL,
     )
     return ax
 

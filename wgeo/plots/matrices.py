@@ -34,10 +34,9 @@ def write_in_cells(
     label: Callable[[int, int], str],
     *,
     white_up_to: float,
-    inches: float = _CELL,
 ) -> None:
     """Print a label in every cell with a value, white in dark cells, if cells are wide enough."""
-    if inches_wide(ax) / values.shape[1] < inches:
+    if inches_wide(ax) / values.shape[1] < _CELL:
         return
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):

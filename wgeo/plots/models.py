@@ -68,7 +68,7 @@ def model(solution: Any) -> Figure:
 
         if isinstance(solution, UFMSolution | MUFMSolution):
             solution = record_of(solution)
-    record = as_mapping(solution)
+    record = as_mapping(solution, of="solution")
     curve, values = record.get("curve") or [], record.get("values") or []
     lower = [name for name, data in (("layers", curve[1:]), ("starts", values[1:])) if data]
     figure = new_figure(7.2, 2.9 if not lower else 5.4)
@@ -85,7 +85,7 @@ def model(solution: Any) -> Figure:
 @styled
 def model_means(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the cosines of the last layer's uncentered class means as a K x K matrix of colors."""
-    record = as_mapping(record)
+    record = as_mapping(record, of="solution")
     ax = new_axes(ax, 3.4, 3.2)
     cosines = (record.get("view") or {}).get("means") or []
     matrix = np.array([numbers(row) for row in cosines])
@@ -107,7 +107,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     ax.spines[:].set_visible(False)
     if K <= MAX_ANNOTATED:
         for (i, j), value in np.ndenumerate(matrix):
-            text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+            text = f"{value:z.2f}".replace("-", "−")
             color = "white" if abs(value) > 0.6 else INK
             shown = text if np.isfinite(value) else "–"
             ax.text(j, i, shown, ha="center", va="center", fontsize=6.5, color=color)
@@ -117,7 +117,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_terms(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the terms of the objective as bars."""
-    record = as_mapping(record)
+    record = as_mapping(record, of="solution")
     ax = new_axes(ax, 3.6, 2.4)
     terms = record.get("terms") or {}
     names = [name for name in terms if number(terms[name]) > 0 or name == "fit"]
@@ -149,7 +149,7 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     """Draw collapse by layer: DNC1 to DNC3 for a UFM; NC1, NC2 and CDNV for MUFM."""
-    record = as_mapping(record)
+    record = as_mapping(record, of="solution")
     ax = new_axes(ax)
     curve = record.get("curve") or []
     weights = bool(curve) and "deep" in curve[0]  # a row per weight matrix; MUFM: per layer
@@ -184,7 +184,7 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_starts(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the final objective of every start, minus the lower bound or the lowest objective."""
-    record = as_mapping(record)
+    record = as_mapping(record, of="solution")
     ax = new_axes(ax, 3.6, 2.6)
     ax.set_title("Final objective of every start")
     values = np.sort(numbers(record.get("values") or []))

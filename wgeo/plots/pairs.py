@@ -61,7 +61,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     lacks_power = _lacks_power(source)[:-1, 1:]
 
     def label(i: int, j: int) -> str:
-        text = f"{scores[i, j]:.2f}".replace("-", "−").replace("0.", ".")
+        text = f"{scores[i, j]:z.2f}".replace("-", "−").replace("0.", ".")
         return f"({text})" if lacks_power[i, j] else text
 
     write_in_cells(ax, scores, label, white_up_to=0.75)

@@ -22,6 +22,7 @@ from .style import (
     MARKERS,
     MUTED,
     REFERENCE_LINE,
+    class_name,
     has_resolution,
     inches_wide,
     interval_ends,
@@ -32,7 +33,6 @@ from .style import (
     nothing_to_show,
     numbers,
     segment_name,
-    short,
     styled,
 )
 
@@ -193,7 +193,7 @@ def class_names(record: Record, view: View, width: int = 18) -> list[str]:
     names = record.provenance.class_names
     count = len(view.class_means[0])
     classes = view.classes or range(count)
-    return [short(names[k], width) if k < len(names) else f"class {k}" for k in classes]
+    return [class_name(names, k, width) for k in classes]
 
 
 def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
@@ -234,7 +234,7 @@ def straightness(
     The marker of a ratio is solid for centered features and hollow for the original ones; the tick
     at the length ratio is the ratio for orthogonal steps of the same sizes. The marker of a score
     is hollow if the score is not evidence of an optimal map; the cross at the correlation score is
-    the highest score of null maps.
+    the highest upper bound of the null maps' scores.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def straightness(
     segments = record.segments
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
-    scores = measures is SCORES
+    scores = SCORES.keys() >= measures.keys()
     if scores:  # records of schema 1 have only the OT score
         measures = {k: v for k, v in measures.items() if any(k in s.json for s in segments)}
     rows = np.arange(len(measures))

@@ -69,15 +69,14 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     require_choice(measure, ERRORS, "error")
     ax = new_axes(ax)
     layers = record.layers
-    errors = {key: model_error(record, key, measure) for key in models_in(record)}
-    shown = {key: error for key, error in errors.items() if np.isfinite(error).any()}
+    shown = _shown(record, measure)
     ax.set_title(ERRORS[measure])
     if not shown:
-        return nothing_to_show(ax, "This record has no model features.")
+        reason = not_drawn(record) or "This record has no model features."
+        return nothing_to_show(ax, reason)
     stage_bands(ax, [layer.stage for layer in layers])
     for key, error in shown.items():
-        shown_at = np.where(in_order(record, key), error, np.nan)
-        ax.plot(*split_by_stage(record, shown_at), **model_style(key))
+        ax.plot(*split_by_stage(record, error), **model_style(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
     layer_axis(ax, [layer.name for layer in layers], labels=True)
     legend_below(ax, *_handles(shown))
@@ -87,6 +86,15 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
 def model_error(record: Record, model: str, measure: str) -> np.ndarray:
     """Return a model's error at every layer of the record, or NaN if it predicts nothing there."""
     return numbers([layer.measure(measure) for layer in model_rows(record, model)])
+
+
+def _shown(record: Record, measure: str) -> dict[str, np.ndarray]:
+    """Return the errors to draw, of the models with any; NaN in stages that are not drawn."""
+    errors = {
+        key: np.where(in_order(record, key), model_error(record, key, measure), np.nan)
+        for key in models_in(record)
+    }
+    return {key: error for key, error in errors.items() if np.isfinite(error).any()}
 
 
 def models_plot(record: Record) -> Plot | None:
@@ -101,7 +109,9 @@ def models_plot(record: Record) -> Plot | None:
         figure = new_figure(7.2, 3.6)
         for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
             model_errors(record, measure, ax)
-        legend_of_figure(figure, *_handles(keys), loc="outside upper center", max_columns=2)
+        shown = {key for measure in ERRORS for key in _shown(record, measure)}
+        handles = _handles([key for key in keys if key in shown])
+        legend_of_figure(figure, *handles, loc="outside upper center", max_columns=2)
         return figure
 
     def rows() -> list[Row]:

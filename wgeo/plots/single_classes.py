@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .plot import Plot, Row
 from .sources import as_record
 from .style import (
     MEASURED,
+    class_name,
     layer_axis,
     legend,
     legend_of_figure,
@@ -25,7 +27,6 @@ from .style import (
     new_figure,
     nothing_to_show,
     numbers,
-    short,
     stage_bands,
     styled,
 )
@@ -104,14 +105,22 @@ def _handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:
             *({"lw": 6, "alpha": a} for a in (0.3, 0.15)),
         ]
         return [Line2D([], [], color=MEASURED, **style) for style in widths], names
-    names = [_name(record, k, classes) for k in range(classes)]
-    return [Line2D([], [], lw=1.3, **{**class_style(k), "ms": 3.5}) for k in range(classes)], names
+    handles = [Line2D([], [], lw=1.3, **{**class_style(k), "ms": 3.5}) for k in range(classes)]
+    return handles, _names(record, classes)
 
 
-def _name(record: Record, k: int, classes: int) -> str:
-    """Return the name of the k-th class that occurs; ``class k`` unless all names occur."""
-    names = record.provenance.class_names
-    return short(names[k], 18) if len(names) == classes else f"class {k}"
+def _names(record: Record, count: int) -> list[str]:
+    """Return the names of the `count` classes that occur, or their numbers.
+
+    A record whose segments have a view, and a `Collapse`, say which classes occur.
+    """
+    names, own = record.provenance.class_names, record.json.get("classes")
+    known: list[Sequence[int]] = [own] if isinstance(own, list) else []
+    known += [segment.view.classes for segment in record.segments]
+    for classes in (*known, range(len(names))):  # at last, all that have a name
+        if len(classes) == count:
+            return [class_name(names, k) for k in classes]
+    return [f"class {k + 1} of {count}" for k in range(count)]
 
 
 def class_variability_plot(record: Record) -> Plot | None:
@@ -129,14 +138,11 @@ def class_variability_plot(record: Record) -> Plot | None:
         return figure
 
     def rows() -> list[Row]:
+        names = _names(record, values.shape[1])
         return [
-            {
-                "layer": layer.name,
-                "class": _name(record, k, values.shape[1]),
-                "variability": defined(value),
-            }
+            {"layer": layer.name, "class": name, "variability": defined(value)}
             for layer, row in zip(record.layers, values, strict=True)
-            for k, value in enumerate(row)
+            for name, value in zip(names, row, strict=True)
         ]
 
     spread = values[-1].max() / values[-1].min() if (values[-1] > 0).all() else np.nan

@@ -24,6 +24,13 @@ SOURCES = {
 }
 """Results that can be drawn, and the calls that return them."""
 
+_RECORDS = {
+    "analysis": ("an analysis", "wgeo.analyze(net, images)", "RUN/analysis.json"),
+    "series": ("a series", "wgeo.analysis.Series.of(records)", "RUN/series.json"),
+    "solution": ("a solution", "wgeo.ufm.fit_ce(labels, ...)", "OUT/solution.json"),
+}
+"""Kinds of records that can be drawn: their names, calls that return them, and their files."""
+
 
 def as_record(source: Any, *kinds: str) -> Record:
     """Return the typed record of an `Analysis` or of its mapping; convert a result to a record.
@@ -38,38 +45,51 @@ def as_record(source: Any, *kinds: str) -> Record:
 
 def as_series(source: Any) -> SeriesRecord:
     """Return the typed record of a `Series` or of its mapping."""
-    return source if isinstance(source, SeriesRecord) else SeriesRecord.of(as_mapping(source))
+    if isinstance(source, SeriesRecord):
+        return source
+    return SeriesRecord.of(as_mapping(source, of="series"))
 
 
 def is_series(source: Any) -> bool:
     """Return whether a record, or an object with one, is that of a series."""
     record = getattr(source, "record", source)
-    return isinstance(record, SeriesRecord) or (
-        isinstance(record, Mapping) and "analyses" in record
-    )
+    return isinstance(record, SeriesRecord) or _kind(record) == "series"
 
 
-def as_mapping(source: Any, *kinds: str) -> Mapping[str, Any]:
+def _kind(record: Any) -> str:
+    """Return the kind of a mapping, by a key that its file must have; "" for other objects."""
+    if not isinstance(record, Mapping):
+        return ""
+    keys = {"analyses": "series", "certificate": "solution"}
+    return next((kind for key, kind in keys.items() if key in record), "analysis")
+
+
+def as_mapping(source: Any, *kinds: str, of: str = "analysis") -> Mapping[str, Any]:
     """Return the record of an `Analysis`, the record itself, or a result converted to a record.
 
     Parameters
     ----------
     kinds : str
         Types of the results (keys of `SOURCES`) that the figure can draw.
+    of : str
+        Kind of the records (key of `_RECORDS`) that the figure can draw.
 
     Raises
     ------
     ArgumentError
-        `source` is none of these; the message lists what the figure can draw.
+        `source` cannot be drawn; the message lists what the figure can draw.
     """
-    kind = type(source).__name__ if isinstance(source, Displayed) else ""
-    if kind in kinds:
+    name = type(source).__name__
+    result = name if isinstance(source, Displayed) else ""
+    if result in kinds:
         return dict(as_json(source._record()))
     record = getattr(source, "record", source)
-    if kind in SOURCES or not isinstance(record, Mapping):
-        results = ", ".join(["wgeo.analyze(net, images)", *(SOURCES[kind] for kind in kinds)])
+    if result in SOURCES or _kind(record) != of:
+        given = f"the record of {_RECORDS[_kind(source)][0]}" if _kind(source) else name
+        _, call, file = _RECORDS[of]
+        results = ", ".join([call, *(SOURCES[kind] for kind in kinds)])
         raise ArgumentError(
-            f"this figure cannot draw {type(source).__name__}. It draws the result of {results}, "
-            "or the record in RUN/analysis.json, as json.load reads it."
+            f"this figure cannot draw {given}. It draws the result of {results}, or the record in "
+            f"{file}, as json.load reads it."
         )
-    return record
+    return record  # type: ignore[no-any-return]

@@ -236,6 +236,11 @@ def segment_name(layers: Sequence[str], index: int) -> str:
     return f"{names[0]} → {names[-1]}"
 
 
+def class_name(names: Sequence[str], k: int, width: int = 18) -> str:
+    """Return the short name of class k, or its number if it has no name."""
+    return short(names[k], width) if k < len(names) else f"class {k}"
+
+
 def number(value: Any) -> float:
     """Return a finite int or float as a float, and NaN for anything else, such as None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -259,7 +264,8 @@ def interval_ends(
 def has_resolution(item: Block | Segment) -> bool:
     """Return whether the resolution is sufficient for an OT score to be evidence.
 
-    Below `LOW_RESOLUTION`, the samples move so little that any map would score 1.
+    Below `LOW_RESOLUTION`, the samples move so little, compared with the distances between them,
+    that the OT score of almost any map is 1 or near it.
     """
     return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
 

@@ -18,7 +18,7 @@ from string import Template
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
 from ..plots.composed import catalog
-from ..plots.files import current_files, names_of
+from ..plots.files import current_files, file_names
 from ..storage.ownership import (
     has_leftovers,
     owned,
@@ -113,7 +113,7 @@ def build(
     if html and isinstance(record, SeriesRecord):
         record = _with_reports(record, run)
     if current_files(record, run / "figures", source) is None:
-        require_writable(run / "figures", *names_of(catalog(record)))
+        require_writable(run / "figures", *file_names(catalog(record)))
     try:
         with owned(run) as owner, owner.scratch("report") as scratch:
             figures = _figures(record, source)

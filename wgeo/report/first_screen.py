@@ -118,9 +118,7 @@ def _accuracy_context(trust: Trust) -> str:
 def _normalized(normalization: Normalization) -> str:
     if not normalization:
         return ""
-    sources = {"asked": "as specified", "file": "as the file states"}
-    source = sources.get(normalization.source, "assumed")
-    return f"{term('normalization')} {plain(normalization.name)}, {source}"
+    return f"{term('normalization')} {plain(normalization.name)}, {normalization.origin}"
 
 
 def _certified(blocks: Sequence[Block]) -> str:

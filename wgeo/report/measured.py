@@ -398,7 +398,7 @@ _LAST: dict[str, str] = {
 
 def _last_layer(metrics: Collapse) -> str:
     values = ((name, metrics.measure(key)) for key, name in _LAST.items())
-    rows = [(plain(name), general(value)) for name, value in values if value]
+    rows = [(plain(name), general(value)) for name, value in values if value is not None]
     return key_values(rows, "At the last layer.") if rows else ""
 
 

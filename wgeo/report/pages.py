@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..plots.composed import catalog
-from ..plots.depth import ZERO_BELOW
+from ..plots.depth import MODELS, ZERO_BELOW
 from ..plots.sources import as_record, as_series, is_series
 from ..plots.style import number, short
 from ..storage.record import Collapse, Record
@@ -77,33 +77,29 @@ def _index(record: Record, figure: str, others: Sequence[str]) -> str:
 
 
 _COMPARED = ("NC1", "CDNV", "distance to ETF")
-_MODELS = {
+_DESCRIPTIONS = {
     "geodesic_model": (
-        "Geodesic model",
         "Features at each layer are predicted by the straight line from the segment's first layer "
-        "to its last, as on a geodesic. The model uses both of these layers.",
+        "to its last, as on a geodesic. The model uses both of these layers."
     ),
     "mufm": (
-        "MUFM",
         "The multilayer unconstrained feature model, fitted to the input features of the last "
         "segment and to the labels. Its two settings are those that best predict the last layer on "
-        "held-out samples. Every layer is compared up to a rotation.",
+        "held-out samples. Every layer is compared up to a rotation."
     ),
     "mufm_given": (
-        "MUFM with the network's own classifier",
         "The same model, with the directions of the network's own classifier instead of MUFM's "
-        "optimal classifier, and compared without a rotation.",
+        "optimal classifier, and compared without a rotation."
     ),
     "ufm": (
-        "Plain UFM",
         "Complete collapse: all samples of a class coincide, and the classes are the vertices of "
-        "the simplex nearest to the last layer's class means.",
+        "the simplex nearest to the last layer's class means."
     ),
 }
 
 
 def _models(record: Record, plots: Plots) -> str:
-    parts = [_model(record, key) for key in _MODELS if record.model(key)]
+    parts = [_model(record, key) for key in _DESCRIPTIONS if record.model(key)]
     if not parts:
         return ""
     return join(
@@ -124,25 +120,25 @@ def _models(record: Record, plots: Plots) -> str:
 
 def _model_summary(record: Record) -> str:
     """Tabulate the fit of each model, over all layers and at the last layer."""
-    models = [record.model(key) for key in _MODELS]
+    models = [record.model(key) for key in _DESCRIPTIONS]
     last = next((model.layers[-1].name for model in models if model.layers), None)
     layers = [layer.collapse for layer in record.layers if layer.name == last]
     measured = layers[-1] if layers else Collapse()
     ends = (general(measured.measure("nc1")), general(measured.measure("cdnv")))
     rows = [["The network", DASH, DASH, DASH, *ends]]
-    for key, (name, _) in _MODELS.items():
+    for key in _DESCRIPTIONS:
         model = record.model(key)
         if not model.layers:
             continue
         layer = model.layers[-1]
         rows.append(
             [
-                name,
+                _name(key),
                 fixed(model.held_out_r2, 3),
                 percent(layer.missed),
                 fixed(layer.w2, 3),
-                _rounded(layer.collapse.measure("nc1")),
-                _rounded(layer.collapse.measure("cdnv")),
+                _predicted(layer.collapse.measure("nc1")),
+                _predicted(layer.collapse.measure("cdnv")),
             ]
         )
     header = (
@@ -158,21 +154,26 @@ def _model_summary(record: Record) -> str:
     )
 
 
-def _rounded(value: Any) -> str:
+def _predicted(value: Any) -> str:
     """Format a model's metric; a value that is zero up to rounding is shown as 0."""
     return "0" if 0 <= number(value) < ZERO_BELOW else general(value)
 
 
+def _name(key: str) -> str:
+    """Return the name of a model in the figures, with a capital letter."""
+    name = MODELS[key][0]
+    return name[0].upper() + name[1:]
+
+
 def _model(record: Record, key: str) -> str:
-    name, description = _MODELS[key]
-    model = record.model(key)
+    name, model = _name(key), record.model(key)
     measured = {layer.name: layer.collapse for layer in record.layers}
     rows = []
     labels = names_of(layer.name for layer in model.layers)
     for label, layer in zip(labels, model.layers, strict=True):
         predicted, actual = layer.collapse, measured.get(layer.name, Collapse())
         pairs = (
-            f"{general(actual.measure(m))} / {_rounded(predicted.measure(m))}"
+            f"{general(actual.measure(m))} / {_predicted(predicted.measure(m))}"
             for m in ("nc1", "cdnv", "nc2_etf")
         )
         rows.append(
@@ -190,7 +191,7 @@ def _model(record: Record, key: str) -> str:
     settings = flat({k: v for k, v in model.json.items() if k not in ("layers", "skipped")})
     return join(
         f"## {name}",
-        description,
+        _DESCRIPTIONS[key],
         f"Not fitted: {plain(model.skipped)}" if model.skipped else "",
         table(header, rows, f"{name}: measured / predicted.") if rows else "",
         key_values(settings, f"{name}, as fitted.") if settings else "",

@@ -155,7 +155,7 @@ def _differences(first: AnalysisRow, row: AnalysisRow, count: int) -> list[str]:
 
 def _points(fraction: float) -> str:
     """Format a difference of two fractions as percentage points."""
-    return percent(fraction).replace("-", "−").replace(" %", " points")
+    return percent(fraction).replace(" %", " points")
 
 
 def _introduction(series: SeriesRecord) -> str:

@@ -55,7 +55,8 @@ def general(value: Any, digits: int = 3) -> str:
         return DASH
     if isinstance(value, int):
         return f"{value:,}"
-    text = f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:#.{digits}g}".rstrip(".")
+    rounded = float(f"{x:.{digits}g}")  # 999.7 has four digits before the point in three digits
+    text = f"{x:,.0f}" if abs(rounded) >= 10**digits else f"{x:z#.{digits}g}".rstrip(".")
     mantissa, e, exponent = text.partition("e")
     power = f"·10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if e else ""
     return mantissa.replace("-", "−") + power
@@ -64,13 +65,13 @@ def general(value: Any, digits: int = 3) -> str:
 def fixed(value: Any, decimals: int = 3) -> str:
     """Format a number with `decimals` decimals; return a dash if it is undefined."""
     x = number(value)
-    return f"{x:.{decimals}f}".replace("-", "−") if np.isfinite(x) else DASH
+    return f"{x:z.{decimals}f}".replace("-", "−") if np.isfinite(x) else DASH
 
 
 def percent(value: Any) -> str:
     """Format a fraction as a percentage."""
-    x = number(value)
-    return f"{100 * x:.1f} %" if np.isfinite(x) else DASH
+    text = fixed(100 * number(value), 1)
+    return text if text == DASH else f"{text} %"
 
 
 def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:

@@ -171,7 +171,7 @@ def criterion(
     """Return the mean loss of a batch.
 
     ``ce`` is the cross-entropy (1/n) sum_i -log softmax(z_i)[y_i]; ``mse`` the squared error to
-    the one-hot labels, 1/(2n) sum_i ||z_i - e_{y_i}||^2, as in the unconstrained-features models.
+    the one-hot labels, 1/(2n) sum_i ||z_i - e_{y_i}||^2, as in the unconstrained feature models.
     """
     if loss == "ce":
         return torch.nn.functional.cross_entropy(logits, y)

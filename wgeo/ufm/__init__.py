@@ -1,4 +1,4 @@
-"""Unconstrained-feature models: solutions with certificates.
+"""Unconstrained feature models: solutions with certificates.
 
 In these models the last-layer features of a network are free variables, with the network's loss and
 weight decay. The loss is cross-entropy (`fit_ce`) or squared loss (`fit_mse`); there may be more

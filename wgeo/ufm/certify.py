@@ -1,4 +1,4 @@
-"""Evaluate and certify a point of an unconstrained-feature model."""
+"""Evaluate and certify a point of an unconstrained feature model."""
 
 from __future__ import annotations
 

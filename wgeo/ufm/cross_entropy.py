@@ -1,4 +1,4 @@
-"""The unconstrained-feature model with cross-entropy (Zhu et al. 2021).
+"""The unconstrained feature model with cross-entropy (Zhu et al. 2021).
 
 F(W, H, b) = (1/N) sum_i CE(W h_i + b, y_i)
              + (lw/2) ||W||_F^2 + (lh/2) ||H||_F^2 + (lb/2) ||b||^2

@@ -1,4 +1,4 @@
-"""Deep unconstrained-feature models: linear, and with ReLUs.
+"""Deep unconstrained feature models: linear, and with ReLUs.
 
     F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||_F^2
         + sum_l (lambda_l / 2) ||W_l||_F^2 + (lambda_H / 2) ||H||_F^2

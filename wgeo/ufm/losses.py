@@ -1,4 +1,4 @@
-"""The two convex losses of the unconstrained-feature models, with their conjugates.
+"""The two convex losses of the unconstrained feature models, with their conjugates.
 
 The arguments of a loss are logits Z (K x n), one-hot targets Y, and the fraction p_j of the data
 that column j represents (1/N for a sample, n_k/N for a whole class). Leading axes of Z are a batch.

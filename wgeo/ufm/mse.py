@@ -1,4 +1,4 @@
-"""The unconstrained-feature model with squared loss (Tirer, Bruna 2022; Zhou et al. 2022).
+"""The unconstrained feature model with squared loss (Tirer, Bruna 2022; Zhou et al. 2022).
 
     F(W, H, b) = (1/2N) ||W H + b 1^T - Y||_F^2
                  + (lw/2) ||W||_F^2 + (lh/2) ||H||_F^2 [+ (lb/2) ||b||^2]

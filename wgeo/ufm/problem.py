@@ -1,10 +1,10 @@
-"""The objective of the unconstrained-feature models, and its derivatives.
+"""The objective of the unconstrained feature models, and its derivatives.
 
 F(A_1, ..., A_m, b) = (1/N) sum_i l(A_m s(A_{m-1} ... s(A_2 A_1)) e_i + b, y_i)
                       + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2
 
 with A_1 = H (d x N) the free features, A_2, ..., A_{m-1} (d x d) hidden weights, A_m = W (K x d)
-the classifier and s the identity or the ReLU. m = 2 is the unconstrained-feature model (Zhu et al.
+the classifier and s the identity or the ReLU. m = 2 is the unconstrained feature model (Zhu et al.
 2021; Tirer, Bruna 2022), m = 3 the extended one (Tirer, Bruna 2022), m > 3 the deep one (Súkeník,
 Mondelli, Lampert 2023). A point is one flat float64 vector; leading axes are a batch of points.
 """
@@ -31,7 +31,7 @@ from .losses import LOSSES, Loss
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An unconstrained-feature model: labels, sizes and penalties, and the calculus of F.
+    """An unconstrained feature model: labels, sizes and penalties, and the calculus of F.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Problem:
         y = as_labels(labels)
         counts = np.bincount(y)
         if len(counts) < 2:
-            raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
+            raise ArgumentError("All labels are 0; an unconstrained feature model needs K >= 2.")
         if (counts == 0).any():
             missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
             raise ArgumentError(

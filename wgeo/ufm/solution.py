@@ -1,4 +1,4 @@
-"""Solutions of the unconstrained-feature models, and their certificates."""
+"""Solutions of the unconstrained feature models, and their certificates."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Certificate(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UFMSolution(Result):
-    """A point of an unconstrained-feature model, with its certificate.
+    """A point of an unconstrained feature model, with its certificate.
 
     Attributes
     ----------

@@ -59,6 +59,12 @@ class Normalization(Part):
     better: str | None = None
     images: int | None = None
 
+    @property
+    def origin(self) -> str:
+        """The source, as text."""
+        sources = {"asked": "as specified", "file": "as the file states"}
+        return sources.get(self.source, "assumed")
+
 
 class Classes(Part):
     """The numbers of classes that occur in the images and that the network's head has."""

@@ -1,4 +1,4 @@
-"""MUFM, the multilayer unconstrained-feature model: layers tied by optimal transport.
+"""MUFM, the multilayer unconstrained feature model: layers tied by optimal transport.
 
     F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lw/2) ||W||^2
         + (lam/2N) sum_l ||H_l - H_{l-1}||^2 [+ (lh/2N) ||H_L||^2] [+ (lb/2) ||b||^2],   H_0 = X

@@ -1,4 +1,4 @@
-"""The solution of a multilayer unconstrained-feature model."""
+"""The solution of a multilayer unconstrained feature model."""
 
 from __future__ import annotations
 
