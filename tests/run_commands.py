@@ -43,10 +43,11 @@ BEFORE = {  # what a page takes as known
     "scale.md": "import wgeo\nnet = wgeo.load_checkpoint('resnet20.th', arch='cifar_resnet20')\n"
     "images = wgeo.load_images('cifar10.zip', split='test')",
 }
-ASKED = "--brenier 0 --alignment 0 --no-mufm --reference-networks 2"
+ASKED = "--brenier 0 --alignment 0 --no-mufm --reference-networks 2 --bootstrap 20"
 LIGHTER = (  # pattern, and what takes its place
     (r"wgeo train (?=.*digits)", "wgeo train --samples 120 "),
-    (r"--checkpoints 0,1,8,30", "--checkpoints 0,30"),  # two make a series
+    (r"--epochs 30 --checkpoints 0,1,8,30", "--epochs 2 --checkpoints 0,2"),  # two make a series
+    (r"epoch-0030", "epoch-0002"),
     (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 120 {ASKED} "),
     (r"wgeo analyze (?=.*\.th)", f"wgeo analyze {ASKED} "),
     (r"(?<=nproc-per-node=2 --no-python wgeo analyze )", "--no-report "),
@@ -54,7 +55,7 @@ LIGHTER = (  # pattern, and what takes its place
     (r'load_images\("digits"\)', 'load_images("digits", limit=120)'),
     (
         r"wgeo\.analyze\(net, images\)",
-        "wgeo.analyze(net, images, brenier=0, alignment=0, reference_networks=2)",
+        "wgeo.analyze(net, images, brenier=0, alignment=0, reference_networks=2, bootstrap=20)",
     ),
 )
 

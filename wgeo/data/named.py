@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 from collections.abc import Iterator
@@ -64,13 +65,13 @@ def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
 
 def _digits(split: str) -> Part:
     """Return handwritten digits, 8 x 8 in 17 gray levels; 360 of all 1,797 are the test set."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    test = balanced(data.target, 360, seed=0)
-    rows = test if split == "test" else np.setdiff1d(np.arange(len(data.target)), test)
-    x = from_array(data.images[rows] / 16, "digits")
-    return x, data.target[rows].astype(np.int64), tuple(str(k) for k in range(10))
+    package = importlib.util.find_spec("sklearn")  # to import it takes seconds
+    file = Path(str(package and package.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    *pixels, labels = np.loadtxt(file, delimiter=",", dtype=np.int64, unpack=True)
+    test = balanced(labels, 360, seed=0)
+    rows = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
+    images = np.stack(pixels, axis=1).reshape(-1, 8, 8)
+    return from_array(images[rows] / 16, "digits"), labels[rows], tuple(map(str, range(10)))
 
 
 def _torchvision(name: str, split: str, root: Path, download: bool = True) -> Part:
