@@ -14,10 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-import ot  # noqa: F401, the libraries that a run loads late are loaded before the forks
 import patience
 import torch
-import torch._dynamo
 
 import wgeo
 from wgeo.cli import main
