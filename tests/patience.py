@@ -55,7 +55,7 @@ def until(pid: int, seconds: float) -> None:
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if spent(pid) - start >= seconds:
             return
-        time.sleep(0.005)
+        time.sleep(0.02)  # reading the work of all processes is work, too
 
 
 def waited(pid: int) -> tuple[int, float]:

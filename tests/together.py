@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ot  # noqa: F401, the libraries that a run loads late are loaded before the forks
 import patience
 import torch
+import torch._dynamo
 import torch.distributed as dist
 
 import wgeo

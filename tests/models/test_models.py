@@ -12,10 +12,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import ResNet
 
 from wgeo import models
 from wgeo.errors import ArgumentError, CheckpointError, DependencyError
+from wgeo.models import parts
 from wgeo.text import printable
 
 OWN = [name for name in models.registry.ARCHS if ":" not in name]
@@ -596,3 +598,22 @@ def test_a_vit_saved_whole_by_an_earlier_version_finds_its_block():
     assert vit.TransformerBlock is transformer.TransformerBlock
     with pytest.raises(AttributeError, match="no attribute 'Block2'"):
         _ = vit.Block2
+
+
+@pytest.mark.parametrize("name", ["isoresnet", "cifar_resnet20", "torchvision:resnet18"])
+def test_a_network_of_shapes_draws_no_values(name):
+    """Torch would load its compiler to draw them, which takes seconds."""
+    called = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            called.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    with parts.shapes_only(), Recorder():
+        net = models.build(name, num_classes=3)
+    assert all(each.is_meta for each in net.parameters())
+    assert not {"aten::normal_", "aten::uniform_"} & set(called)
+    with torch.device("meta"), Recorder():
+        models.build(name, num_classes=3)
+    assert "aten::normal_" in called

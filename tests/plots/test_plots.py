@@ -1017,7 +1017,7 @@ def test_only_requested_files_are_written(tmp_path: Path) -> None:
 
 def test_numbers_alone_need_no_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record, drawn = {"blocks": sample_record((2,))["blocks"]}, []
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda each: drawn.append(each))
+    monkeypatch.setattr("wgeo.plots.files.rendered", lambda *each: drawn.append(each) or {})
     plots.figures(record, tmp_path, endings=("csv",))
     assert not drawn
     plots.figures(record, tmp_path, endings=("csv", "png"))

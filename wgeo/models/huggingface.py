@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import ArgumentError, DependencyError
 from ..text import printable
 from .external import Arch, infer_head, normalization
-from .parts import State, head_of
+from .parts import State, head_of, shapes_only
 
 _MAX_BYTES = 1_000_000  # of a config
 _MAX_LAYERS = 1_000
@@ -167,7 +166,7 @@ def _translate(
     the names that it has within the classifier. The number of weights is compared with the
     network's first, so that a file cannot make transformers allocate much memory.
     """
-    with torch.device("meta"):
+    with shapes_only():
         net = _build(config_class, shapes, **settings)
     sizes = [sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)]
     if state.keys() == net.state_dict().keys() or sizes[0] > 2 * sizes[1]:

@@ -18,7 +18,7 @@ from ..results import Result
 from ..text import printable
 from .etf import with_etf_classifier
 from .external import ANY_HEAD, HEADS, VITS, Arch
-from .parts import State, count_children, head_of, without_head
+from .parts import State, count_children, head_of, shapes_only, without_head
 from .registry import ARCHS, find
 
 _MAX_LISTED = 5  # names in a message
@@ -295,7 +295,7 @@ def _compare(
         if arch.imports:
             importlib.import_module(arch.imports)
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 shapes = _with_fixed_head(_shapes(arch.name, tuple(settings.items())), state)
             report, heads = _match(shapes, state)
             return report, None, heads

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..arrays.checks import as_count
 from ..errors import ArgumentError
@@ -89,6 +91,24 @@ def initialize(module: nn.Module, activation: str) -> None:
             nn.init.normal_(part.weight, 0.0, gain / max(fan_in, 1) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Do not draw initial weights: for tensors without values, torch loads its compiler first."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        draws = function in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        if draws or getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build networks on the meta device, whose tensors have shapes and no values."""
+    with torch.device("meta"), _WithoutValues():
+        yield
 
 
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:

@@ -143,7 +143,8 @@ def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
 
 def rendered(figure: Figure, stem: str, endings: Sequence[str]) -> dict[str, bytes]:
     """Return the contents of a figure's files by name, with one layout for all."""
-    figure.draw_without_rendering()
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)  # alone: all else that drawing does is done again for each file
     figure.set_layout_engine("none")
     return {f"{stem}.{ending}": _RENDER[ending](figure) for ending in endings}
 

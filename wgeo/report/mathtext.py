@@ -33,13 +33,14 @@ def svg(tex: str, *, display: bool = False) -> str:
         mathtext cannot parse the formula.
     """
     from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath, TextToPath
+    from matplotlib.textpath import TextPath, text_to_path
 
     tex = " ".join(tex.split())
     # mathtext has no display style: without this, its fractions are small.
     text = f"${tex}$" if not display else f"${tex}$".replace(r"\frac", r"\dfrac")
     font = FontProperties(size=_SIZE, math_fontfamily="stix")
-    width, height, depth = TextToPath().get_text_width_height_descent(text, font, ismath=True)
+    # TextPath uses this object, too, which parses a formula once.
+    width, height, depth = text_to_path.get_text_width_height_descent(text, font, ismath=True)
     outline = _outline(TextPath((0, 0), text, prop=font))
     box = f"0 {depth - height:.2f} {width:.2f} {height:.2f}"
     em = _SCALE / _SIZE
