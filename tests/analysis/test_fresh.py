@@ -41,6 +41,17 @@ def pixels(images) -> torch.Tensor:
 # --- ranks -----------------------------------------------------------------------------------
 
 
+def test_fresh_weights_leave_all_generators_alone(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("seeded a device's generator, which is not restored")
+
+    net, before = network(3), torch.random.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    first, second = (untrained(net, seed=1)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_ranks_of_known_ratios():
     fresh = np.exp(np.column_stack([np.linspace(0.5, 0.7, 20), np.linspace(1.0, 1.2, 20)]))
     straight, common = rank_test(np.exp(np.array([0.1, 1.11])), fresh)

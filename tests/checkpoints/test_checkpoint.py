@@ -394,6 +394,16 @@ def test_metadata_of_a_file_is_checked(net, save, tmp_path, monkeypatch, meta, s
         load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta}))
 
 
+@pytest.mark.parametrize("meta", [3, {"arch": 3}, {"arch": "x", "options": 3}, {"arch": "\n"}])
+def test_damaged_metadata_are_ignored_if_the_architecture_is_passed(net, save, meta):
+    path = save({"state_dict": net.state_dict(), "wgeo": meta})
+    with pytest.raises(CheckpointError, match=r"'wgeo' entry .*Pass `arch=`"):
+        load_checkpoint(path)
+    loaded = load_checkpoint(path, "cifar_resnet8")
+    assert_same(loaded, net)
+    assert any("'wgeo' entry" in note for note in loaded.provenance.report.notes)
+
+
 def test_false_sizes_are_not_trusted(net, save):
     options = {"width": 10**9, "depth": 10**9, "activation": "relu"}
     meta = {"arch": "cifar_resnet8", "options": options, "num_classes": 10**12}
@@ -611,6 +621,8 @@ def test_only_a_network_that_needs_its_own_code_needs_trust(net, save):
     path = save({"net": [foreign]})
     with pytest.raises(CheckpointError, match=r"whole pickled network.*trust=True"):
         load_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"`trust=True` without `arch=`"):
+        load_checkpoint(path, "cifar_resnet8", trust=True)
     assert_same(load_checkpoint(path, trust=True), foreign)
     broken = tiny()
     nn.init.constant_(broken.linear.bias, float("nan"))

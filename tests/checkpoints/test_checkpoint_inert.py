@@ -432,6 +432,17 @@ def test_values_that_are_not_accuracies_are_not_claimed():
         assert claimed_accuracy(entries) is None
 
 
+@pytest.mark.parametrize("word", ["prec", "precision", "top"])
+@pytest.mark.parametrize(
+    "form", ["{}", "valid_{}", "eval/{}", "{}_val", "val-{}", "best {}", "{}_best", "final_{}"]
+)
+def test_precision_without_a_rank_is_not_an_accuracy(form, word):
+    key = form.format(word)
+    assert claimed_accuracy({key: 0.5}) is None
+    assert claimed_accuracy({form.format(word + "1"): 0.5}) is not None
+    assert claimed_accuracy({form.format("acc"): 0.5}) is not None
+
+
 def unfolded():
     torch.manual_seed(0)
     yield "spectral", spectral_norm(nn.Conv2d(3, 5, 3)), "spectral"
@@ -513,6 +524,30 @@ def test_shards_by_folder_index_or_shard(net, tmp_path):
     (tmp_path / "net" / names[2]).unlink()
     with pytest.raises(CheckpointError, match=rf"missing from its folder: {names[2]}"):
         load_checkpoint(tmp_path / "net")
+
+
+def test_shards_without_checksums_are_noted(net, tmp_path):
+    state = net.state_dict()
+    torch.serialization.set_crc32_options(False)
+    try:
+        for i in range(2):
+            part = dict(list(state.items())[i::2])
+            torch.save(part, tmp_path / f"pytorch_model-0000{i + 1}-of-00002.bin")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    loaded = load_checkpoint(tmp_path / "pytorch_model-00001-of-00002.bin")
+    assert [n for n in loaded.provenance.report.notes if "without checksums" in n]
+    assert len({*loaded.provenance.report.notes}) == len(loaded.provenance.report.notes)
+
+
+def test_unreadable_file_has_no_fingerprint(net, save, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = save(net.state_dict())
+    monkeypatch.setattr("wgeo.checkpoints.reading.sha256_of", refuse)
+    with pytest.raises(CheckpointError, match=r"Cannot read the checkpoint .*: Permission denied"):
+        fingerprint(path)
 
 
 @pytest.mark.parametrize("where", ["/etc/passwd", "../secret.safetensors", 3, "a/b", "", "\0"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from wgeo import Network, load_checkpoint, load_images, models, trace
 from wgeo.checkpoints.normalizing import normalization_of, normalizers
-from wgeo.data.images import normalization
+from wgeo.data.images import Images, normalization
 from wgeo.features.network import normalization_for
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.25)
@@ -112,6 +112,25 @@ def test_network_that_normalizes_receives_raw_pixels(tmp_path, way):
     first = trace(given, images, device="cpu").layers[0].features
     assert first.min() >= 0
     assert first.max() <= 1
+
+
+def test_network_that_normalizes_bytes_receives_bytes():
+    net = nn.Sequential()
+    net.register_buffer("mean", torch.tensor([123.7, 116.3, 103.5]))
+    net.register_buffer("std", torch.tensor([58.4, 57.1, 57.4]))
+    spec, (note,) = normalization_of(net.state_dict(), net)
+    assert "[0, 255]" in note
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    torch.testing.assert_close(normalization(spec)(pixels), pixels.float())
+    images = Images(torch.zeros(2, 3, 4, 4), np.arange(2), ("a", "b"), "x")
+    assert normalization_for(net, images) == normalization(spec)
+
+
+def test_unknown_normalization_has_no_source(tmp_path):
+    net = models.build("isoresnet", num_classes=3, width=4, depth=1)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    provenance = load_checkpoint(tmp_path / "net.pt", "isoresnet").provenance
+    assert (provenance.normalize, provenance.normalize_source) == (None, None)
 
 
 @pytest.mark.parametrize(

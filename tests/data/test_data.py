@@ -452,6 +452,15 @@ def bad_npz():
             {"x_a": x, "y_a": y, "x_b": x[:, :2], "y_b": y},
             "different shapes",
         ),
+        "kinds differ": (
+            {"x_a": x, "y_a": y, "x_b": x.astype("datetime64[s]"), "y_b": y},
+            "different shapes or types",
+        ),
+        "scalars": ({"x_a": x[0, 0, 0], "y_a": y, "x_b": x[0, 0, 0], "y_b": y}, "0 images"),
+        "lengths of splits": (
+            {"x_a": x, "y_a": y[:4], "x_b": x[:4], "y_b": y},
+            "6 images and 4 labels",
+        ),
     }
 
 

@@ -312,6 +312,34 @@ def test_labels_of_a_table_that_pandas_wrote_as_floats(encoding, tmp_path, rng):
     assert sorted(images.y.tolist()) == list(range(11))
 
 
+@pytest.mark.parametrize(
+    ("table", "first", "line"),
+    [("labels.csv", "title", "{},{}"), ("list.txt", "images", "{} {}")],
+)
+def test_a_first_line_without_a_label_is_skipped(table, first, line, tmp_path, rng):
+    flat(tmp_path / "set", rng, 4)
+    rows = [line.format(f"{k}.png", k % 2) for k in range(4)]
+    (tmp_path / "set" / table).write_text("\n".join([first, *rows]))
+    assert load_images(tmp_path / "set").y.tolist() == [0, 1, 0, 1]
+
+
+def test_unreadable_tables_are_named(tmp_path, rng):
+    root = tmp_path / "set"
+    flat(root, rng, 2)
+    (root / "labels.csv").write_text("file,label\n0.png,0\n1.png,1\n")
+    damaged = zipped(root, tmp_path / "set.zip")
+    with zipfile.ZipFile(damaged) as archive:
+        info = archive.getinfo("labels.csv")
+    body = bytearray(damaged.read_bytes())
+    body[info.header_offset + 30 + len("labels.csv") + 1] ^= 255
+    damaged.write_bytes(body)
+    (root / "labels.csv").unlink()
+    (root / "labels.csv").symlink_to(tmp_path / "absent.csv")
+    for source in (root, damaged):
+        with pytest.raises(DataError, match=r"table 'labels.csv' cannot be read"):
+            load_images(source)
+
+
 def test_a_split_of_another_name_is_named(tmp_path, rng):
     write_folder(
         tmp_path / "a", rng, {f"{s}/{c}": 2 for s in ("Training", "Testing") for c in "xy"}

@@ -167,9 +167,11 @@ def test_objects_that_are_not_image_data_sets_are_refused(given, error, says):
         as_images(given)
 
 
-def test_pixels_that_are_floats_up_to_255_are_told():
-    pair = (255 * torch.rand(6, 3, 8, 8), np.arange(6) % 2)
-    with pytest.warns(WgeoWarning, match="floats from .* count as already normalized; pass uint8"):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_pixels_up_to_255_of_another_type_than_uint8_are_told(dtype):
+    pair = ((255 * torch.rand(6, 3, 8, 8)).to(dtype), np.arange(6) % 2)
+    kind = "floats" if dtype.is_floating_point else "integers"
+    with pytest.warns(WgeoWarning, match=f"{kind} from .* count as already normalized; pass uint8"):
         images = as_images(pair)
     assert images.notes
     with pytest.raises(ArgumentError, match="argmax"):

@@ -69,6 +69,35 @@ def test_cifar_100(tmp_path, pixels):
     assert (images.y.tolist(), images.preset) == (y[6:12].tolist(), "cifar100")
 
 
+@pytest.mark.parametrize("label", [-1, -(2**70), 2**70])
+def test_labels_of_batches_are_class_indices(label, tmp_path, pixels):
+    x, y = pixels
+    write_cifar(tmp_path / "root", x, y)
+    body = {"data": x[:6].reshape(6, -1), "labels": [0, 1, 2, 3, 4, label]}
+    (tmp_path / "root" / "test_batch").write_bytes(pickle.dumps(body))
+    with pytest.raises(DataError, match="labels are not a list of class indices"):
+        load_images(tmp_path / "root")
+
+
+def test_splits_of_different_sizes_are_read_one_at_a_time(tmp_path, pixels):
+    x, y = pixels
+    write_cifar(tmp_path / "batches", x, y)
+    body = {"data": x[:16, :, :2, :2].reshape(16, -1), "labels": y[:16].tolist()}
+    (tmp_path / "batches" / "test_batch").write_bytes(pickle.dumps(body))
+    idx = tmp_path / "raw"
+    idx.mkdir()
+    for name, side in (("train", 4), ("t10k", 2)):
+        gray = x[:, 0, :side, :side]
+        head = struct.pack(">4I", 0x803, 18, side, side)
+        (idx / f"{name}-images-idx3-ubyte").write_bytes(head + gray.tobytes())
+        head = struct.pack(">2I", 0x801, 18)
+        (idx / f"{name}-labels-idx1-ubyte").write_bytes(head + y.astype(np.uint8).tobytes())
+    for source in (tmp_path / "batches", idx):
+        assert load_images(source, "train").shape[1:] == (4, 4)
+        with pytest.raises(DataError, match=r"different shapes or types; .*choose a split"):
+            load_images(source, "all")
+
+
 plain = st.recursive(
     st.none()
     | st.booleans()
@@ -287,6 +316,25 @@ def test_parquet_files_of_the_hub_are_read(tmp_path, parquet):
         len(load_images(tmp_path / "set", "all")) == len(load_images(tmp_path / "set", None)) == 9
     )
     assert len(load_images(tmp_path / "set", "train")) == 5
+
+
+@pytest.mark.parametrize("missing", ["column", "minus one", "nulls"])
+def test_a_split_without_labels_is_left_out(missing, tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    _, table = parquet
+    pq.write_table(table([0, 1, 2], [0, 1, 1]), tmp_path / "train.parquet")
+    test = table([3, 4], [-1, -1])
+    if missing == "column":
+        test = test.drop_columns(["label"])
+    elif missing == "nulls":
+        test = test.set_column(1, "label", pyarrow.nulls(2, pyarrow.int64()))
+    pq.write_table(test, tmp_path / "test.parquet")
+    for split in ("train", "all"):
+        assert load_images(tmp_path, split).y.tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match=r"needs 'label'|must be integers or text|Label -1"):
+        load_images(tmp_path, "test")
 
 
 def test_parquet_file_with_text_labels_is_read(tmp_path, parquet):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -245,6 +247,20 @@ def test_vit_patches_divide_the_image(size, patch):
     assert net.patch_size == patch
 
 
+@pytest.mark.parametrize(("width", "heads"), [(64, 4), (56, 2), (40, 2), (36, 2), (16, 1), (7, 1)])
+def test_vit_heads_divide_the_width_by_default(width, heads):
+    net = models.build("vit", num_classes=3, image_size=8, depth=1, width=width)
+    assert net.encoder.layers[0].num_heads == heads
+
+
+@pytest.mark.parametrize("name", ["torchvision:vgg11", "torchvision:vit_b_16"])
+def test_a_head_that_is_no_matrix_is_a_misfit(name):
+    state = {"classifier.weight": torch.zeros(3), "encoder.layers.0.weight": torch.zeros(4, 3)}
+    with pytest.raises(CheckpointError, match="does not fit"):
+        models.matching.from_state(name, state)
+    assert models.matching.closest(state) is None
+
+
 @pytest.mark.parametrize("name", [n for n in models.registry.ARCHS if n.startswith("torchvision:")])
 def test_torchvision_resnets_are_recognised_by_their_shapes(name):
     with torch.device("meta"):
@@ -376,6 +392,7 @@ def test_names_from_files_are_escaped():
         ("mlp", {}, "needs image_size"),
         ("vit", {}, "needs image_size"),
         ("vit", {"image_size": 28, "patch": 5}, "must divide"),
+        ("isoresnet", {"activation": ["relu"]}, "Unknown activation"),
         ("vgg", {"depth": 2}, "three stages"),
     ],
 )
@@ -384,7 +401,14 @@ def test_network_that_cannot_be_built_is_an_explained_error(name, options, said)
         models.build(name, **{"num_classes": 3, **options})
 
 
-def test_shapes_are_not_overruled():
+def test_shapes_are_not_overruled_and_options_not_ignored():
+    for name, option, said in (
+        ("mlp", {"activation": ["relu"]}, "unhashable"),
+        ("mlp", {"heads": 2}, "heads is determined by"),
+        ("vit", {"heads": 5}, "`heads=5` must divide"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            models.matching.from_state(name, small(name).state_dict(), **option)
     with pytest.raises(ArgumentError, match="width is determined by the checkpoint's shapes"):
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
@@ -470,7 +494,41 @@ def test_fixed_classifier_needs_enough_width_and_a_block_to_narrow():
         models.with_etf_classifier(small("mlp"), "L")
 
 
+def test_the_classifier_is_fixed_not_the_layer_registered_last():
+    net = nn.Module()
+    net.fc, net.proj = nn.Linear(6, 3), nn.Linear(6, 5)
+    fixed = models.with_etf_classifier(net, "keep")
+    assert isinstance(fixed.fc, models.etf.FixedLinear)
+    assert type(fixed.proj) is nn.Linear
+
+
 # timm and a user's own code.
+
+
+def test_timm_networks_of_one_image_size_refuse_another():
+    pytest.importorskip("timm")
+    with pytest.raises(ArgumentError, match="images of 224 pixels per side, not 32"):
+        models.build("timm:vit_tiny_patch16_224", num_classes=3, image_size=32)
+    net = models.build("timm:vit_tiny_patch16_224", num_classes=3, image_size=32, img_size=32)
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    models.build("timm:resnet10t", num_classes=3, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("depths", ["a"], True),
+        ("depths", [2, 2], True),
+        ("depths", [10**9, -(10**9)], False),
+        ("num_hidden_layers", 10**9, False),
+        ("hidden_size", 10**9, True),
+    ],
+)
+def test_a_config_of_too_many_layers_is_refused(key, value, fits):
+    from wgeo.models.huggingface import _require_few_layers
+
+    with nullcontext() if fits else pytest.raises(ArgumentError, match="claims 1000000000 layers"):
+        _require_few_layers({key: value}, "hf:folder")
 
 
 def test_timm_networks_build_and_load():
@@ -484,6 +542,13 @@ def test_timm_networks_build_and_load():
         models.registry.find("timm:resnet10tt")
     with pytest.raises(ArgumentError, match="no network 'hf-hub"):
         models.registry.find("timm:hf-hub:someone/something")
+
+
+def test_a_config_with_thousands_of_class_names_is_read(tmp_path):
+    config = {"id2label": {str(k): "some kind of plant, some other name" for k in range(30_000)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert (tmp_path / "config.json").stat().st_size > 1_000_000
+    assert models.huggingface._read(tmp_path / "config.json", "hf:x") == config
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):

@@ -83,7 +83,7 @@ def choose(
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
     for saved in states:
-        if fitting and (saved.usual or fitting[0][0].saved.usual):
+        if fitting and fitting[0][0].saved.usual:
             break  # the first one that fits under a usual name is used
         try:
             fitting += _fitting(saved, arch, prefix, attempt)

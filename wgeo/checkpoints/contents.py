@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..models.parts import USUAL_HEADS
 from ..text import printable
 from .pickles import WHOLE_STATE
 from .standins import StandIn, as_array, attributes, is_module, state_of
@@ -42,7 +43,7 @@ _MAX_LIST = 100  # items; a longer list is not searched for networks
 _MIN_FRACTION = 0.1  # of all tensors; a prefix that fewer tensors have is not tried
 _MAX_PREFIXES = 12
 _MAX_PREFIX_PARTS = 6  # names between dots
-_HEAD = r"(?:head\.fc|heads\.head|head|fc|linear|classifier)\.(?:weight|bias)"
+_HEAD = rf"(?:{'|'.join(map(re.escape, USUAL_HEADS))})\.(?:weight|bias)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,16 +216,16 @@ def _search(
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
     entries = dict(dict.items(attributes(value) if isinstance(value, StandIn) else value))
     for key in _CONTAINERS:
-        yield from _search(entries.get(key), _joined(path, key), usual, depth - 1, seen, name)
+        yield from _search(entries.get(key), _dotted(path, key), usual, depth - 1, seen, name)
     state = _tensors(entries)
     if any(tensor.ndim > 0 for tensor in state.values()):
         yield SavedState(state, path, usual)
     for key, part in entries.items():
         if isinstance(key, str) and key not in _CONTAINERS and not _NOT_NETWORK.search(key):
-            yield from _search(part, _joined(path, printable(key)), False, depth - 1, seen, name)
+            yield from _search(part, _dotted(path, printable(key)), False, depth - 1, seen, name)
 
 
-def _joined(path: str, key: str) -> str:
+def _dotted(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 

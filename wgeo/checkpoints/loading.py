@@ -100,7 +100,7 @@ def load_checkpoint(
     states = find_states(contents.value, name, contents.size, container)
     if trust and arch is None and states[0].whole:
         return _whole(read_trusted(path), states[0], name, contents)
-    meta = _meta(contents.value, name)
+    meta, ignored = _meta(contents.value, name, arch)
     source = "asked" if arch is not None else "file" if meta else "tensors"
     try:
         if arch is None and meta:
@@ -128,16 +128,17 @@ def load_checkpoint(
         normalize, notes = str(meta["normalize"]), ()
     if normalize is None:
         normalize = normalization_of_config(contents.config, path)
+    usual = _usual_normalization(choice.fit, meta)
     provenance = Provenance(
         checkpoint=name,
         sha256=contents.sha256,
         arch=choice.fit.arch.name,
         num_classes=choice.fit.settings["num_classes"],
         epoch=epoch(contents.value),
-        normalize=normalize or _usual_normalization(choice.fit, meta),
-        report=_report(choice, contents, notes),
+        normalize=normalize or usual,
+        report=_report(choice, contents, (*ignored, *notes)),
         claimed_accuracy=claimed_accuracy(contents.value),
-        normalize_source="file" if normalize else "architecture",
+        normalize_source="file" if normalize else "architecture" if usual else None,
         arch_from=source,
     )
     return Network(choice.fit.module, provenance)
@@ -175,7 +176,8 @@ def _hint(saved: SavedState) -> str:
         return ""
     return (
         " The file contains a whole pickled network; if it is yours and its code can be imported "
-        "here, `trust=True` unpickles it with that code, which runs whatever the file names."
+        "here, `trust=True` without `arch=` unpickles it with that code, which runs whatever the "
+        "file names."
     )
 
 
@@ -198,22 +200,27 @@ def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Netw
     return Network(module, provenance)
 
 
-def _meta(value: Any, name: str) -> dict[str, Any]:
-    """Return the metadata stored by wgeo, after checks, since a file can claim anything."""
+def _meta(value: Any, name: str, arch: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the metadata stored by wgeo; if they are damaged and not needed, a note instead."""
     meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
     if meta is None:
-        return {}
+        return {}, ()
+    problem = _damage(meta)
+    if problem and arch is None:
+        raise CheckpointError(f"{name}: {problem}. Pass `arch=`.")
+    return ({}, (f"{problem}: it was ignored",)) if problem else (dict(meta), ())
+
+
+def _damage(meta: Any) -> str:
+    """Return what is wrong with the metadata, since a file can claim anything; empty if nothing."""
     if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
-        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Pass `arch=`.")
+        return "its 'wgeo' entry is damaged"
     if not isinstance(meta.get("options", {}), dict):
-        raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
+        return "the options in its 'wgeo' entry are damaged"
     for key, setting in {**meta, **meta.get("options", {})}.items():
         if isinstance(setting, str) and not (setting.isprintable() and len(setting) <= _MAX_LENGTH):
-            raise CheckpointError(
-                f"{name}: {printable(str(key))} in its 'wgeo' entry is not printable text: "
-                f"{printable(setting)}."
-            )
-    return dict(meta)
+            return f"{printable(str(key))} in its 'wgeo' entry is not printable text"
+    return ""
 
 
 def _arch_of(meta: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 from ..text import printable
 from .standins import as_array
 
-_MAX_DEPTH = 3  # levels of nested dicts that are searched, including the top level
+_MAX_LEVELS = 3  # levels of nested dicts that are searched, including the top level
 _MAX_ENTRIES = 10_000  # entries of a dict that are searched
 _MAX_NESTED = 100  # dicts in a dict that are searched
 _PREFIX = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
@@ -19,8 +19,8 @@ _ACCURACY = re.compile(
     _PREFIX + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
     re.IGNORECASE,
 )
-# Names that match `_ACCURACY` but may mean something else, such as "precision".
-_AMBIGUOUS = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)
+# "top", "prec" and "precision" without a 1 may mean something else.
+_UNAMBIGUOUS = re.compile(r"acc|1", re.IGNORECASE)
 
 
 def as_number(value: Any) -> int | float | None:
@@ -52,7 +52,7 @@ def claimed_accuracy(value: Any) -> dict[str, Any] | None:
     -------
     dict with ``key``, such as ``metrics.val_acc``, and ``value`` in [0, 1]
     """
-    for key, claim in _claims(value, "", _MAX_DEPTH):
+    for key, claim in _claims(value, "", _MAX_LEVELS):
         if claim is not None and 0 <= claim <= 100:
             return {"key": key, "value": claim / 100 if claim > 1 else float(claim)}
     return None
@@ -68,7 +68,7 @@ def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | floa
         entry_path = f"{path}.{printable(key)}" if path else printable(key)
         if isinstance(entry, dict):
             nested.append((entry_path, entry))
-        elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and not _AMBIGUOUS.fullmatch(key):
+        elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and _UNAMBIGUOUS.search(key):
             yield entry_path, as_number(entry)
     for entry_path, entry in nested[:_MAX_NESTED]:
         yield from _claims(entry, entry_path, depth - 1)

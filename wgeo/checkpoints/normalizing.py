@@ -32,6 +32,23 @@ def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {k: v for k, v in state.items() if k not in pairs.keys() | pairs.values()}
 
 
+def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
+    """Return the `normalize=` that a network which normalizes images needs, and a note about it.
+
+    Its input is pixels in [0, 1]; or in [0, 255], if a stored mean exceeds 1 (as in mmdetection).
+    None if the network has no normalization of its own.
+    """
+    state = module.state_dict()
+    means = list(normalizers(state))
+    if not means:
+        return None
+    top = max(_top_pixel(state[mean]) for mean in means)
+    return "none" if top == 1 else f"0;{1 / top}", (
+        f"the network normalizes images itself ({printable(means[0])}): its input is pixels in "
+        f"[0, {top:g}]"
+    )
+
+
 def normalization_of(
     state: Mapping[str, torch.Tensor], module: torch.nn.Module
 ) -> tuple[str | None, tuple[str, ...]]:
@@ -48,20 +65,16 @@ def normalization_of(
     -------
     spec : str or None
         Means and standard deviations as `wgeo.data.images.normalization` reads them, such as
-        ``"0.5,0.5,0.5;0.25,0.25,0.25"``. ``"none"`` if the network normalizes pixels itself; None
-        if the file contains no valid normalization, or several different ones.
+        ``"0.5,0.5,0.5;0.25,0.25,0.25"``. See `own_normalization` if the network normalizes pixels
+        itself; None if the file contains no valid normalization, or several different ones.
     notes : tuple of str
     """
-    if built_in := normalizers(module.state_dict()):
-        name = printable(next(iter(built_in)))
-        return "none", (
-            f"the network normalizes images itself ({name}): its input is pixels in [0, 1]",
-        )
+    if own := own_normalization(module):
+        return own[0], (own[1],)
     specs = {}
     for mean, std in normalizers(state).items():
         m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, std))
-        # Means of pixels in [0, 255] (as in mmcv) exceed 1.
-        scale = np.float32(_MAX_PIXEL if m.max() > 1 else 1)
+        scale = np.float32(_top_pixel(state[mean]))
         if np.isfinite([m, s]).all() and (s > 0).all() and m.shape == s.shape:
             specs[";".join(",".join(map(str, each / scale)) for each in (m, s))] = printable(mean)
     if len(specs) == 1:
@@ -71,6 +84,11 @@ def normalization_of(
         names = ", ".join(specs.values())
         return None, (f"the file has several normalizations ({names}): pass `normalize=`",)
     return None, ()
+
+
+def _top_pixel(mean: torch.Tensor) -> float:
+    """Return the largest value of a pixel: means of pixels in [0, 255] (as in mmcv) exceed 1."""
+    return _MAX_PIXEL if float(mean.detach().max()) > 1 else 1.0
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:

@@ -118,8 +118,9 @@ class Provenance(Result):
     claimed_accuracy : mapping or None
         The accuracy that the file claims: ``key``, the entry of the file, and ``value`` in [0, 1].
     normalize_source : {"file", "architecture"} or None
-        Source of `normalize`: ``file`` for the file or its folder, ``architecture`` for a published
-        or unknown normalization; None for a network in memory, or unpickled with ``trust=True``.
+        Source of `normalize`: ``file`` for the file or its folder, ``architecture`` for that of
+        published checkpoints; None if it is unknown, for a network in memory, or if the network was
+        unpickled with ``trust=True``.
     arch_from : str
         The source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (a checkpoint
         written by wgeo), ``tensors`` (of those searched, the only one with these names and shapes),

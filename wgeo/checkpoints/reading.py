@@ -14,6 +14,8 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,23 +85,30 @@ def read(path: str | os.PathLike[str]) -> Contents:
         The file does not exist, is unreadable, empty, damaged or malicious, or has another format.
     """
     name = display_path(path)
-    try:
+    with _accessing(name):
         files = files_of(path, name)
         parts = [_read_one(file, name if len(files) == 1 else display_path(file)) for file in files]
         config = read_config(files[0])
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Cannot read the checkpoint {name}: {reason}.") from error
     if len(parts) == 1:
         return replace(parts[0], config=config)
     return Contents(
-        value={"state_dict": _joined([part.value for part in parts], name)},
+        value={"state_dict": _all_tensors([part.value for part in parts], name)},
         kind=f"{parts[0].kind}, {len(parts)} shards",
         size=sum(part.size for part in parts),
         sha256=_combined([part.sha256 for part in parts]),
         stand_ins=tuple(dict.fromkeys(each for part in parts for each in part.stand_ins)),
         config=config,
+        notes=tuple(dict.fromkeys(each for part in parts for each in part.notes)),
     )
+
+
+@contextmanager
+def _accessing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"Cannot read the checkpoint {name}: {reason}.") from error
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
@@ -108,16 +117,18 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     CheckpointError
-        The file or a shard does not exist, or the folder contains no checkpoint.
+        The file or a shard does not exist or is unreadable, or the folder contains no checkpoint.
     """
-    return _combined([sha256_of(file) for file in files_of(path, display_path(path))])
+    name = display_path(path)
+    with _accessing(name):
+        return _combined([sha256_of(file) for file in files_of(path, name)])
 
 
 def _combined(hashes: list[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _joined(values: list[Any], name: str) -> dict[Any, Any]:
+def _all_tensors(values: list[Any], name: str) -> dict[Any, Any]:
     """Return the tensors of all shards."""
     joined: dict[Any, Any] = {}
     for value in values:

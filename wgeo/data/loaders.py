@@ -85,9 +85,10 @@ def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
     check_finite(x, "images")
-    if x.is_floating_point() and float(x.min()) >= 0 and float(x.max()) > _MAX_NORMALIZED:
+    if x.dtype != torch.uint8 and float(x.min()) >= 0 and float(x.max()) > _MAX_NORMALIZED:
+        kind = "floats" if x.is_floating_point() else "integers"
         note = (
-            f"the images are floats from {float(x.min()):g} to {float(x.max()):g}, which count as "
+            f"the images are {kind} from {float(x.min()):g} to {float(x.max()):g}, which count as "
             "already normalized; pass uint8 pixels to have them normalized"
         )
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)

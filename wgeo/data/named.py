@@ -35,7 +35,7 @@ def open_svhn(path: Path, split: str | None) -> Source:
     """
     available = [each for each in TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
     selected = chosen_splits(path, split, available)
-    return _joined("svhn", split, [_torchvision("svhn", part, path, False) for part in selected])
+    return _source("svhn", split, [_torchvision("svhn", part, path, False) for part in selected])
 
 
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
@@ -55,13 +55,13 @@ def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None
     else:
         folder = Path(root or os.environ.get("WGEO_DATA") or "data")
         parts = [_torchvision(name, part, folder) for part in selected]
-    return _joined(name, split, parts)
+    return _source(name, split, parts)
 
 
 Part = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]
 
 
-def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
+def _source(name: str, split: str | None, parts: list[Part]) -> Source:
     x = torch.cat([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts])
     return Source(

@@ -17,7 +17,7 @@ from ..storage.files import require_regular
 from ..text import printable
 from .layout import number_texts
 from .members import check_member, check_members
-from .source import Source, checked_labels, chosen_splits, first_label, from_array, scaled
+from .source import Source, checked_labels, chosen_splits, first_label, from_array, joined, scaled
 
 # Usual names of images and labels, in any letter case; the first pair that exists is used.
 _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
@@ -51,14 +51,12 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     with _open(path) as arrays:
         pairs = _pairs(arrays.files, path)
         selected = [None] if None in pairs else chosen_splits(path, split, list(map(str, pairs)))
-        x = _joined([_get(arrays, pairs[key][0], path) for key in selected], path)
+        images = {key: _get(arrays, pairs[key][0], path) for key in selected}
         labels = {key: _get(arrays, y, path) for key, (_, y) in pairs.items()}
         names = [key for key in arrays.files if key.lower() in _CLASS_KEYS]
         classes = [str(each) for each in _get(arrays, names[0], path).ravel()] if names else None
     numbers, classes, notes = index_labels(labels, name, classes)
-    y = np.concatenate([numbers[key] for key in selected])
-    if x.ndim == 0 or len(x) != len(y):
-        raise DataError(f"{name} has {len(x) if x.ndim else 0} images and {len(y)} labels.")
+    x, y = joined([(images[key], numbers[key]) for key in selected], name)
     return Source(
         path.stem,
         y,
@@ -151,14 +149,6 @@ def _has_affixes(key: str, start: str, end: str) -> bool:
     """Return whether a key has this prefix and suffix, with some characters between them."""
     middle = len(key) - len(start) - len(end)
     return middle > 0 and key.startswith(start) and key.endswith(end)
-
-
-def _joined(parts: list[np.ndarray], path: Path) -> np.ndarray:
-    if len(parts) == 1:
-        return parts[0]
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise DataError(f"The splits of {path} have different shapes; choose one (`split=`).")
-    return np.concatenate(parts)
 
 
 @contextmanager

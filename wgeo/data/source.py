@@ -47,6 +47,31 @@ def chosen_splits(path: Path, split: str | None, available: Sequence[str]) -> li
     return [split]
 
 
+def joined(
+    parts: list[tuple[np.ndarray, Int[np.ndarray, " _"]]], source: str
+) -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
+    """Return all images and all labels of several parts, such as splits.
+
+    Raises
+    ------
+    DataError
+        A part has different numbers of images and labels, or the shapes or types differ.
+    """
+    for x, y in parts:
+        if x.ndim == 0 or len(x) != len(y):
+            count = len(x) if x.ndim else 0
+            raise DataError(f"{source} has {count} images and {len(y)} labels.")
+    images = [x for x, _ in parts]
+    try:
+        x = images[0] if len(images) == 1 else np.concatenate(images)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{source} has images of different shapes or types; if each split has only one, "
+            "choose a split (`split=`)."
+        ) from error
+    return x, np.concatenate([y for _, y in parts])
+
+
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:
     """Return the rows of a seeded subset, balanced over the classes as far as possible.
 

@@ -16,7 +16,7 @@ from ..storage.files import require_regular
 from ..text import printable
 from .members import max_unpacked
 from .pickles import pixels_of, plain_values
-from .source import Source, checked_labels, chosen_splits, first_label, from_array, scaled
+from .source import Source, checked_labels, chosen_splits, first_label, from_array, joined, scaled
 
 _CIFAR = ("cifar-10-batches-py", "cifar-100-python")
 _IDX = re.compile(r"(train|test|t10k)-(images)-idx3-ubyte(\.gz)?")
@@ -69,20 +69,18 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
     if batches:
         contents = {key: [_batch(file) for file in files] for key, files in batches.items()}
         all_labels = {key: np.concatenate([y for _, y in contents[key]]) for key in available}
-        x = np.concatenate([pixels for key in selected for pixels, _ in contents[key]])
+        parts = [part for key in selected for part in contents[key]]
         name = preset = "cifar100" if (folder / "meta").is_file() else "cifar10"
     else:
         pairs = {part.split: part for part in _pairs(folder)}
         all_labels = {key: _labels(part.labels).astype(np.int64) for key, part in pairs.items()}
-        x = np.concatenate([_images(pairs[key].images) for key in selected])
+        parts = [(_images(pairs[key].images), all_labels[key]) for key in selected]
         name = folder.parent.name if folder.name == "raw" else folder.name
         preset = _PRESETS.get(name, "")
-    labels = np.concatenate([all_labels[key] for key in selected])
-    if len(x) != len(labels):
-        raise DataError(f"{folder} has {len(x)} images but {len(labels)} labels.")
-    joined = np.concatenate(list(all_labels.values()))
-    last = int(checked_labels(joined, folder.name, None).max())
-    first, notes = (_FIRST.get(preset, 0), ()) if preset else first_label(joined)
+    x, labels = joined(parts, str(folder))
+    every_label = np.concatenate(list(all_labels.values()))
+    last = int(checked_labels(every_label, folder.name, None).max())
+    first, notes = (_FIRST.get(preset, 0), ()) if preset else first_label(every_label)
     numbers = map(str, range(first, 1 + max(last, _CLASSES.get(preset, 0) - 1)))
     classes = _names(folder) or tuple(numbers)
     labels = checked_labels(labels - first, folder.name, len(classes))
@@ -201,8 +199,10 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         edge = int((pixels.shape[1] // 3) ** 0.5)
         if 3 * edge**2 != pixels.shape[1]:
             raise DataError(f"its images have {pixels.shape[1]} pixels")
-        if not isinstance(labels, list) or not all(type(k) is int and k < 2**31 for k in labels):
-            raise DataError("its labels are not a list of integers")
+        if not isinstance(labels, list) or not all(
+            type(k) is int and 0 <= k < 2**31 for k in labels
+        ):
+            raise DataError("its labels are not a list of class indices")
         if len(labels) != len(pixels):
             raise DataError(f"it has {len(pixels)} images but {len(labels)} labels")
     except DataError as error:

@@ -79,7 +79,7 @@ def labels_of(
     errors: list[DataError] = []
     for parts, name in sorted(tables, key=lambda entry: (len(entry[0]), entry))[:_MAX_TABLES]:
         try:
-            table = _parse(_Finder(files, parts[:-1]), _text(read(name), parts[-1]), parts[-1])
+            table = _parse(_Finder(files, parts[:-1]), _text(read, name, parts[-1]), parts[-1])
         except DataError as error:
             errors.append(error)
             continue
@@ -101,7 +101,12 @@ def labels_of(
     return best[0][1]
 
 
-def _text(body: bytes, name: str) -> str:
+def _text(read: Callable[[str], bytes], path: str, name: str) -> str:
+    try:
+        body = read(path)
+    except Exception as error:  # a file is missing or not readable, or a member of a zip is damaged
+        reason = printable(str(error), 200)
+        raise DataError(f"The table {printable(name)!r} cannot be read: {reason}.") from error
     if len(body) > MAX_BYTES:
         raise DataError(f"The table {printable(name)!r} is too large ({len(body)} bytes).")
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
@@ -162,7 +167,7 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         if len(row) <= max(file, label):
             continue
         value = row[label].strip()
-        if head[label] == "predictionstring":  # followed by boxes
+        if head[label : label + 1] == ["predictionstring"]:  # followed by boxes
             value = value.split(" ")[0]
         if value.lower() in ("", "nan"):
             unlabeled += 1

@@ -54,7 +54,7 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``. Only
     the bytes are read; paths are never followed. A column ``label`` contains text or class indices;
     the names of the classes may be in the file's ``huggingface`` metadata. The indices are common
-    to all splits.
+    to all splits. A split whose labels are missing, or all -1, is left out unless it is chosen.
 
     Raises
     ------
@@ -82,17 +82,15 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
         raise DataError(
             f"{path} is not a readable Parquet or Arrow file ({reason}). Is it complete?"
         ) from error
-    table = next(iter(tables.values()))
-    image, label = (_column(table, names, path) for names in (_IMAGES, _LABELS))
-    labels = {name: _labels(table.column(label), path) for name, table in tables.items()}
+    labeled = [name for name, table in tables.items() if not _unlabeled(table)]
+    selected = [name for name in selected if name in labeled] or selected
+    labels = {name: _labels(tables[name], path) for name in dict.fromkeys([*labeled, *selected])}
     from .npz import index_labels
 
     numbers, classes, notes = index_labels(
-        labels,
-        path.name,
-        _class_names(table, label),
+        labels, path.name, _class_names(tables[next(iter(labels))], path)
     )
-    cells = [tables[name].column(image) for name in selected]
+    cells = [tables[name].column(_column(tables[name], _IMAGES, path)) for name in selected]
     offsets = np.cumsum([0, *(len(cell) for cell in cells)])
 
     def encoded(row: int) -> bytes:
@@ -153,9 +151,17 @@ def _unpack(parquet: Any, file: Path) -> Any:
     return pyarrow.Table.from_batches(batches, parquet.schema_arrow)
 
 
-def _labels(column: Any, path: Path) -> np.ndarray:
+def _unlabeled(table: Any) -> bool:
+    """Return whether a table has no labels: no column, or only nulls or -1, as in test sets."""
+    columns = [each for each in _LABELS if each in table.column_names]
+    values = table.column(table.column_names.index(columns[0])).to_pylist() if columns else []
+    return all(value in (None, -1) for value in values)
+
+
+def _labels(table: Any, path: Path) -> np.ndarray:
     import pyarrow
 
+    column = table.column(_column(table, _LABELS, path))
     kinds = pyarrow.types
     kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
     if column.null_count or not any(
@@ -175,7 +181,8 @@ def _column(table: Any, names: tuple[str, ...], path: Path) -> str:
     raise DataError(f"{path} has the columns {columns}; it needs {names[0]!r} or {names[1]!r}.")
 
 
-def _class_names(table: Any, label: str) -> list[str] | None:
+def _class_names(table: Any, path: Path) -> list[str] | None:
+    label = _column(table, _LABELS, path)
     try:
         metadata = json.loads(table.schema.metadata[b"huggingface"])
         names = metadata["info"]["features"][label]["names"]

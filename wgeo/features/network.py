@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from ..checkpoints import Network
-from ..checkpoints.normalizing import normalizers
+from ..checkpoints.normalizing import own_normalization
 from ..data import Images
 from ..data.images import Normalization, normalization
 from ..data.loaders import as_images
@@ -30,10 +30,11 @@ def normalization_for(net: Network | nn.Module, images: Images) -> Normalization
 
 
 def declared_normalization(net: Network | nn.Module) -> str | None:
-    """Return a network's normalization; ``"none"`` if it normalizes itself, None if unknown."""
+    """Return a network's normalization, or that of `own_normalization`; None if unknown."""
     if isinstance(net, Network) and net.normalize is not None:
         return net.normalize
-    return "none" if normalizers(module_of(net).state_dict()) else None
+    own = own_normalization(module_of(net))
+    return own[0] if own else None
 
 
 def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None = None) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from .parts import require_positive
+from .parts import head_of, require_positive
 from .residual import ConvBlock, projection
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     if dim not in ("K", "keep"):
         raise ArgumentError(f"dim must be 'K' or 'keep', not {dim!r}.")
     net = copy.deepcopy(net)
-    heads = [(name, part) for name, part in net.named_modules() if isinstance(part, nn.Linear)]
-    if not heads:
+    named_head = head_of(net)
+    if named_head is None:
         raise ArgumentError(f"{type(net).__name__} has no linear classifier to replace.")
-    name, head = heads[-1]
+    name, head = named_head
     width = head.in_features
     if dim == "K" and width != head.out_features:
         width = head.out_features

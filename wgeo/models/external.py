@@ -24,6 +24,7 @@ Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
 _NO_KEY = r"(?!)"  # matches nothing
 _TORCHVISION = "torchvision.models"
+_TIMM_SIZES = {"img_size", "dynamic_img_size"}  # timm's options for images of another size
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ _DEEPEST_MODULE = {  # a module that each torchvision ResNet has and shallower o
 }
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 HEADS = (*USUAL_HEADS, "classifier.1")
-ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
+# The longest first, since "head" is also the start of "head.fc".
+ANY_HEAD = f"(?:{'|'.join(re.escape(name) for name in sorted(HEADS, key=len, reverse=True))})"
+COMMON = {"num_classes", "in_channels", "image_size", "activation"}  # settings of every network
 # transformers' ResNet is torchvision's with other names.
 HUGGINGFACE_RESNET = (
     (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
@@ -235,7 +238,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
     head = next((key for key in usual if key in state), kernels[-1] if kernels else "")
     if head.startswith("classifier."):  # the last of several, as in AlexNet
-        head = next(key for key in reversed(kernels) if key.startswith("classifier."))
+        head = next((key for key in reversed(kernels) if key.startswith("classifier.")), head)
     channels = [int(state[key].shape[1]) for key in kernels if state[key].ndim == 4] or [3]
     # The tensors of a safetensors file are not in the network's order: 3 is likelier than 64.
     first = channels[0] if channels[0] in (1, 3) or 3 not in channels else 3
@@ -323,6 +326,14 @@ def _build_timm(
 
     if activation != "relu":
         options["act_layer"] = activation
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size and not options.keys() & _TIMM_SIZES:
+        side = config.input_size[-1]
+        if image_size not in (None, side):
+            raise ArgumentError(
+                f"timm:{name} reads images of {side} pixels per side, not {image_size}: load them "
+                f"with `size={side}`."
+            )
     try:
         return timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
@@ -388,13 +399,12 @@ def _build_user(name: str, factory: Callable[..., Any], /, **settings: Any) -> n
     except (TypeError, ValueError):  # written in C
         parameters = inspect.Signature().parameters
     kinds = {parameter.kind for parameter in parameters.values()}
-    common = {"num_classes", "in_channels", "image_size", "activation"}
     accepted = {
         key: value
         for key, value in settings.items()
-        if key in parameters or (key not in common and inspect.Parameter.VAR_KEYWORD in kinds)
+        if key in parameters or (key not in COMMON and inspect.Parameter.VAR_KEYWORD in kinds)
     }
-    unknown = sorted(set(settings) - set(accepted) - common)
+    unknown = sorted(set(settings) - set(accepted) - COMMON)
     if unknown:
         raise ArgumentError(f"{name} does not take {', '.join(unknown)}.")
     try:

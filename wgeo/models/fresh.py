@@ -52,7 +52,7 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
         for parameter in fresh.parameters():
             if parameter.is_floating_point():
                 parameter.fill_(torch.nan)  # a value that is still NaN afterwards was not reset
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
         for submodule in fresh.modules():
             _reset(submodule)
         unchanged_names = []

@@ -19,7 +19,7 @@ from ..text import printable
 from .external import Arch, infer_head, normalization
 from .parts import State, head_of, shapes_only
 
-_MAX_BYTES = 1_000_000  # of a config
+_MAX_BYTES = 10_000_000  # of a config; the names of 20,000 classes take 2 million
 _MAX_LAYERS = 1_000
 # Settings that select code, weights or paths rather than shapes.
 _NOT_SHAPES = ("attn", "dtype", "backbone", "quantization", "auto_map", "path", "timm", "return")
@@ -118,10 +118,7 @@ def huggingface_arch(folder: str) -> Arch:
         for key, value in config.items()
         if key in parameters and not any(word in key for word in _NOT_SHAPES)
     }
-    for key, value in shapes.items():
-        depth = sum(value) if isinstance(value, list) and "depth" in key else value
-        if ("depth" in key or "layers" in key) and isinstance(depth, int) and depth > _MAX_LAYERS:
-            raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_MAX_LAYERS}.")
+    _require_few_layers(shapes, name)
     shapes.setdefault("num_channels", 3)
     classes = len(config["id2label"]) if isinstance(config.get("id2label"), dict) else None
     return Arch(
@@ -131,6 +128,14 @@ def huggingface_arch(folder: str) -> Arch:
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),
         translate=partial(_translate, config_class, shapes),
     )
+
+
+def _require_few_layers(shapes: Mapping[str, Any], name: str) -> None:
+    for key, value in shapes.items():
+        counts = value if isinstance(value, list) else [value]
+        depth = sum(count for count in counts if isinstance(count, int) and count > 0)
+        if ("depth" in key or "layers" in key) and depth > _MAX_LAYERS:
+            raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_MAX_LAYERS}.")
 
 
 def _build(

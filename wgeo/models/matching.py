@@ -270,7 +270,7 @@ def _settings(
         settings["num_classes"] = num_classes
     if arch.user_code:
         return {**settings, **options}
-    unknown = sorted(set(options) - {"activation", "heads"})
+    unknown = sorted(set(options) - {"activation"} - (settings.keys() & {"heads"}))
     if unknown:
         raise ArgumentError(
             f"{', '.join(unknown)} is determined by the checkpoint's shapes, or unknown. Only the "
@@ -301,7 +301,7 @@ def _compare(
             return report, None, heads
         except NotImplementedError:  # "Cannot copy out of meta tensor; no data!"
             pass
-        except (RuntimeError, ValueError, OverflowError) as error:
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
     module = _with_fixed_head(arch.build(**settings), state)
     report, heads = _match(module, state)

@@ -65,7 +65,7 @@ def activation(name: str) -> nn.Module:
     ArgumentError
         The name is unknown.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ArgumentError(f"Unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]()
 

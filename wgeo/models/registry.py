@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..text import printable, suggestion
-from .external import ANY_HEAD, Arch, timm_arch, torchvision_arch, user_arch
+from .external import ANY_HEAD, COMMON, Arch, timm_arch, torchvision_arch, user_arch
 from .huggingface import huggingface_arch
 from .names import CIFAR_DEPTHS, RESNETS
 from .parts import require_positive
@@ -135,11 +135,10 @@ def build(
     if image_size is not None:
         require_positive(image_size=image_size)
     parameters = inspect.signature(arch.build).parameters
-    common = {"num_classes", "in_channels", "image_size", "activation"}
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         unknown = sorted(set(options) - set(parameters))
         if unknown:
-            names = sorted(set(parameters) - common)
+            names = sorted(set(parameters) - COMMON)
             raise ArgumentError(
                 f"{name} does not take {', '.join(unknown)}; its options are "
                 f"{', '.join(names) or 'none'}."

@@ -38,7 +38,7 @@ def vit(
     width, depth : int
         Number of features of a token, and of blocks.
     heads : int, optional
-        A divisor of `width`; by default one head per 16 features.
+        A divisor of `width`; by default the largest for which a head has at least 16 features.
     hidden : int, optional
         Units inside each block's MLP; default twice `width`.
     patch : int, optional
@@ -53,13 +53,12 @@ def vit(
     """
     if image_size is None:
         raise ArgumentError("A vit needs image_size: it has a position embedding for every patch.")
-    heads = max(1, width // _HEAD_WIDTH) if heads is None else heads
-    hidden = 2 * width if hidden is None else hidden
     require_positive(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
-    require_positive(width=width, depth=depth, heads=heads, hidden=hidden)
-    if patch is None:
-        patch = max(p for p in range(1, max(2, image_size // 6 + 1)) if image_size % p == 0)
-    require_positive(patch=patch)
+    require_positive(width=width, depth=depth)
+    heads = _largest_divisor(width, width // _HEAD_WIDTH) if heads is None else heads
+    hidden = 2 * width if hidden is None else hidden
+    patch = _largest_divisor(image_size, image_size // 6) if patch is None else patch
+    require_positive(heads=heads, hidden=hidden, patch=patch)
     if image_size % patch or width % heads:
         raise ArgumentError(
             f"`patch={patch}` must divide `image_size={image_size}`, "
@@ -77,12 +76,16 @@ def vit(
     return net
 
 
+def _largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of a number that is at most `limit`; 1 if there is none."""
+    return max(d for d in range(1, max(1, limit) + 1) if number % d == 0)
+
+
 def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Infer the settings of a ViT from its state dict's shapes; they do not determine `heads`."""
     patch = axis_length(state, "conv_proj.weight", 2, 4)
     tokens = axis_length(state, "encoder.pos_embedding", 1, 65)
     width = axis_length(state, "conv_proj.weight", 0, 64)
-    heads = options.get("heads")
     return {
         "num_classes": axis_length(state, "heads.head.weight", 0, 10),
         "in_channels": axis_length(state, "conv_proj.weight", 1, 3),
@@ -91,7 +94,7 @@ def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
         "depth": max(1, _depth(state)),
         "hidden": axis_length(state, "encoder.layers.encoder_layer_0.mlp.0.weight", 0, 2 * width),
         "patch": patch,
-        **({"heads": heads} if isinstance(heads, int) and heads > 0 and width % heads == 0 else {}),
+        **({"heads": options["heads"]} if "heads" in options else {}),
     }
 
 
