@@ -201,6 +201,7 @@ class _Layer:
                     within_along=sums[b].within_along[kept.numpy()],
                     spectrum=None,
                     precision=self.moments.precision,
+                    weights=self.weights,
                 ),
                 sums[b],
             )
