@@ -440,6 +440,14 @@ def test_a_classifier_of_the_last_block_adds_no_layer():
     assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
 
 
+def test_a_stream_refuses_features_that_are_not_finite():
+    net, (x, y) = Heads("logits").eval(), pair()
+    x[7] = -1e30  # its square overflows
+    net.block.register_forward_hook(lambda _, args, out: out * out)
+    with pytest.raises(FeatureError, match=r"layer 'block' holds NaN or infinity .* sample 7\."):
+        list(stream(net, (x, y), layers=["block"], batch_size=5))
+
+
 def test_channels_last_pixels_are_told():
     with pytest.raises(FeatureError, match=r"channels are last: pass x.permute\(0, 3, 1, 2\)"):
         trace(Heads("logits"), (torch.rand(6, 32, 32, 3), np.arange(6) % 3))

@@ -28,6 +28,7 @@ _SECOND_PASS = "needs a second pass over the data, with the final class means"
 _COINCIDE = "the class means coincide"
 _SINGLE = "every class has a single sample"
 _CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
+_NOT_IN_TABLE = ("intervals", "undefined", "class_variability")
 _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 
 
@@ -231,8 +232,7 @@ class LayerCollapse(Result):
 
     def _table(self) -> list[dict[str, Any]]:
         values = super().to_dict()
-        del values["undefined"], values["class_variability"]
-        return [values]
+        return [{key: value for key, value in values.items() if key not in _NOT_IN_TABLE}]
 
 
 def layer_collapse(
