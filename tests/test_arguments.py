@@ -94,7 +94,9 @@ def test_every_entry_point_refuses_invalid_arguments():
 def test_settings_of_training_may_be_numbers_of_numpy(tmp_path):
     settings = "epochs=np.int64(2), batch_size=np.int64(30), lr=np.float32(0.1)"
     settings += ", checkpoints=np.array([1]), options={'width': 4, 'depth': 2}"
-    train = f"wgeo.train('mlp', wgeo.load_images('digits', limit=20), {str(tmp_path)!r}, {settings})"
+    train = (
+        f"wgeo.train('mlp', wgeo.load_images('digits', limit=20), {str(tmp_path)!r}, {settings})"
+    )
     assert plainly([train]).startswith("nothing")
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 

@@ -37,7 +37,6 @@ def test_the_rank_of_single_samples_leaves_out_rounding(rng):
         assert collapse_of(points, np.arange(4)).rank == expected == 2
 
 
-
 @pytest.mark.parametrize("draw", range(8))
 def test_four_samples_per_class_estimate_the_population(draw):
     """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98.

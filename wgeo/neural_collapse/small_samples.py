@@ -240,8 +240,8 @@ class LeaveOneOut:
         is_not_alone = n > 1
         self._in_larger_classes += int(is_not_alone.sum())
         self._correct += int((is_not_alone & (own_square <= squares.min(1).values)).sum())
-        # `RowSample` chooses rows by their values: offer h, since the last digits of x depend on the
-        # batches, and those of h - shift on the first sample.
+        # `RowSample` chooses rows by their values: offer h, since the last digits of x depend on
+        # the batches, and those of h - shift on the first sample.
         rows_with_label = torch.cat([block.to(x), self._classes[class_index][:, None]], 1)
         self._sample.update(rows_with_label[is_not_alone])
 

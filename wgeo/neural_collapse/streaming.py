@@ -102,8 +102,8 @@ class CollapseStream:
             The layers must be the same in every batch, and in execution order in the first.
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
-            The network's predictions; give them either in every batch or in none. ncc_mismatch needs
-        them in the second pass.
+            The network's predictions; give them in every batch of a pass or in none. ncc_mismatch
+            needs those of the second pass.
 
         Raises
         ------
