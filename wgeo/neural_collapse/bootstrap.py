@@ -3,8 +3,8 @@
 A replicate relates to the sample as the sample relates to the population. The ratio of a
 replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
 metric to the population's. Intervals from these ratios are free of the bias of few samples, to
-first order, whereas percentiles of the replicates would double it. Only Kendall's tau and the law
-of separation, which compare layers of one bias, have intervals from percentiles.
+first order, whereas percentiles of the replicates would double it. The intervals of Kendall's
+tau and of the law of separation are percentiles, so they have this bias if it differs by layer.
 
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
