@@ -80,7 +80,25 @@ def test_every_entry_point_refuses_invalid_arguments():
         for value in ("'many'", "1.5", "[1]", "-1", "float('nan')", "None"):
             calls.append(f"wgeo.straightness(traj, {name}={value})")
             calls.append(f"wgeo.collapse(traj, **{{'bootstrap': 2, {name!r}: {value}}})")
+    train = "wgeo.train('mlp', wgeo.load_images('digits', limit=20), 'out', {}={})"
+    for value in ("'many'", "2.5", "[1]", "-1", "float('nan')", "True"):
+        calls += [train.format(name, value) for name in ("epochs", "batch_size", "seed")]
+        calls.append(f"wgeo.collapse(traj, spectrum_size={value})")
+        calls += [f"list(wgeo.{name}(net, images, batch_size={value}))"
+                  for name in ("trace", "stream")]  # fmt: skip
+    calls += [train.format("lr", value) for value in ("'0.1'", "None", "[0.1]")]
+    calls += [train.format("checkpoints", value) for value in ("5", "None", "[1.7]", "['a']")]
     assert plainly(calls) == ""
+
+
+def test_settings_of_training_may_be_numbers_of_numpy(tmp_path):
+    settings = "epochs=np.int64(2), batch_size=np.int64(30), lr=np.float32(0.1)"
+    settings += ", checkpoints=np.array([1]), options={'width': 4, 'depth': 2}"
+    train = (
+        f"wgeo.train('mlp', wgeo.load_images('digits', limit=20), {str(tmp_path)!r}, {settings})"
+    )
+    assert plainly([train]).startswith("nothing")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_tensors_without_plain_numbers_are_refused():

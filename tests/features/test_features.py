@@ -336,7 +336,9 @@ class Heads(nn.Module):
             "named": lambda: {"projection": self.projector(logits), "logits": logits},
             "log-softmax": lambda: logits.log_softmax(1),
             "softmax": lambda: (logits / 3).softmax(1),
+            "softmax, projection": lambda: (logits.softmax(1), self.projector(logits)),
             "of both": lambda: logits * auxiliary,
+            "of both, named": lambda: {"a": self.projector(logits), "logits": logits * auxiliary},
         }[self.returns]()
 
 
@@ -344,7 +346,7 @@ class Heads(nn.Module):
     "returns",
     [
         *("logits", "features, logits", "logits, features", "projection, logits", "a dict"),
-        *("named", "log-softmax", "softmax"),
+        *("named", "log-softmax", "softmax", "softmax, projection"),
     ],
 )
 def test_the_classifier_is_the_layer_that_computes_the_logits(returns):
@@ -371,9 +373,13 @@ def test_the_classifier_is_the_layer_that_computes_the_logits(returns):
     assert np.array_equal(np.concatenate([p for *_, p in batches]), traj.predictions)
 
 
-def test_logits_that_no_linear_layer_computes_have_no_classifier():
-    traj = trace(Heads("of both"), pair())
-    assert traj.predictions is not None
+@pytest.mark.parametrize("returns", ["of both", "of both, named"])
+def test_logits_that_no_linear_layer_computes_have_no_classifier(returns):
+    net, (x, y) = Heads(returns).eval(), pair()
+    traj = trace(net, (x, y))
+    with torch.no_grad():
+        logits = net.logits(x) * net.auxiliary(net.features(x))
+    assert np.array_equal(traj.predictions, logits.argmax(1))
     assert traj.classifier is None
     assert [layer.name for layer in traj.layers] == ["input", "stem", "block"]
 
@@ -432,6 +438,14 @@ def test_a_classifier_of_the_last_block_adds_no_layer():
     traj = trace(net, pair())
     assert [layer.name for layer in traj.layers] == ["input", "stem", "block"]
     assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+
+
+def test_a_stream_refuses_features_that_are_not_finite():
+    net, (x, y) = Heads("logits").eval(), pair()
+    x[7] = -1e30  # its square overflows
+    net.block.register_forward_hook(lambda _, args, out: out * out)
+    with pytest.raises(FeatureError, match=r"layer 'block' holds NaN or infinity .* sample 7\."):
+        list(stream(net, (x, y), layers=["block"], batch_size=5))
 
 
 def test_channels_last_pixels_are_told():

@@ -528,6 +528,15 @@ def test_a_second_pass_over_other_data_is_refused(rng):
     assert almost.result().layers[0].nc1 == pytest.approx(collapse_of(features["input"], y).nc1)
 
 
+@pytest.mark.parametrize("given_to", ["update", "revisit", "both"])
+def test_predictions_in_one_pass_give_the_accuracy(given_to):
+    H, y, predictions = np.eye(2)[[0, 1, 0, 1]], [0, 1, 0, 1], [0, 1, 1, 1]
+    stream = CollapseStream(keep=0)
+    stream.update({"h": H}, y, None if given_to == "revisit" else predictions)
+    stream.revisit({"h": H}, y, None if given_to == "update" else predictions)
+    assert stream.result().accuracy == 0.75
+
+
 def test_a_stream_of_ood_samples(rng):
     features, y, _ = layers_of(rng, widths=(4, 6))
     stream, away = CollapseStream(), rng.normal(size=(50, 6))
@@ -849,9 +858,11 @@ def test_ood_features_of_a_whole_network(rng):
 
 def test_results_convert_to_a_pandas_table(rng):
     pytest.importorskip("pandas")
-    found = collapse(network(rng))
+    found = collapse(network(rng), bootstrap=5)
     table = found.to_pandas()
     assert list(table.index) == [layer.name for layer in found.layers]
+    for each in (table, found.layers[-1].to_pandas()):
+        assert not each.map(lambda value: isinstance(value, dict | tuple | list)).any(axis=None)
     assert table["nc1"].tolist() == [layer.nc1 for layer in found.layers]
 
 

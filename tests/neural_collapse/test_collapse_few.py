@@ -29,6 +29,14 @@ def test_one_sample_per_class_leaves_metrics_undefined(rng):
     assert found.nc1_corrected is found.cdnv_corrected is found.ncc_accuracy_corrected is None
 
 
+def test_the_rank_of_single_samples_leaves_out_rounding(rng):
+    """Four samples in a plane, apart from the rounding of float32 along the third axis."""
+    x = rng.standard_normal((4, 3)) * [1, 1, 1e-9]
+    for points in (x, x.astype(np.float32) + np.float32([0, 0, 1])):
+        expected = collapse_of(points.repeat(2, 0), np.arange(4).repeat(2)).rank
+        assert collapse_of(points, np.arange(4)).rank == expected == 2
+
+
 @pytest.mark.parametrize("draw", range(8))
 def test_four_samples_per_class_estimate_the_population(draw):
     """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98.
@@ -45,8 +53,9 @@ def test_four_samples_per_class_estimate_the_population(draw):
 
 def estimates_of(counts, variances):
     """Classes with these variances, whose means span one axis."""
-    one = np.ones((1, 1))
-    return SmallSampleEstimates(np.array(counts), np.array(variances), one[0], 0 * one, 3, 0.0)
+    one, means = np.ones((1, 1)), np.zeros((len(counts), 1))
+    moments = np.array(counts), np.array(variances), "uniform", one[0], means
+    return SmallSampleEstimates(*moments, 0 * one, width=3, within_square=0.0)
 
 
 def test_the_inverse_distance_of_a_pair_is_bounded():
@@ -79,6 +88,33 @@ def test_in_many_dimensions_the_classes_themselves_are_estimated(each, rng):
         plugins.append(found.nc1)
     assert np.mean(estimates) == pytest.approx(np.mean(truths), rel=0.1)
     assert abs(np.mean(estimates) - np.mean(truths)) < 0.5 * abs(np.mean(plugins) - np.mean(truths))
+
+
+def test_frequency_weights_reduce_the_noise_of_unequal_classes(rng):
+    """Classes of 3 or 40 samples in 200 dimensions: the noise is tr(S_W)/N in every direction.
+
+    Equal weights would put it at four times that, and find no eigenvalue of Sigma_B above it.
+    """
+    counts = np.tile([3, 40], 5)
+    y, weights = np.repeat(np.arange(10), counts), counts / counts.sum()
+    truths, estimates = [], []
+    for _ in range(20):
+        means = rng.standard_normal((10, 200))
+        centered = np.sqrt(weights)[:, None] * (means - weights @ means)
+        sigma = np.linalg.svd(centered, compute_uv=False)[:9]
+        truths.append((1.96 / sigma**2).sum() / 10)
+        x = means[y] + 1.4 * rng.standard_normal((len(y), 200))
+        estimates.append(collapse_of(x, y, weights="frequency").nc1_corrected)
+    assert np.mean(estimates) == pytest.approx(np.mean(truths), rel=0.15)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "frequency", "sample_mean"])
+def test_a_population_of_classes_is_estimated_alike_with_all_weights(weights, rng):
+    """K = 200, d = 20, classes of 3 or 40 samples: the population's NC1 is 20 * 0.5 / 200."""
+    y = np.repeat(np.arange(200), np.tile([3, 40], 100))
+    means = rng.standard_normal((200, 20))
+    x = means[y] + np.sqrt(0.5) * rng.standard_normal((len(y), 20))
+    assert collapse_of(x, y, weights=weights).nc1_corrected == pytest.approx(0.05, rel=0.1)
 
 
 def test_nearest_means_leave_out_the_sample(rng):
@@ -123,6 +159,19 @@ def test_corrected_values_do_not_depend_on_batches_or_order(rng):
     streamed = wgeo.collapse(lambda: [({"a": x[p]}, y[p]) for p in parts]).layers[0]
     for metric in ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected"):
         assert getattr(streamed, metric) == pytest.approx(getattr(whole, metric), rel=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_the_sample_of_many_rows_does_not_depend_on_batches_or_order(offset, rng):
+    """560 samples, of which 512 are compared with each other."""
+    _, x, y = population(rng, 40, 50, 14, within=0.1)
+    whole = collapse_of(x + offset, y)
+    for _ in range(3):
+        parts = np.array_split(rng.permutation(len(y)), 5)
+        batches = [({"a": x[p] + offset}, y[p]) for p in parts]
+        streamed = wgeo.collapse(lambda batches=batches: batches).layers[0]
+        for metric in ("nc1_corrected", "cdnv_corrected"):
+            assert getattr(streamed, metric) == pytest.approx(getattr(whole, metric), rel=1e-11)
 
 
 @pytest.mark.parametrize("each", [4, 30])

@@ -811,9 +811,9 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"lr": 0.0}, "lr must be a positive"),
         ({"lr": math.nan}, "lr must be a positive"),
         ({"momentum": 1.0}, "momentum must be"),
@@ -826,6 +826,10 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
         ({"precision": "float16"}, "Unknown precision 'float16'; choose one of float32, bfloat16"),
         ({"checkpoints": "some"}, "checkpoints must be auto, all"),
         ({"checkpoints": [7]}, "epochs from 0 to 3"),
+        ({"checkpoints": 2}, "epochs from 0 to 3, not 2"),
+        ({"checkpoints": [1.7]}, "checkpoints must be a whole number of at least 0, not 1.7"),
+        ({"options": {"width": 4}}, "`options=` and `activation=` are only for named"),
+        ({"activation": "tanh"}, "`options=` and `activation=` are only for named"),
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"terminal_epochs": -1}, "terminal_epochs"),
         ({"device": "abacus"}, "Device 'abacus' cannot be used"),

@@ -51,10 +51,10 @@ class Head:
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
-    If several outputs come from linear layers, the logits are the one named ``logits``, or else
-    that of the layer with a usual name (`usual_head`); without either, they are unknown. If no
-    output comes from a linear layer, the logits are known only if the network returns a single
-    tensor (n, k), or names one ``logits``.
+    The logits are the output named ``logits``. Without that name, they are the output that comes
+    from a linear layer; if several linear layers compute outputs, that of the layer with a usual
+    name (`usual_head`), or else unknown. If no output comes from a linear layer, the logits are
+    known only if the network returns a single tensor (n, k).
 
     Parameters
     ----------
@@ -86,26 +86,24 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     if logits_of(module, output) is None:  # no logits, or loaded without its classifier
         return Head()
     tables = tables_in(output)
-    for distance in (_distance, _distance_rescaled):
-        matches = [
-            (index, name, x, y)
-            for index, table in enumerate(tables)
-            for name, x, y in _closest_first(calls, table, distance)
-        ]
-        if matches:
-            return _choose(matches, module, output)
-    single = len(tables) == 1 or _is_named(output)
-    return Head(None, 0 if single else None)
-
-
-def _choose(
-    matches: list[tuple[int, str, torch.Tensor, torch.Tensor]], module: nn.Module, output: Any
-) -> Head:
-    if len({index for index, *_ in matches}) > 1 and not _is_named(output):
+    if _is_named(output, tables[0]):
+        tables = tables[:1]
+    matches = [
+        (index, *call)
+        for distance in (_distance, _distance_rescaled)
+        for index, table in enumerate(tables)
+        for call in _closest_first(calls, table, distance)
+    ]
+    if not matches:
+        return Head(None, 0 if len(tables) == 1 else None)
+    closest: dict[int, str] = {}
+    for index, name, *_ in matches:
+        closest.setdefault(index, name)
+    if len(set(closest.values())) > 1:
         usual = usual_head(module)
         matches = [each for each in matches if usual is not None and each[1] == usual[0]]
-    if not matches:
-        return Head()
+        if not matches:
+            return Head()
     index, name, x, y = matches[0]
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
@@ -115,10 +113,9 @@ def _choose(
     return Head(name if linear else None, index)
 
 
-def _is_named(output: Any) -> bool:
-    return not isinstance(output, torch.Tensor) and (
-        "logits" in output if isinstance(output, dict) else hasattr(output, "logits")
-    )
+def _is_named(output: Any, table: torch.Tensor) -> bool:
+    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    return named is table
 
 
 def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:

@@ -129,8 +129,7 @@ def find_layouts(
             for key in sorted(unknown, key=lambda key: key.startswith(entry_key(""))):
                 block = layouts.get(key.replace(entry_key(""), features_key(""), 1))
                 # A shortcut's output has the same layout as the sum to which it is added.
-                same_shape = block is not None and block.shape == layouts[key].shape
-                if same_shape and block is not None and block.channels is not None:
+                if block is not None and block.channels and block.shape == layouts[key].shape:
                     layouts[key] = replace(
                         layouts[key], channels=block.channels, evidence=block.evidence
                     )

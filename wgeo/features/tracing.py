@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from ..arrays.checks import OF_NETWORK, as_labels, as_numpy, check_finite, pick_device
+from ..arrays.checks import OF_NETWORK, as_count, as_labels, as_numpy, check_finite, pick_device
 from ..checkpoints import Network
 from ..data import Images
 from ..data.images import Normalization
@@ -194,7 +194,7 @@ def stream(
     ------
     FeatureError, ArgumentError
         As for `trace`, when the first batch is requested, or a later one that contains a label
-        which exceeds the network's classes. NaN and infinity in features are not checked here.
+        which exceeds the network's classes, or whose features contain NaN or infinity.
 
     Examples
     --------
@@ -214,12 +214,13 @@ def stream(
         blocks = survey(module, probe, layers)
         _other_sums(blocks)
         recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
-        names = [name for name, _ in recorder.stages()]
+        names, start = [name for name, _ in recorder.stages()], 0
         for x, y in images.batches(batch_size, normalization_for(net, images)):
             rows = recorder.record(x, target)
             _require_classes(rows, y)
-            predictions = decisions(rows[LOGITS]) if LOGITS in rows else None
-            yield {name: rows[features_key(name)] for name in names}, y, predictions
+            stored = _stored_rows(rows, None, start)
+            yield {name: stored[features_key(name)] for name in names}, y, stored.get(PREDICTIONS)
+            start += len(y)
 
 
 def _other_sums(blocks: Blocks) -> dict[str, Any]:
@@ -242,8 +243,7 @@ def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:
     """Check the arguments before anything is computed."""
     pooling(pool)
     check_tap(tap)
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
+    as_count(batch_size, "batch_size", 1)
     if len(images) < 2:
         raise FeatureError("At least two images are needed to describe a distribution.")
 

@@ -3,7 +3,8 @@
 A replicate relates to the sample as the sample relates to the population. The ratio of a
 replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
 metric to the population's. Intervals from these ratios are free of the bias of few samples, to
-first order, whereas percentiles of the replicates would double it.
+first order, whereas percentiles of the replicates would double it. The intervals of Kendall's
+tau and of the law of separation are percentiles, so they have this bias if it differs by layer.
 
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 
 from ..runtime.threads import map_over_cores, one_thread, raise_if_interrupted
 from ..trajectory import Layer
-from .depth import progress_of_layers, with_interval
+from .depth import ENDS, LEVEL, progress_of_layers, with_interval
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
 from .moments import ClassGeometry, ClassMoments, class_weights
 from .projection import ProjectionSums, nearest_mean
@@ -35,7 +36,6 @@ from .separation import law_of_layers, law_with_intervals
 from .small_samples import is_few
 from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 
-LEVEL = 0.95
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
 """Maximum number of float64 entries (64 MiB) in an array of all replicates that are computed
@@ -201,6 +201,7 @@ class _Layer:
                     within_along=sums[b].within_along[kept.numpy()],
                     spectrum=None,
                     precision=self.moments.precision,
+                    weights=self.weights,
                 ),
                 sums[b],
             )
@@ -297,7 +298,7 @@ def _ratio(
     defined = np.array([draw for draw in draws if draw is not None])
     if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
         return None
-    low, high = np.quantile(defined / truth, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(defined / truth, ENDS)
     return float(estimate / high**power), float(estimate / low**power)
 
 

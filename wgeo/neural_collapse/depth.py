@@ -24,7 +24,9 @@ FALLING = (
 )
 """Metrics that progressive feedforward collapse expects to fall with depth."""
 
-_ROUNDING = 1e-12
+LEVEL = 0.95  # of all intervals
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+ROUNDING = 1e-12  # largest relative range of values that count as constant
 _REACHED = 0.9
 
 
@@ -101,7 +103,7 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
         return Progress(metric)
     v = np.array(values)
     steps, span = np.diff(v), float(np.ptp(v))
-    threshold = _ROUNDING * float(np.abs(v).max())  # smaller differences are rounding
+    threshold = ROUNDING * float(np.abs(v).max())  # smaller differences are rounding
     up = steps > threshold
     fall = v[0] - v[-1]
     first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > threshold else None
@@ -128,7 +130,7 @@ def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progres
     defined = [r.kendall_tau for r in replicates if r.kendall_tau is not None]
     if progress.kendall_tau is None or not defined:
         return progress
-    low, high = np.quantile(defined, (0.025, 0.975))
+    low, high = np.quantile(defined, ENDS)
     return replace(progress, interval=(float(low), float(high)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays.checks import as_labels, as_numpy, as_points, check_plain
+from ..arrays.checks import as_count, as_labels, as_numpy, as_points, check_plain
 from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
@@ -157,7 +157,7 @@ class LayerPasses:
 
     def __init__(self, name: str, index: ClassIndex, weights: str, spectrum_size: int) -> None:
         self.name = name
-        self.moments = ClassMoments(name, spectrum_size)
+        self.moments = ClassMoments(name, as_count(spectrum_size, "spectrum_size"))
         self._index, self._weights = index, weights
 
     def over(

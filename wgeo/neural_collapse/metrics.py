@@ -28,6 +28,7 @@ _SECOND_PASS = "needs a second pass over the data, with the final class means"
 _COINCIDE = "the class means coincide"
 _SINGLE = "every class has a single sample"
 _CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
+_NOT_IN_TABLE = ("intervals", "undefined", "class_variability")
 _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 
 
@@ -46,7 +47,8 @@ class Frame:
     equiangle : float or None
         ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same source).
     etf : float or None
-        || V V^T / ||V V^T||_F - (I - J/K) / sqrt(K - 1) ||_F, in [0, 2] (Zhu et al. 2021).
+        || V V^T / ||V V^T||_F - (I - J/K) / sqrt(K - 1) ||_F, in [0, sqrt(2)], since both matrices
+        are positive semidefinite (Zhu et al. 2021).
     mean_angle : float or None
         Mean angle between pairs of vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
     max_coherence : float or None
@@ -230,8 +232,7 @@ class LayerCollapse(Result):
 
     def _table(self) -> list[dict[str, Any]]:
         values = super().to_dict()
-        del values["undefined"], values["class_variability"]
-        return [values]
+        return [{key: value for key, value in values.items() if key not in _NOT_IN_TABLE}]
 
 
 def layer_collapse(
@@ -283,6 +284,13 @@ def layer_collapse(
     )
 
 
+def _degeneracy(geometry: ClassGeometry) -> str | None:
+    """Return the reason why no metric that compares samples or class means is defined, if any."""
+    if geometry.means_coincide:
+        return _COINCIDE
+    return _SINGLE if geometry.single_samples else None
+
+
 _OF_VARIABILITY = ("nc1", "nc1_quotient", "class_variability", "cdnv")
 
 
@@ -293,17 +301,16 @@ def _variability(
     reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Return nc1 in all forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
-    if geometry.single_samples:
-        reasons |= dict.fromkeys(_OF_VARIABILITY, _SINGLE)
-        return {**dict.fromkeys(_OF_VARIABILITY), "rank": len(geometry.sigma)}
+    threshold = max(rank_tolerance * geometry.sigma.max(initial=0), geometry.rounding)
+    sigma = geometry.sigma[geometry.sigma > threshold]
+    reason = _degeneracy(geometry)
+    if reason is not None:
+        reasons |= dict.fromkeys(_OF_VARIABILITY, reason)
+        rank = 0 if reason is _COINCIDE else len(sigma)
+        return {**dict.fromkeys(_OF_VARIABILITY), "rank": rank}
     cdnv = _cdnv(geometry)
-    if geometry.means_coincide:
-        reasons |= dict.fromkeys(_OF_VARIABILITY, _COINCIDE)
-        return {**dict.fromkeys(_OF_VARIABILITY), "rank": 0}
     if cdnv is None:
         reasons["cdnv"] = "two class means coincide"
-    threshold = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
-    sigma = geometry.sigma[geometry.sigma > threshold]
     within_along = geometry.within_along
     if within_along is None and projection is not None:
         within_along = projection.within_along
@@ -333,7 +340,9 @@ def _corrected(
     estimates = SmallSampleEstimates(
         geometry.counts,
         geometry.variances,
+        geometry.weights,
         sigma,
+        geometry.coordinates[:, :r],
         sums.within[:r, :r],
         geometry.width,
         sums.within_square,
@@ -361,10 +370,9 @@ def _nearest_center_metrics(
     geometry: ClassGeometry, projection: ProjectionSums | None, reasons: dict[str, str]
 ) -> dict[str, Any]:
     """Return ncc_accuracy and ncc_mismatch."""
-    if projection is None or geometry.means_coincide or geometry.single_samples:
-        without_means = _COINCIDE if geometry.means_coincide else _SINGLE
-        defined = not (geometry.means_coincide or geometry.single_samples)
-        reasons["ncc_accuracy"] = _SECOND_PASS if defined else without_means
+    reason = _degeneracy(geometry)
+    if projection is None or reason is not None:
+        reasons["ncc_accuracy"] = reason or _SECOND_PASS
         return {"ncc_accuracy": None, "ncc_mismatch": None}
     n, mismatches = projection.samples, projection.mismatches
     return {
@@ -375,9 +383,10 @@ def _nearest_center_metrics(
 
 def _nc2(geometry: ClassGeometry, reasons: dict[str, str]) -> dict[str, Any]:
     angles = ("nc2_equiangle", "mean_angle", "max_coherence")
-    if geometry.means_coincide or geometry.single_samples:
+    reason = _degeneracy(geometry)
+    if reason is not None:
         names = ("nc2_equinorm", "nc2_etf", *angles)
-        reasons |= dict.fromkeys(names, _COINCIDE if geometry.means_coincide else _SINGLE)
+        reasons |= dict.fromkeys(names, reason)
         return dict.fromkeys(names)
     frame = Frame.of(geometry.coordinates)
     if frame.mean_angle is None:

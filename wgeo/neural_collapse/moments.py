@@ -119,6 +119,8 @@ class ClassGeometry:
         Singular values of the centered features; None if `spectrum_size` is 0.
     precision : float
         Machine epsilon of the features' dtype.
+    weights : str
+        One of `WEIGHTS`.
     """
 
     name: str
@@ -133,6 +135,7 @@ class ClassGeometry:
     within_along: Float[np.ndarray, " r"] | None
     spectrum: Spectrum | None
     precision: float
+    weights: str
 
     @property
     def within(self) -> float:
@@ -337,6 +340,7 @@ class ClassMoments:
             within_along=within_along,
             spectrum=self._spectrum(counts, centered, center),
             precision=self.precision,
+            weights=weights,
         )
 
     def _require_range(self, size: float) -> None:

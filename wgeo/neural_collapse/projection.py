@@ -77,6 +77,7 @@ class SpanProjection:
             self._basis,
             self._coordinates,
             self._moments.means,
+            self._moments.shift,
             torch.from_numpy(counts).to(self._basis),
             torch.from_numpy(index.classes).to(self._basis),
         )
@@ -106,7 +107,7 @@ class SpanProjection:
         self._energy += (residual * residual).sum(0)
         self._drift += residual.sum(0)
         if self._leave_one_out is not None:
-            self._leave_one_out.add(x, residual, class_index)
+            self._leave_one_out.add(block, x, residual, class_index)
         return nearest_mean(residual + self._coordinates[class_index], self._coordinates)
 
     def all_reduce(self) -> None:

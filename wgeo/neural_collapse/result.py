@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import Result, as_table
@@ -98,15 +98,14 @@ class Collapse(Result):
         return next((name for name, accuracy in accuracies if accuracy >= _LEARNED * goal), None)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a data frame with a row per layer and a column per metric.
+        """Return a data frame with a row per layer and a column per metric, without intervals.
 
         Raises
         ------
         DependencyError
             pandas is not installed.
         """
-        rows = [asdict(layer) for layer in self.layers]
-        return as_table(rows).drop(columns="undefined").set_index("name")
+        return as_table([row for layer in self.layers for row in layer._table()]).set_index("name")
 
     def _rows(self) -> list[dict[str, Any]]:
         return [

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..results import Result
+from .depth import ENDS, ROUNDING
 from .metrics import LayerCollapse
 
 FITTED = (
@@ -22,8 +23,6 @@ FITTED = (
 """The values of a `SegmentLaw` that are fitted to its layers."""
 
 _MIN_LAYERS = 3  # of a fit; any two points lie on a line
-_LEVELS = (0.025, 0.975)
-_ROUNDING = 1e-12  # largest relative range of values that count as constant
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,7 +170,11 @@ def law_of_layers(layers: Sequence[LayerCollapse]) -> SeparationLaw:
 
 
 def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) -> SeparationLaw:
-    """Add the 95 % percentile intervals of the fitted values over bootstrap replicates."""
+    """Add the 95 % percentile intervals of the fitted values over bootstrap replicates.
+
+    They show the variation over samples. The bias of few samples, which replicates have twice, is
+    left out of them only as far as it multiplies D by the same factor at all layers.
+    """
     segments = []
     for k, segment in enumerate(law.segments):
         draws = [replicate.segments[k] for replicate in replicates]
@@ -179,7 +182,7 @@ def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) 
         for name in FITTED:
             defined = [v for draw in draws if (v := getattr(draw, name)) is not None]
             if getattr(segment, name) is not None and len(defined) == len(draws):
-                low, high = np.quantile(defined, _LEVELS)
+                low, high = np.quantile(defined, ENDS)
                 intervals[name] = (float(low), float(high))
         segments.append(replace(segment, intervals=intervals))
     return replace(law, segments=tuple(segments))
@@ -245,7 +248,7 @@ def _exponential(
         return None, None, None
     change = abs(y[-1] - y[0])
     bend = float(np.polyfit(np.linspace(0, 1, len(y)), y, 2)[0])
-    constant = change <= _ROUNDING * max(1.0, float(np.abs(y).max()))
+    constant = change <= ROUNDING * max(1.0, float(np.abs(y).max()))
     return math.exp(slope), correlation, None if constant else bend / float(change)
 
 
@@ -257,6 +260,6 @@ def _line(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     x = np.arange(len(y)) - (len(y) - 1) / 2
     deviation = y - y.mean()
     slope = float(x @ deviation / (x @ x))
-    if np.ptp(y) <= _ROUNDING * max(1.0, float(np.abs(y).max())):
+    if np.ptp(y) <= ROUNDING * max(1.0, float(np.abs(y).max())):
         return slope, None
     return slope, float(x @ deviation / math.sqrt((x @ x) * (deviation @ deviation)))

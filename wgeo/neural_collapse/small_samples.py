@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int, Num
 from scipy.optimize import brentq
 from scipy.spatial.distance import squareform
 
 from ..runtime import processes
+from .moments import class_weights
 from .spectrum import SPECTRUM_SIZE, RowSample
 
 FEW_SAMPLES = 20
@@ -41,8 +43,12 @@ class SmallSampleEstimates:
         Number of samples of every class.
     variances : ndarray, (K,)
         Mean of ||h - m_k||^2 over class k.
+    weights : str
+        Of the classes in g and Sigma_B; see `collapse`.
     sigma : ndarray, (r,)
         sigma_j^2 are the eigenvalues of Sigma_B along the orthonormal V_j.
+    coordinates : ndarray, (K, r)
+        m_k - g in the basis V.
     within : ndarray, (r, r)
         V Sigma_W V^T, the within-class covariance in the span of the class means.
     width : int
@@ -53,15 +59,24 @@ class SmallSampleEstimates:
 
     counts: Num[np.ndarray, " K"]
     variances: Float[np.ndarray, " K"]
+    weights: str
     sigma: Float[np.ndarray, " r"]
+    coordinates: Float[np.ndarray, "K r"]
     within: Float[np.ndarray, "r r"]
     width: int
     within_square: float
 
     @property
     def noise_factor(self) -> float:
-        """mean_k 1/n_k: sampling adds this multiple of S_W to the scatter of the class means."""
-        return float((1 / self.counts).mean())
+        """The c with which sampling adds (1 - 1/K) c S_W to the expected Sigma_B.
+
+        The covariance of m_k - g, with g = sum_l a_l m_l, is (1 - 2 a_k)/n_k + sum_l a_l^2/n_l
+        times S_W. c is mean_k 1/n_k with uniform weights, and K/N with frequency weights.
+        """
+        K, n = len(self.counts), torch.from_numpy(self.counts).double()
+        in_mean, in_covariance = class_weights(self.weights, n)
+        variances = (1 - 2 * in_mean) / n + (in_mean**2 / n).sum()
+        return float(in_covariance @ variances) * K / (K - 1)
 
     @property
     def correction(self) -> float:
@@ -74,7 +89,7 @@ class SmallSampleEstimates:
 
         None if every class has one sample, or if sampling noise exceeds S_B. If K > d + 1 and the
         class means span all d dimensions, the classes are treated as a sample from a population of
-        classes; otherwise they are the whole population.
+        classes, whose S_B does not depend on `weights`; otherwise they are the whole population.
         """
         if self.counts.max() == 1:
             return None
@@ -87,17 +102,18 @@ class SmallSampleEstimates:
 
         In coordinates in which S_W = I, let b_j be the eigenvalues of the sample covariance of the
         K class means, which are drawn from a population with covariance S_B + c I, where
-        c = `noise_factor`. Let y = d/(K - 1), and let m(z) = mean_j 1/(b_j - z) be the Stieltjes
+        c = mean_k 1/n_k. Let y = d/(K - 1), and let m(z) = mean_j 1/(b_j - z) be the Stieltjes
         transform. By the equation of Marchenko and Pastur (Silverstein 1995), (z/c) m(z) estimates
         tr(S_B^-1)/d at the z that is below all b_j and solves z / (1 - y - y z m(z)) = c.
         """
-        K, d, c = len(self.counts), self.width, self.noise_factor
-        scaled = self.correction * self.within / np.outer(self.sigma, self.sigma)
-        g = np.linalg.eigvalsh(scaled)  # eigenvalues of Sigma_W relative to Sigma_B
+        K, d, c = len(self.counts), self.width, float((1 / self.counts).mean())
+        means = (self.coordinates - self.coordinates.mean(0)) / self.sigma
+        within = self.correction * self.within / np.outer(self.sigma, self.sigma)
+        g = scipy.linalg.eigvalsh(within, means.T @ means / (K - 1))
         if g.max() <= 0:
             return 0.0
         g = g.clip(min=1e-15 * g.max())
-        b, y = (K / (K - 1)) / g, d / (K - 1)
+        b, y = 1 / g, d / (K - 1)
 
         def excess(z: float) -> float:
             return z - c * (1 - y - y * z * float((1 / (b - z)).mean()))
@@ -116,8 +132,9 @@ class SmallSampleEstimates:
     def _nc1_of_given_classes(self) -> float | None:
         """Return NC1 of the K classes themselves, in d >= K - 1 dimensions.
 
-        Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of Sigma_B, and tr(S_W^2) c/K
-        to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise.
+        With c = `noise_factor`, sampling adds tr(S_W) c/K to the eigenvalues sigma_j^2 of Sigma_B,
+        and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise. This holds
+        for every j if classes have equal sizes or frequency weights, and otherwise for the mean.
         """
         K, c = len(self.counts), self.noise_factor
         trace = self.correction * float(self.counts @ self.variances / self.counts.sum())
@@ -178,7 +195,8 @@ class LeaveOneOut:
     coordinates : Tensor, (K, r)
         The class means in this basis.
     means : Tensor, (K, d)
-        The class means themselves.
+        The class means, relative to `shift`.
+    shift : Tensor, (d,)
     counts, classes : Tensor, (K,)
         Number of samples and label of every class.
     """
@@ -188,26 +206,24 @@ class LeaveOneOut:
         basis: Float[torch.Tensor, "r d"],
         coordinates: Float[torch.Tensor, "K r"],
         means: Float[torch.Tensor, "K d"],
+        shift: Float[torch.Tensor, " d"],
         counts: Float[torch.Tensor, " K"],
         classes: Float[torch.Tensor, " K"],
     ) -> None:
-        self._coordinates, self._means, self._counts, self._classes = (
-            coordinates,
-            means,
-            counts,
-            classes,
-        )
+        self._coordinates, self._means, self._shift = coordinates, means, shift
+        self._counts, self._classes = counts, classes
         self._within = basis.new_zeros(len(basis), len(basis))
         self._sample = RowSample(SPECTRUM_SIZE)
         self._samples = self._in_larger_classes = self._correct = 0
 
     def add(
         self,
+        block: Float[torch.Tensor, "b d"],
         x: Float[torch.Tensor, "b d"],
         x_in_span: Float[torch.Tensor, "b r"],
         class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples h of class k: x = h - m_k, x in the span of the means, and the index of k."""
+        """Add samples h of class k: h, x = h - m_k, x in the span of the means, and index of k."""
         self._samples += len(x)
         self._within += x_in_span.T @ x_in_span
         square = (x_in_span * x_in_span).sum(1)
@@ -224,10 +240,9 @@ class LeaveOneOut:
         is_not_alone = n > 1
         self._in_larger_classes += int(is_not_alone.sum())
         self._correct += int((is_not_alone & (own_square <= squares.min(1).values)).sum())
-        # `RowSample` chooses rows by their values: take the features, since the last digits of x
-        # depend on the batches.
-        features, labels = x + self._means[class_index], self._classes[class_index]
-        rows_with_label = torch.cat([features, labels[:, None]], 1)
+        # `RowSample` chooses rows by their values: offer h, since the last digits of x depend on
+        # the batches, and those of h - shift on the first sample.
+        rows_with_label = torch.cat([block.to(x), self._classes[class_index][:, None]], 1)
         self._sample.update(rows_with_label[is_not_alone])
 
     def all_reduce(self) -> None:
@@ -260,7 +275,7 @@ class LeaveOneOut:
         rank = torch.searchsorted(self._classes.sort().values, rows[:, -1].contiguous())
         k = self._classes.argsort()[rank]  # index of each sample's class
         n = self._counts[k]
-        x = (rows[:, :-1] - self._means[k]) * (n / (n - 1)).sqrt()[:, None]
+        x = (rows[:, :-1] - self._shift - self._means[k]) * (n / (n - 1)).sqrt()[:, None]
         different = k[:, None] != k
         products = (x @ x.T).square()[different]
         return float(products.mean()) if len(products) else 0.0

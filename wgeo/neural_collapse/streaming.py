@@ -102,7 +102,8 @@ class CollapseStream:
             The layers must be the same in every batch, and in execution order in the first.
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
-            The network's predictions; give them either in every batch or in none.
+            The network's predictions; give them in every batch of a pass or in none. ncc_mismatch
+            needs those of the second pass.
 
         Raises
         ------
@@ -218,13 +219,14 @@ class CollapseStream:
             for name, layer in self._layers.items()
         ]
         geometry = self._layers[last].geometry
+        accuracy = None if self._second_pass is None else self._second_pass.accuracy
         return Collapse.of_layers(
             layers,
             classes=tuple(geometry.classes.tolist()),
             counts=tuple(geometry.counts.tolist()),
             weights=self._weights,
             classifier=None if self._classifier is None else Frame.of(self._classifier),
-            accuracy=(self._second_pass or self._first_pass).accuracy,
+            accuracy=self._first_pass.accuracy if accuracy is None else accuracy,
         )
 
     def _finish_first(self) -> None:

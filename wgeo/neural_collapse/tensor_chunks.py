@@ -46,7 +46,7 @@ def tensor_chunks(
         return
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise FeatureError(
-            f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
+            f"{layer} must be (samples, features); it has shape {tuple(x.shape)}. "
             "Pool or flatten it first."
         )
     step = max(_MIN_ROWS, CHUNK_ENTRIES // (x.shape[1] if x.ndim == 2 else 1))
@@ -55,7 +55,7 @@ def tensor_chunks(
         if isinstance(part, torch.Tensor):
             part = part.detach()
             part = part.cpu() if part.device.type == "mps" else part  # MPS has no float64
-        chunk = as_points(part, name=f"layer {name!r}", start=start + first)
+        chunk = as_points(part, name=layer, start=start + first)
         yield slice(first, first + len(chunk)), chunk
 
 

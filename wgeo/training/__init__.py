@@ -178,10 +178,9 @@ def train(
     precision : {"float32", "bfloat16"}
         Precision of the training steps (torch's autocast); see `Recipe`.
     options : mapping, optional
-        Options of the architecture (width, depth, ...), as JSON values; not used for your own
-        network.
+        Options of the architecture (width, depth, ...), as JSON values; not for your own network.
     activation : str
-        Activation of the architecture; not used for your own network.
+        Activation of the architecture; not for your own network.
     classifier : {"learned", "etf", "etf-keep"}
         ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class,
         ``etf-keep`` keeps the width of the features; see `models.with_etf_classifier`.
@@ -246,17 +245,19 @@ def train(
         decayed,
         precision,
     )
-    plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
+    plan = Plan.of(checkpoints, recipe.epochs, evaluate_every, terminal_epochs)
     target = pick_device(device)
-    with owned(out) as owner, _reproducible(seed, target):
-        is_module = isinstance(arch, nn.Module)
+    is_module = isinstance(arch, nn.Module)
+    if is_module and (options or activation != "relu"):
+        raise ArgumentError("`options=` and `activation=` are only for named architectures.")
+    with owned(out) as owner, _reproducible(recipe.seed, target):
         arch_options = {} if is_module else {"activation": activation, **(options or {})}
         module = _build(arch, images, arch_options, classifier)
         metadata = _metadata(arch, images, arch_options, classifier, recipe)
         job = Job(module.to(target), images, test, recipe, plan, metadata, owner, target)
         job.begin(resume)
         title = f"training {metadata['arch']} on {images.name}"
-        for _ in track(job.train(), title, max(0, epochs - job.epoch) * job.steps):
+        for _ in track(job.train(), title, max(0, recipe.epochs - job.epoch) * job.steps):
             pass
     warning = departure(job.history)
     if warning is not None:

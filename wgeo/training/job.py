@@ -60,20 +60,18 @@ class Plan:
         terminal_epochs: int | None,
     ) -> Plan:
         """Build a plan from the arguments of `wgeo.train`."""
-        if checkpoints == "all":
+        if isinstance(checkpoints, Iterable) and not isinstance(checkpoints, str):
+            saved = frozenset(as_count(epoch, "an epoch of checkpoints") for epoch in checkpoints)
+            if max(saved, default=0) <= epochs:
+                return cls(saved, evaluate_every, terminal_epochs)
+        elif checkpoints == "all":
             return cls(None, evaluate_every, terminal_epochs)
-        if checkpoints == "auto":
+        elif checkpoints == "auto":
             powers = (2**k for k in range(epochs.bit_length()))
             return cls(frozenset({0, *powers}), evaluate_every, terminal_epochs)
-        message = (
+        raise ArgumentError(
             f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
         )
-        if isinstance(checkpoints, str):
-            raise ArgumentError(message)
-        saved = frozenset(int(epoch) for epoch in checkpoints)
-        if saved and not (min(saved) >= 0 and max(saved) <= epochs):
-            raise ArgumentError(message)
-        return cls(saved, evaluate_every, terminal_epochs)
 
     def saves(self, epoch: int) -> bool:
         return self.epochs is None or epoch in self.epochs

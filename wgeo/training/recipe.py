@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
 
 SCHEDULES = ("cosine", "onecycle", "constant")
@@ -60,7 +62,7 @@ class Recipe:
     Raises
     ------
     ArgumentError
-        A value is out of range, or a name is unknown.
+        A value is out of range or of another type, or a name is unknown.
     """
 
     epochs: int = 60
@@ -77,9 +79,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value < minimum:
-                raise ArgumentError(f"{name} must be at least {minimum}, not {value}.")
+            object.__setattr__(self, name, as_count(getattr(self, name), name, minimum))
+        for name in ("lr", "momentum", "weight_decay"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise ArgumentError(f"{name} must be a number, not {getattr(self, name)!r}.")
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ArgumentError(f"lr must be a positive number, not {self.lr}.")
         if not 0 <= self.momentum < 1:

@@ -43,14 +43,12 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
 
     per_class = max(1, _MAX_SAMPLES // len(classes))
     rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in classes])
-    # Decimal places: the largest scale is rounded to four digits, enough for a figure.
-    digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
     points = np.stack([project(array[rows]) for array in segment.arrays])
     return {
         "class_means": project(flat).reshape(len(means), len(classes), 2).tolist(),
         "classes": classes.tolist(),
         "explained": explained(scales),
-        "points": points.round(digits).tolist(),
+        "points": points.round(_decimals(scales)).tolist(),
         "labels": np.searchsorted(classes, labels[rows]).tolist(),
         "end": _last_layer(means[-1], np.asarray(segment.arrays[-1][rows], dtype=np.float64)),
     }
@@ -65,6 +63,11 @@ def explained(scales: Float[np.ndarray, " r"]) -> list[float]:
     return fractions.tolist()
 
 
+def _decimals(scales: Float[np.ndarray, " r"]) -> int:
+    """Return decimal places at which the largest scale has four digits, enough for a figure."""
+    return 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
+
+
 def _last_layer(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> Any:
     """Return centered class means and samples in an orthonormal basis of the means' span."""
     if len(means) > _MAX_CLASSES:
@@ -74,7 +77,7 @@ def _last_layer(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"
     rank = int((scales > 1e-9 * scales[0]).sum()) if scales[0] > 0 else 0
     if rank == 0:
         return None
-    digits = 4 - int(np.ceil(np.log10(scales[0])))
+    digits = _decimals(scales)
     return {
         "class_means": (left[:, :rank] * scales[:rank]).round(digits).tolist(),
         "points": ((points - center) @ axes[:rank].T).round(digits).tolist(),

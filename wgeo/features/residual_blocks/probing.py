@@ -12,7 +12,7 @@ from torch import nn
 
 from ...errors import FeatureError, WgeoError
 from ...runtime.memory import OUT_OF_MEMORY
-from .sums import Sum, SumWatch
+from .sums import SumWatch
 
 
 @dataclass
@@ -55,11 +55,6 @@ class Probe:
 
     calls: dict[str, Call]
     watch: SumWatch
-
-    @property
-    def sums(self) -> list[Sum]:
-        """All sums of two tensors of equal shape that both depend on the images."""
-        return self.watch.sums
 
     def get(self, name: str) -> Call | None:
         """Return the calls of a module; None if it did not run."""
