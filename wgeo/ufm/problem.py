@@ -78,16 +78,7 @@ class Problem:
             There are fewer than two classes, a class has no samples, the width is below 1, a decay
             is not a positive number, or the bias, loss or activation is unknown.
         """
-        y = as_labels(labels)
-        counts = np.bincount(y)
-        if len(counts) < 2:
-            raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
-        if (counts == 0).any():
-            missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
-            raise ArgumentError(
-                f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
-                "number the classes 0, ..., K - 1 without gaps."
-            )
+        y = class_labels(labels)
         dim = as_count(dim, "dim", 1)
         if len(decays) < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
@@ -294,6 +285,27 @@ class Problem:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.gradient(x), x, v)[0]
+
+
+def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
+    """Return labels 0, ..., K - 1 as int64, as `as_labels` does; K >= 2 and no class is empty."""
+    y = as_labels(labels, n)
+    counts = np.bincount(y)
+    if len(counts) < 2:
+        raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
+    if (counts == 0).any():
+        missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
+        raise ArgumentError(
+            f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
+            "number the classes 0, ..., K - 1 without gaps."
+        )
+    return y
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Raise ArgumentError for a tolerance that is not a positive number."""
+    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+        raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
 
 
 def check_decays(decays: Mapping[str, Any]) -> None:
