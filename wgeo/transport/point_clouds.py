@@ -240,9 +240,10 @@ class PointClouds:
         tolerance: float = 1e-6,
         **fields: Any,
     ) -> TransportResult:
-        """Return the result for squared bounds, each moved outwards by its possible rounding error.
+        """Return the result for bounds of W2^2; the caller has subtracted `rounding` from `lower`.
 
-        `cost` is `upper`, that of a feasible coupling, unless given; it is kept in the interval.
+        The rounding error of `upper` is added here. `cost` is `upper`, that of a feasible coupling,
+        unless given; it is kept in the interval.
         """
         low = float(np.sqrt(max(lower, 0.0)))
         high = float(np.sqrt(upper * (1 + self.relative_rounding)))
