@@ -107,6 +107,7 @@ class Scorer:
         """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
+        frequencies = np.bincount(self.labels) / len(self.labels)
 
         def of_first(rows: slice, x: Block) -> list[Any]:
             centered = x - first_mean
@@ -114,6 +115,7 @@ class Scorer:
             return [z.T @ z, sums_by_class(z, self.labels[rows], classes), size]
 
         xx, yx, first_size = sum_over_rows(of_first, first)
+        yy = len(self.labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
         of_x, of_y, with_first, sizes = [], [], [first_size], []
         for layer in self.layers[1:]:
             mean = mean_of(layer)
@@ -131,7 +133,7 @@ class Scorer:
             with_first.append(product)
             sizes.append(size)
         sums = (np.stack(of_x), np.stack(of_y), np.array(with_first), np.array(sizes))
-        return (xx, yx, _label_products(self.labels, classes), *sums)
+        return (xx, yx, yy, *sums)
 
     def unexplained_variance(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
         """Return the unexplained fraction of variance, averaged over the layers.
@@ -141,7 +143,10 @@ class Scorer:
         """
         xx, yx, yy, x_layers, y_layers, with_first, sizes = self._moments
         pull = np.linalg.solve(w @ w.T + mu * np.eye(len(w)), w)
-        forward, distance = _displacement(w, pull, xx, yx, yy)
+        error = yx - w @ xx  # E^T X
+        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
+        forward = float(np.vdot(pull, error))  # <H - X, X>
+        distance = float(np.vdot(pull, second @ pull))  # |H - X|^2
         with_layers = (pull * (y_layers - w @ x_layers)).sum((1, 2))  # <H - X, H_l>
         products = (float(with_first[0]), forward, distance)
         unexplained = []
@@ -169,7 +174,8 @@ def choose_settings(
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)
     classes = len(stats.y_mean)
-    yy = _label_products(labels, classes)
+    frequencies = np.bincount(labels, minlength=classes) / len(labels)
+    yy = len(labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
 
     def moments(rows: slice, start: Block, end: Block) -> list[Any]:
         x, m = start - x_mean, target.project(end - m_mean)
@@ -187,8 +193,9 @@ def choose_settings(
             problem.at, problem.ridge(), tolerance=_SEARCH_TOLERANCE, max_steps=60
         ).point
         w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
-        forward, distance = _displacement(w, pull, xx, yx, yy)
-        size = x_size + 2 * forward + distance
+        forward = float(np.vdot(pull, yx - w @ xx))
+        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
+        size = x_size + 2 * forward + float(np.vdot(pull, second @ pull))
         explained = nuclear_norm(x_m + stats.basis @ (pull.T @ (y_m - w @ z_m))) ** 2
         return -explained / size if size > 0 else 0.0
 
@@ -201,20 +208,6 @@ def choose_settings(
         options={"maxfev": REFINEMENTS, "xatol": 0.02, "fatol": 1e-5 * abs(scores[best])},
     )
     return Settings.at(optimum.x.tolist(), energy)
-
-
-def _label_products(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "K K"]:
-    """Return Y^T Y of the centered one-hot labels Y."""
-    frequencies = np.bincount(labels, minlength=classes) / len(labels)
-    return len(labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
-
-
-def _displacement(
-    w: np.ndarray, pull: np.ndarray, xx: np.ndarray, yx: np.ndarray, yy: np.ndarray
-) -> tuple[float, float]:
-    """Return <H - X, X> and |H - X|^2 of H - X = E pull with the residuals E = Y - X W^T - b."""
-    second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
-    return float(np.vdot(pull, yx - w @ xx)), float(np.vdot(pull, second @ pull))
 
 
 def choose_classifier_model(
