@@ -19,7 +19,7 @@ from typing import Any
 import wgeo
 
 # Parts of wgeo that the hash leaves out. Changes of training are recorded by TRAINING in lab.py.
-APART = {"cli", "plots", "report", "progress.py", "table.py", "training"}
+APART = ("cli", "plots", "report", "runtime/progress.py", "runtime/terminal.py", "training")
 MACHINERY = {"lab", "kept"}
 
 
@@ -41,8 +41,9 @@ def code_of(work: Callable[..., Any]) -> str:
 @cache
 def _package() -> str:
     root = Path(wgeo.__file__).parent
-    files = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in APART)
-    return _hash([f"{p.relative_to(root)} {ast.dump(_bare(p))}" for p in files])
+    files = sorted(p.relative_to(root) for p in root.rglob("*.py"))
+    measuring = [p for p in files if not any(p.is_relative_to(apart) for apart in APART)]
+    return _hash([f"{p} {ast.dump(_bare(root / p))}" for p in measuring])
 
 
 def _reached(file: Path, start: str) -> Iterator[str]:
@@ -93,14 +94,17 @@ def _imported(tree: ast.Module, folder: Path) -> dict[str, Path]:
 
 
 def _bare(file: Path) -> ast.Module:
-    """Parse a module, without comments, docstrings and layout."""
+    """Parse a module, without comments, docstrings (also those of assignments) and layout."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            first.value.value = None
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [statement for statement in body if not _is_constant(statement)]
     return tree
+
+
+def _is_constant(statement: ast.stmt) -> bool:
+    """Return whether a statement has no effect, such as a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _hash(parts: list[str]) -> str:

@@ -122,3 +122,5 @@ def test_a_renamed_parameter_works_with_a_warning():
     with pytest.warns(DeprecationWarning, match="figure= is now measure="):
         ax = wgeo.plots.sample_sizes(record, figure="distance")
     assert ax.get_ylabel() == wgeo.plots.sample_sizes(record, measure="distance").get_ylabel()
+    with pytest.raises(wgeo.errors.ArgumentError, match="`measure=` alone"):
+        wgeo.plots.sample_sizes(record, figure="distance", measure="ratio")

@@ -14,10 +14,10 @@ import wgeo
 
 PACKAGE = Path(wgeo.__file__).parent
 FLOW = [
-    "_deprecated",
-    "_lazy",
     "text",
     "errors",
+    "_deprecated",
+    "_lazy",
     "results",
     "thresholds",
     "runtime",

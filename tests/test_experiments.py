@@ -116,8 +116,8 @@ def test_text_and_tables_are_not_part_of_the_key(code, file, old, new):
 
 def test_the_package_is_part_of_the_key(beside, tmp_path, monkeypatch):
     kept = beside("kept")
-    (tmp_path / "training").mkdir()
-    for name in ("__init__.py", "transport.py", "training/job.py"):
+    for name in ("__init__.py", "transport.py", "training/job.py", "runtime/progress.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     monkeypatch.setattr(kept.wgeo, "__file__", str(tmp_path / "__init__.py"))
 
@@ -127,6 +127,8 @@ def test_the_package_is_part_of_the_key(beside, tmp_path, monkeypatch):
 
     before = hashed()
     (tmp_path / "training" / "job.py").write_text("x = 2\n")  # networks have a key of their own
+    (tmp_path / "runtime" / "progress.py").write_text("x = 2\n")
+    (tmp_path / "transport.py").write_text('x = 1\n"""The docstring of x."""\n')
     assert hashed() == before
     (tmp_path / "transport.py").write_text("x = 2\n")
     assert hashed() != before

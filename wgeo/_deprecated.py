@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+from .errors import ArgumentError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MOVED: dict[str, dict[str, str]] = {
@@ -120,11 +122,16 @@ def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
 
 
 def renamed_parameter(old: str, new: str) -> Callable[[Function], Function]:
-    """Return a decorator that accepts a parameter under its former name, with a warning."""
+    """Return a decorator that accepts a parameter under its former name, with a warning.
+
+    The decorated function raises an `ArgumentError` if both names are given.
+    """
 
     def decorate(function: Function) -> Function:
         @wraps(function)
         def call(*args: Any, **options: Any) -> Any:
+            if old in options and new in options:
+                raise ArgumentError(f"Give `{new}=` alone: `{old}=` is its former name.")
             if old in options:
                 warnings.warn(
                     f"{old}= is now {new}=; the old name will be removed in version 0.3.",

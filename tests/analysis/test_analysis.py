@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 
 import wgeo
 from wgeo.analysis import Analysis, analyze_trajectory
-from wgeo.errors import FeatureError, RecordError, WgeoError
+from wgeo.errors import CheckpointError, FeatureError, RecordError, WgeoError
 from wgeo.trajectory.views import class_view
 
 # Of tests that are not about what stands beside the figures.
@@ -177,3 +178,16 @@ def test_errors_share_one_base_class():
         for name in dir(wgeo.errors)
         if name.endswith("Error")
     )
+
+
+def test_reference_may_be_a_path(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"no weights")
+    images = (torch.randn(20, 1, 2, 2), np.arange(20) % 2)
+    net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=2, width=4, depth=2)
+    with pytest.raises(CheckpointError, match=r"net\.pt"):
+        wgeo.analyze(net, images, reference=tmp_path / "net.pt")
+    traj = wgeo.trace(net, images, store=tmp_path / "features")
+    settings = {"bootstrap": 0, "mufm": False, "reference": tmp_path / "features"}
+    reference = analyze_trajectory(traj, **settings).record["reference"]
+    assert reference["kind"] == "network"
+    assert reference["tests"]

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 import wgeo
-from wgeo.analysis.fresh import _ratios, fresh_networks, rank_test
+from wgeo.analysis.fresh import _check_fresh, _ratios, fresh_networks, rank_test
 from wgeo.analysis.verdict import against_network, sentences
 from wgeo.errors import ArgumentError
 from wgeo.models import untrained
@@ -132,6 +132,26 @@ def test_centring_removes_a_common_shift():
     shifted = [layer + 100 * k for k, layer in enumerate(path)]
     assert _ratios(shifted).centred == pytest.approx(_ratios(path).centred)
     assert _ratios(shifted).raw < 1.01 < _ratios(path).raw
+
+
+def test_rounding_of_float32_features_is_no_path():
+    """The end differs from the start by rounding, so the ratio is undefined, centered or not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(10, 1, (40, 5)).astype(np.float32)
+    away = x + rng.normal(size=x.shape).astype(np.float32)
+    back = np.where(rng.random(x.shape) < 0.5, x, np.nextafter(x, np.float32(np.inf)))
+    ratios = _ratios([x, away, back])
+    assert np.isnan([ratios.centred, ratios.raw]).all()
+
+
+def test_parameters_that_keep_their_values_are_named():
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+    with pytest.raises(ArgumentError, match=r"\(weight\), so the network"):
+        _check_fresh(*untrained(Kept(), 0))
 
 
 # --- batch statistics ------------------------------------------------------------------------

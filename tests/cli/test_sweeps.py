@@ -323,6 +323,18 @@ def test_preset_of_images_is_part_of_the_key(tmp_path, monkeypatch):
     assert key("mnist") == key("mnist") != key("cifar10")
 
 
+def test_the_key_is_that_of_the_current_contents(tmp_path, features):
+    reference = tmp_path / "last.pt"
+
+    def key(weights):
+        reference.write_bytes(weights)
+        return AnalysisPlan.of(reference=reference).key(str(features / "a"))
+
+    assert key(b"weights") == key(b"weights") != key(b"others")
+    by_text = AnalysisPlan.of(reference=str(reference))
+    assert by_text.key(str(features / "a")) == key(b"others")
+
+
 KEYS = {  # of wgeo 0.2.0 before there were plans, for options of `wgeo analyze`
     "--data digits": "13dbe017c808ac1ff84b086ad4308ffab7e4e419ccba223dacdc45ff68c2815d",
     "--data digits --arch mlp --num-classes 10 --prefix a. --container ema --trust-checkpoint "

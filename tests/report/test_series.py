@@ -202,6 +202,11 @@ def test_single_record_is_not_a_series():
         Series.of({"x": sample_record((2,))})
 
 
+def test_there_are_as_many_folders_as_analyses():
+    with pytest.raises(ArgumentError, match="has 1 path for 2 analyses"):
+        Series.of({name: sample_record((2,)) for name in "xy"}, folders=["x"])
+
+
 def test_saved_series_can_be_moved_and_read(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

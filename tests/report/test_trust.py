@@ -24,6 +24,10 @@ def trajectory(labels, predictions=None, features=None):
     return wgeo.Trajectory.from_arrays([features, 2 * features], labels, predictions=predictions)
 
 
+def facts_of(traj, *rest):
+    return trust_of(traj, copies_in(traj), *rest)
+
+
 def claims(facts):
     return {(said.claim, said.strength): said.words for said in sentences({"trust": facts})}
 
@@ -31,7 +35,7 @@ def claims(facts):
 def test_guessing_network_is_reported_and_nothing_else_is_claimed():
     labels = np.arange(1000) % 10
     guesses = np.random.default_rng(3).integers(0, 10, 1000)
-    facts = trust_of(trajectory(labels, guesses))
+    facts = facts_of(trajectory(labels, guesses))
     assert facts["at_chance"]
     record = {
         "trust": facts,
@@ -44,12 +48,12 @@ def test_guessing_network_is_reported_and_nothing_else_is_claimed():
 
 def test_always_answering_the_most_frequent_class_is_guessing():
     labels = np.array([0] * 80 + [1] * 20)
-    assert trust_of(trajectory(labels, np.zeros(100, int)))["at_chance"]
-    assert not trust_of(trajectory(labels, labels))["at_chance"]
+    assert facts_of(trajectory(labels, np.zeros(100, int)))["at_chance"]
+    assert not facts_of(trajectory(labels, labels))["at_chance"]
 
 
 def test_network_without_a_classifier_is_not_reported_as_guessing():
-    facts = trust_of(trajectory(np.arange(40) % 2))
+    facts = facts_of(trajectory(np.arange(40) % 2))
     assert facts["accuracy"] is None
     assert not facts["at_chance"]
 
@@ -65,13 +69,13 @@ def test_network_without_a_classifier_is_not_reported_as_guessing():
 def test_accuracy_below_the_claimed_one_by_more_than_chance_is_reported(claimed, images, warned):
     labels = np.arange(images) % 2
     predictions = np.where(np.arange(images) < 0.9 * images, labels, 1 - labels)
-    facts = trust_of(trajectory(labels, predictions))
+    facts = facts_of(trajectory(labels, predictions))
     facts["claimed_accuracy"] = {"key": "best_acc1", "value": claimed}
     assert (("accuracy", "warning") in claims(facts)) == warned
 
 
 def test_fewer_than_twenty_samples_support_no_claim():
-    facts = trust_of(trajectory(np.arange(19) % 2))
+    facts = facts_of(trajectory(np.arange(19) % 2))
     record = {"trust": facts, "layers": [{"name": "a", "stage": 0, "collapse": {"nc1": 0.01}}]}
     assert [said.claim for said in sentences(record)] == ["samples"]
     assert "19 samples" in text(sentences(record))
@@ -80,9 +84,9 @@ def test_fewer_than_twenty_samples_support_no_claim():
 def test_few_samples_per_class_are_a_warning():
     assert (
         "smallest class has 4 samples"
-        in claims(trust_of(trajectory(np.arange(24) % 6)))["samples", "warning"]
+        in claims(facts_of(trajectory(np.arange(24) % 6)))["samples", "warning"]
     )
-    assert "single sample" in claims(trust_of(trajectory([0] * 30 + [1])))["samples", "warning"]
+    assert "single sample" in claims(facts_of(trajectory([0] * 30 + [1])))["samples", "warning"]
 
 
 def test_copies_are_counted_and_reported():
@@ -93,8 +97,8 @@ def test_copies_are_counted_and_reported():
     copies = copies_in(traj)
     assert np.flatnonzero(copies != np.arange(60)).tolist() == [7, 9, 50]
     assert copies[[7, 9, 50]].tolist() == [3, 3, 20]
-    assert trust_of(traj)["duplicates"] == 3
-    assert "3 images of 60 are copies" in claims(trust_of(traj))["samples", "warning"]
+    assert facts_of(traj)["duplicates"] == 3
+    assert "3 images of 60 are copies" in claims(facts_of(traj))["samples", "warning"]
 
 
 def test_absent_classes_are_reported():
@@ -139,12 +143,26 @@ def bright_and_dark(preset):
 def test_a_better_normalization_is_named():
     images = bright_and_dark("mnist")
     net = Threshold().eval()
-    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    facts = facts_of(wgeo.trace(net, images), net, images)["normalization"]
     assert facts["source"] == "data"
     assert facts["better"] == "none"
     said = claims({"normalization": facts})["normalization", "warning"]
     assert "With `normalize='none'`" in said
     assert "100.0 % of 120" in said
+
+
+def test_other_normalizations_are_tried_like_the_features_were_read(monkeypatch):
+    images, calls = bright_and_dark("mnist"), []
+    monkeypatch.setattr(
+        "wgeo.analysis.trust.trace",
+        lambda *args, **reading: calls.append(reading) or wgeo.trace(*args, **reading),
+    )
+    expected = {"batch_size": 32, "device": "cpu", "pool": "flat"}
+    fast = {"reference": "none", "bootstrap": 0, "brenier": 0, "alignment": 0, "mufm": False}
+    result = wgeo.analyze(Threshold().eval(), images, **fast, **expected)
+    assert result.record["trust"]["normalization"]["better"] == "none"
+    assert calls
+    assert all(expected.items() <= reading.items() for reading in calls)
 
 
 def test_among_equally_good_normalizations_none_is_called_better():
@@ -169,7 +187,7 @@ def test_among_equally_good_normalizations_none_is_called_better():
 def test_requested_normalization_that_works_is_not_questioned():
     images = replace(bright_and_dark(None), normalize=normalization("none"))
     net = Threshold().eval()
-    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    facts = facts_of(wgeo.trace(net, images), net, images)["normalization"]
     assert facts["source"] == "asked"
     assert "tried" not in facts
     assert not claims({"normalization": facts})
@@ -178,7 +196,7 @@ def test_requested_normalization_that_works_is_not_questioned():
 def test_an_assumed_normalization_is_a_warning():
     images = bright_and_dark(None)
     net = Threshold().eval()
-    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    facts = facts_of(wgeo.trace(net, images), net, images)["normalization"]
     assert facts["source"] == "none"
     assert "an assumption" in claims({"normalization": facts})["normalization", "warning"]
 
@@ -191,6 +209,9 @@ def test_an_assumed_normalization_is_a_warning():
         (0.5, None, "0.5"),
         (0.0144, (0.0137, 0.0153), "0.014 (0.014 to 0.015)"),
         (0.00123, (0.0011, 0.0013), "0.00123 (0.0011 to 0.0013)"),
+        (0.0003, (-0.2, 0.2), "0.00 (-0.20 to 0.20)"),
+        (1e-12, (-0.2, 0.2), "0.00 (-0.20 to 0.20)"),
+        (0.005, (0.001, 0.02), "0.005 (0.001 to 0.020)"),
     ],
 )
 def test_number_of_digits_depends_on_the_interval(value, interval, words):

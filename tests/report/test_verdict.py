@@ -328,6 +328,10 @@ def test_the_table_of_few_samples_shows_corrected_values(capsys):
     print_analysis(wgeo.Analysis(record))
     assert "corrected" not in capsys.readouterr().out
     record["trust"]["samples_per_class"] = 4
+    print_analysis(wgeo.Analysis(record))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NC1 is biased, and" in shown
+    assert "corrected" not in shown
     for layer in record["layers"]:
         layer["collapse"]["nc1_corrected"] = 12.25
     print_analysis(wgeo.Analysis(record))

@@ -19,6 +19,7 @@ from records import differences
 
 import wgeo
 from wgeo.arrays.rows import map_rows
+from wgeo.errors import ProcessError
 from wgeo.runtime import processes
 from wgeo.storage.records import read_record
 
@@ -95,6 +96,14 @@ def words(network, out, *more):
     common += ["--reference", "none", "--brenier", "0", "--alignment", "0"]
     common += ["--no-mufm", "--no-report"]
     return ["analyze", str(network), *common, "--out", str(out), *map(str, more)]
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="torch >= 2.8")
+def test_a_failure_of_the_device_is_not_a_lost_process():
+    with pytest.raises(torch.AcceleratorError), processes._connected():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(ProcessError, match="has ended"), processes._connected():
+        raise RuntimeError("Connection closed by peer")
 
 
 def test_several_processes_give_the_same_result_as_one(network, tmp_path):

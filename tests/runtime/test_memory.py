@@ -308,3 +308,14 @@ def test_process_stays_within_its_memory_limit(tmp_path):
     assert {block["status"] for block in record["blocks"]} == {"certified"}
     assert len(record["mufm"]["layers"]) == len(record["mufm_given"]["layers"]) == 3
     assert 2**28 < most < 2**30
+
+
+def test_blocks_halved_under_a_limit_have_their_size_again_after_it():
+    memory.halve_blocks()
+    with memory.memory_limit("2GiB"):
+        memory.halve_blocks()
+        assert memory.block_entries(64) == 16
+    assert memory.block_entries(64) == 32
+    with memory.memory_limit(None):
+        memory.halve_blocks()
+    assert memory.block_entries(64) == 16

@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from wgeo import Trajectory
+from wgeo.arrays.rows import check_features
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.trajectory import Layer
 
@@ -101,3 +102,11 @@ def test_any_array_type_is_accepted(rng):
 def test_invalid_input_is_a_clear_error(arrays, labels, message):
     with pytest.raises((FeatureError, ArgumentError), match=message):
         Trajectory.from_arrays(arrays, labels)
+
+
+def test_error_names_the_rows_that_were_checked(monkeypatch):
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 4 * 8)  # chunks of four rows
+    x = np.ones((10, 1))
+    x[[5, 9]] = np.nan
+    with pytest.raises(FeatureError, match=r"in 1 of the samples 4 to 7, first in sample 5\."):
+        check_features(x, "x")

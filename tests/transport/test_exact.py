@@ -244,7 +244,10 @@ class TestInput:
         x = torch.from_numpy(rng.standard_normal((20, 3)))
         y = x.clone()
         y[13, 1] = bad
-        with pytest.raises(FeatureError, match=r"y holds NaN or infinity in 1 of 20.*sample 13"):
+        with pytest.raises(
+            FeatureError,
+            match=r"y holds NaN or infinity in 1 of the samples 0 to 19, first in sample 13",
+        ):
             Exact().solve(x, y)
 
     @pytest.mark.parametrize("options", [{"tolerance": 0}, {"memory": "lots"}])

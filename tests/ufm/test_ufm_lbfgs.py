@@ -128,6 +128,16 @@ def test_infinite_and_undefined_values_end_only_their_row():
     assert float(end.value[1]) < 1e-15
 
 
+def test_a_perturbed_round_never_raises_an_unconverged_row(monkeypatch):
+    monkeypatch.setattr("wgeo.ufm.descent.FIRST_ROUND", (20, 50))
+    problem = _problem("mse", "relu", 4, 0.0, False)
+    x = random_points(problem, 8, 0)
+    first, more = (descend(problem, x, max_steps=steps) for steps in (50, 51))
+    assert (first.gradient_norm > 1e-9).all()
+    assert (more.value <= first.value * (1 + 1e-12)).all()
+    torch.testing.assert_close(more.value, problem.value(more.x))
+
+
 def test_starts_depend_on_the_seed_alone_and_settings_are_checked():
     problem = _problem("mse", "relu", 4, 0.0, False)
     assert torch.equal(random_points(problem, 3, 1), random_points(problem, 3, 1))
@@ -135,7 +145,7 @@ def test_starts_depend_on_the_seed_alone_and_settings_are_checked():
     x = random_points(problem, 2, 0)
     a, b = descend(problem, x, tolerance=1e-6), descend(problem, x, tolerance=1e-6)
     assert torch.equal(a.x, b.x)
-    for bad in ({"tolerance": 0.0}, {"max_steps": 0}):
+    for bad in ({"tolerance": 0.0}, {"tolerance": math.nan}, {"max_steps": 0}):
         with pytest.raises(ArgumentError, match="must be"):
             descend(problem, x, **bad)
     with pytest.raises(ArgumentError, match="restarts"):

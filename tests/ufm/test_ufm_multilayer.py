@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import unwrap
 from itertools import pairwise
 
@@ -434,6 +435,21 @@ def test_free_coupling_reassigns_outliers():
     np.testing.assert_array_equal(free.X, x[free.assignment])
 
 
+def test_times_of_a_fit_that_searches_again(monkeypatch):
+    """The time of the statistics is what the first search leaves of the time before it ends."""
+    seconds = iter([0.0, *[-1e6] * 100])
+
+    def search(*args, **options):
+        return replace(multistart_newton(*args, **options), seconds=next(seconds))
+
+    monkeypatch.setattr("wgeo.ufm.mufm.fit.multistart_newton", search)
+    x = np.array([[-1.0], [-1.1], [-1.2], [1.3], [1.0], [1.1], [1.2], [-1.3]])
+    call = {"layers": 1, "weight_decay": 1e-3, "transport": 0.1, "coupling": "free"}
+    effort = fit_mufm(x, np.repeat([0, 1], 4), **call).effort
+    assert effort["search"] == -1e6
+    assert 0 < effort["statistics"] < effort["seconds"]
+
+
 def test_a_coarse_tolerance_is_the_sketch_alone(rng):
     x, labels = clusters(rng, 3, 18, 4, 1.5)
     call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2}
@@ -484,6 +500,14 @@ def test_invalid_layer_and_unsupported_loss_are_errors(rng):
             m.layer(index)
     with pytest.raises(ArgumentError, match="squared loss"):
         m.apply(x, [0, 0, 1, 1])
+    assert m.contraction is m.to_dict()["contraction"] is None
+
+
+def test_one_contraction_for_each_singular_value_of_the_classifier(rng):
+    labels = np.arange(12) % 4
+    m = fit_mufm(rng.normal(size=(12, 2)), labels, layers=2, weight_decay=0.01, transport=0.1)
+    assert m.contraction.shape == (2,)
+    assert m.to_dict()["contraction"] == m.contraction.tolist()
 
 
 def test_class_means_that_cross_are_not_monotone():
@@ -507,8 +531,15 @@ def test_class_means_that_cross_are_not_monotone():
         ({"loss": "hinge"}, "loss 'hinge'"),
         ({"coupling": "none"}, "coupling 'none'"),
         ({"restarts": -1}, "restarts"),
-        ({"labels": [0, 0, 0]}, "two classes"),
-        ({"labels": [0, 2, 2]}, "class 1"),
+        ({"restarts": "1"}, "restarts"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": np.nan}, "tolerance"),
+        ({"tolerance": "small"}, "tolerance"),
+        ({"weight_decay": "0.1"}, "weight_decay"),
+        ({"transport": None}, "transport"),
+        ({"feature_decay": "0.1"}, "feature_decay"),
+        ({"labels": [0, 0, 0]}, "K >= 2"),
+        ({"labels": [0, 2, 2]}, "No sample has label 1"),
     ],
 )
 def test_invalid_settings_are_clear_errors(change, message, rng):

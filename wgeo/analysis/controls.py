@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arrays.rows import spaced_rows
 from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features.network import inputs, module_of
@@ -40,7 +42,7 @@ def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
         The path contains no checkpoint, or no stored features.
     """
     reference = plan.reference.reference
-    if isinstance(reference, str):
+    if isinstance(reference, str | os.PathLike):
         if reference in REFERENCES:
             return reference
         return Trajectory.load(reference) if features else plan.loading.network(reference)
@@ -156,7 +158,7 @@ def brenier_test(
     names = [block.target for block in traj.blocks]
     try:
         count = _affordable_points(net, images) if points is None else points
-        rows = np.unique(np.linspace(0, len(traj) - 1, min(count, len(traj))).astype(int))
+        rows = spaced_rows(len(traj), count)
         x = inputs(net, images, rows)
         tests = brenier_blocks(
             module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION

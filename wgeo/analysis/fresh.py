@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from ..arrays.checks import pick_device
+from ..arrays.rows import spaced_rows
 from ..checkpoints import Network
 from ..data import Images
 from ..errors import ArgumentError
@@ -30,6 +31,7 @@ from ..geodesic.significance import SIGNIFICANT
 from ..models import untrained
 from ..models.fresh import reestimate_statistics
 from ..runtime import processes
+from ..text import first_names
 from ..trajectory import Trajectory
 
 _MAX_IMAGES = 200  # the rank is valid for any number of images, and more of them take more time
@@ -89,7 +91,7 @@ def fresh_networks(
         More than 1 % of the parameters cannot be randomly initialized, or a randomly initialized
         network has a different number of segments.
     """
-    rows = np.unique(np.linspace(0, len(traj) - 1, min(_MAX_IMAGES, len(traj))).astype(np.int64))
+    rows = spaced_rows(len(traj), _MAX_IMAGES)
     module, subset = module_of(net), _select_images(net, images, rows)
     layers = [layer.name for layer in traj.staged][1:]  # all but the stem
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
@@ -140,7 +142,7 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
     if share > _MAX_KEPT:
         raise ArgumentError(
             f"{share:.0%} of the parameters belong to modules that have no method to reset them "
-            f"({', '.join(unchanged_names[:3])}, ...), so the network cannot be randomly "
+            f"({first_names(unchanged_names, 3)}), so the network cannot be randomly "
             "initialized. Give a checkpoint of epoch 0 as the reference."
         )
 
@@ -155,8 +157,10 @@ def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
 
 
 def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> Ratios:
-    centered = [array - array.mean(0, dtype=np.float64) for array in arrays]
-    return Ratios(*(_mean(path_measures(path).line_shape_ratio) for path in (centered, arrays)))
+    means = np.stack([array.mean(0, dtype=np.float64) for array in arrays])
+    # `path_measures` subtracts the means, since the rounding error is that of the features.
+    paths = path_measures(arrays, centres=means), path_measures(arrays)
+    return Ratios(*(_mean(path.line_shape_ratio) for path in paths))
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from torch import nn
 
 from ..arrays.checks import pick_device
@@ -56,7 +57,7 @@ def analyze(
     batch_size: int = 256,
     store: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
-    reference: str | Network | nn.Module | None = "init",
+    reference: str | os.PathLike[str] | Network | nn.Module | None = "init",
     reference_networks: int = 20,
     brenier: int | None = None,
     alignment: int | None = None,
@@ -85,7 +86,7 @@ def analyze(
         Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics get no
         intervals here if that would take too long (more than about 20 s), for example for unpooled
         features; `wgeo.collapse` computes them.
-    reference : {"init", "shuffled", "none"}, Network, nn.Module or str
+    reference : {"init", "shuffled", "none"}, Network, nn.Module or path
         The reference for straightness. ``init``: the rank of the network among
         `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
         own layers in another order), another network or the path of its checkpoint: a test of these
@@ -184,7 +185,7 @@ def analyze_network(
         plan,
         traj,
         measured,
-        trust=trust_of(traj, net, images),
+        trust=trust_of(traj, measured.copies, net, images, reading),
         provenance=provenance,
         device=str(pick_device(plan.reading.device)),
         command=command,
@@ -200,7 +201,7 @@ def analyze_trajectory(
     solver: str | Solver | None = None,
     bootstrap: int = 200,
     mufm: bool | None = None,
-    reference: str | Trajectory | None = None,
+    reference: str | os.PathLike[str] | Trajectory | None = None,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     device: str = "cpu",
@@ -249,7 +250,7 @@ def analyze_features(
         traj,
         measured,
         reference=reference_test(traj, reference, plan.seed),
-        trust=trust_of(traj),
+        trust=trust_of(traj, measured.copies),
         provenance=provenance,
         device=device,
         command=command,
@@ -258,8 +259,9 @@ def analyze_features(
 
 
 class _Measured(NamedTuple):
-    """The measurements that need only features."""
+    """The measurements that need only features, and `copies_in` of them."""
 
+    copies: Int[np.ndarray, " n"]
     straight: Straightness
     embedded: Straightness | None
     depth: Collapse
@@ -300,7 +302,7 @@ def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
         models = model_predictions(traj, mufm=plan.measuring.mufm, seed=seed)
     except RecordError as error:  # a full disk; earlier measurements are kept
         models = Comparison(skipped=str(error))
-    return _Measured(straight, whole, depth, sizes, models)
+    return _Measured(copies, straight, whole, depth, sizes, models)
 
 
 def _record(

@@ -91,7 +91,7 @@ def _layers(value: Any, name: str) -> None:
 
 
 def _reference(value: Any, _: str) -> None:
-    if isinstance(value, str) and (value in REFERENCES or os.path.exists(value)):
+    if isinstance(value, str | os.PathLike) and (value in REFERENCES or os.path.exists(value)):
         return
     from torch import nn
 
@@ -126,7 +126,7 @@ class Loading(_Group):
     container: str | None = _setting(None, _text)
     trust: bool = _setting(False, _flag, keyed=False)
 
-    def network(self, path: str) -> Network:
+    def network(self, path: str | os.PathLike[str]) -> Network:
         """Return the network of a checkpoint."""
         from ..checkpoints import load_checkpoint
 
@@ -345,7 +345,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def is_stored(target: str) -> bool:
+def is_stored(target: str | os.PathLike[str]) -> bool:
     """Return whether a path is a folder of stored features, that is, not a saved model."""
     from ..checkpoints.locating import is_saved_model
 
@@ -359,8 +359,7 @@ def _images(data: Data, seed: int) -> Images:
     return load_images(**vars(data) | {"limit": data.limit or None}, seed=seed)
 
 
-@lru_cache
-def _sha256(target: str) -> str:
+def _sha256(target: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a checkpoint, or of the manifest of stored features.
 
     The manifest contains the features' checksums, which `Trajectory.load` verifies.

@@ -14,11 +14,12 @@ from ..plots.series import series_rows
 from ..results import Result
 from ..storage.record import Provenance, Record
 from ..storage.records import SCHEMA, SERIES, check_record, read_record
+from ..text import counted
 from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
 
-_PER_SAMPLE = ("view", "quantiles", "sample_sizes", "brenier")
+_LEFT_OUT = ("view", "quantiles", "sample_sizes", "brenier")
 """Parts of layers, blocks and segments that a series leaves out."""
 
 
@@ -69,12 +70,17 @@ class Series(Result):
         Raises
         ------
         ArgumentError
-            Fewer than two analyses.
+            There are fewer than two analyses, or not as many folders as analyses.
         RecordError
             A value is not the record of an analysis.
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
+        if folders and len(folders) != len(analyses):
+            raise ArgumentError(
+                f"`folders=` has {counted(len(folders), 'path')} for {len(analyses)} analyses; "
+                "give one for each."
+            )
         records = {name: check_record(record, name, Record) for name, record in analyses.items()}
         locations: list[str | None] = [str(folder) for folder in folders] or [None] * len(records)
         epochs = {name: record.epoch for name, record in records.items()}
@@ -171,7 +177,7 @@ class Series(Result):
 
 def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {
-        key: [{k: v for k, v in row.items() if k not in _PER_SAMPLE} for row in record[key]]
+        key: [{k: v for k, v in row.items() if k not in _LEFT_OUT} for row in record[key]]
         for key in ("layers", "blocks", "segments")
     }
     if aligned := record.get("alignment"):

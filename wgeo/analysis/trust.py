@@ -11,7 +11,7 @@ import scipy
 from jaxtyping import Bool, Int
 from torch import nn
 
-from ..arrays.rows import copies_of
+from ..arrays.rows import copies_of, spaced_rows
 from ..checkpoints import Network
 from ..data import Images
 from ..data.images import PRESETS, Normalization
@@ -25,17 +25,25 @@ _MAX_TRIAL_IMAGES = 200  # images on which other normalizations are tried
 
 
 def trust_of(
-    traj: Trajectory, net: Network | nn.Module | None = None, images: Any = None
+    traj: Trajectory,
+    copies: Int[np.ndarray, " n"],
+    net: Network | nn.Module | None = None,
+    images: Any = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the facts by which a reader can judge whether to trust an analysis.
 
     Parameters
     ----------
     traj : Trajectory
+    copies : ndarray of int, (n,)
+        As returned by `copies_in`.
     net : Network or nn.Module, optional
     images : Images, optional
         The images from which the features were traced. Without them or `net`, the result does not
         include ``normalization``.
+    reading : mapping, optional
+        The parameters of `trace` with which they were traced.
 
     Returns
     -------
@@ -54,7 +62,6 @@ def trust_of(
     head = None if traj.classifier is None else len(traj.classifier.weight)
     if head is None and isinstance(net, Network):
         head = net.num_classes
-    copies = copies_in(traj)
     facts: dict[str, Any] = {
         "samples": len(traj),
         "samples_per_class": int(counts.min()),
@@ -67,7 +74,9 @@ def trust_of(
         facts["claimed_accuracy"] = dict(net.provenance.claimed_accuracy)
     if net is not None and isinstance(images, Images):
         last = traj.staged[-1].name
-        facts["normalization"] = _normalization(net, images, facts["accuracy"], last)
+        facts["normalization"] = _normalization(
+            net, images, facts["accuracy"], {**(reading or {}), "layers": [last]}
+        )
     return facts
 
 
@@ -100,7 +109,7 @@ def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
 
 
 def _normalization(
-    net: Network | nn.Module, images: Images, accuracy: float | None, last: str
+    net: Network | nn.Module, images: Images, accuracy: float | None, reading: Mapping[str, Any]
 ) -> dict[str, Any]:
     normalization = normalization_for(net, images)
     source = _source(net, images)
@@ -112,7 +121,7 @@ def _normalization(
     }
     if accuracy is None or accuracy >= THRESHOLDS["good_accuracy"] or source == "file":
         return facts
-    return {**facts, **_try_presets(net, images, normalization, last)}
+    return {**facts, **_try_presets(net, images, normalization, reading)}
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
@@ -127,16 +136,18 @@ def _source(net: Network | nn.Module, images: Images) -> str:
 
 
 def _try_presets(
-    net: Network | nn.Module, images: Images, normalization: Normalization, last: str
+    net: Network | nn.Module,
+    images: Images,
+    normalization: Normalization,
+    reading: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the accuracy on a few images with every preset, and a preset that is clearly better.
 
-    Only the `last` layer is traced, since detecting blocks takes longer than tracing all images.
-    The result is empty if the network cannot classify them with the normalization that was used.
+    `reading` are the parameters of `trace`, with a single layer, since detecting blocks takes
+    longer than tracing all images. The result is empty if the network cannot classify them with
+    the normalization that was used.
     """
-    rows = np.unique(
-        np.linspace(0, len(images) - 1, min(_MAX_TRIAL_IMAGES, len(images))).astype(int)
-    )
+    rows = spaced_rows(len(images), _MAX_TRIAL_IMAGES)
     subset = replace(images, x=images.x[rows], y=images.y[rows])
     correct: dict[str, np.ndarray] = {}
     candidates = {normalization.name: normalization, **PRESETS}
@@ -144,7 +155,7 @@ def _try_presets(
         if len(preset.mean) not in (1, images.shape[0]):
             continue
         try:
-            traj = trace(net, replace(subset, normalize=preset), layers=[last])
+            traj = trace(net, replace(subset, normalize=preset), **reading)
         except WgeoError:  # features may overflow if pixels are scaled wrongly
             continue
         if traj.predictions is not None:

@@ -99,7 +99,8 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:
     """Raise `FeatureError` if a row contains NaN or infinity.
 
-    The message names the first such row, counted from `start`, and ends with `advice`.
+    The message names the rows that were checked and the first such row, counted from `start`, and
+    ends with `advice`.
     """
     if bool(torch.isfinite(x.detach().sum())):  # one pass: a finite sum has finite entries
         return
@@ -107,8 +108,8 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -
     if bool(bad.any()):
         first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
-            f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
-            f"{first}.{advice}"
+            f"{name} holds NaN or infinity in {count} of the samples {start} to "
+            f"{start + len(x) - 1}, first in sample {first}.{advice}"
         )
 
 

@@ -58,7 +58,7 @@ def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[I
     One process creates it; its name is removed as soon as the others have opened it.
     """
     ranks, path = local_ranks(), None
-    all_gather(None)
+    all_gather(None)  # wait for all, so that the file has a name only for a moment
     if ranks[0] == rank():
         with (
             suppress(OSError),

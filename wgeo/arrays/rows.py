@@ -95,6 +95,11 @@ def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
+def spaced_rows(n: int, count: int) -> Int[np.ndarray, " r"]:
+    """Return `count` evenly spaced numbers of n rows, or all of them if there are fewer."""
+    return np.linspace(0, n - 1, min(n, count)).astype(np.int64)
+
+
 def row_chunks(
     *features: Sliceable, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..analysis import Analysis, Series
-from ..analysis.verdict import few_samples_note
+from ..analysis.verdict.opening import few_samples_note, has_corrected
 from ..checkpoints.provenance import describe_reading
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
@@ -42,7 +42,7 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
         Column(name, [show(*row) for row in rows], drop_order, names=name == "layer")
         for name, show, drop_order in _columns(record)
     ]
-    caption = _CAPTION + few_samples_note(record.trust)
+    caption = _CAPTION + few_samples_note(record)
     console.print(fit_to_width(columns, console.width, caption=caption))
     for sentence in record.verdict:
         mark = _MARKS.get(sentence.strength or "", "-")
@@ -124,7 +124,7 @@ _CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
 def _columns(record: Record) -> list[tuple[str, Show, int]]:
     """Return the columns for a record, including corrected NC1 for few samples per class."""
     columns = list(_COLUMNS)
-    if any(layer.collapse.measure("nc1_corrected") is not None for layer in record.layers):
+    if has_corrected(record):
         columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
     return columns
 

@@ -149,8 +149,9 @@ def model_predictions(
     evaluator = _Evaluator(labels, seed)
     geodesic: list[ModelLayer] = []
     for segment in track(traj.segments, "comparing with the geodesic"):
+        times = layer_times(segment, time)
         path = StraightPath(segment.arrays[0], segment.arrays[-1])
-        predictions = path_predictions(segment, layer_times(segment, time), path)
+        predictions = path_predictions(segment, times, path)
         layers = evaluator.layers(segment, predictions)
         evaluator.unexplained_by_line |= {
             layer.name: layer.missed for layer in layers if layer.missed and layer.missed > 1e-12
@@ -158,7 +159,7 @@ def model_predictions(
         geodesic += layers
     if not traj.segments:
         return Comparison(skipped="No two layers share a feature space.")
-    segment = traj.segments[-1]
+    # From here on, `segment` and `times` are those of the last segment.
     size = _rotation_bytes(segment)
     shortage = on_rank_zero(
         partial(_memory_shortage, traj, "The models that rotate features", size)
@@ -176,13 +177,13 @@ def model_predictions(
     if model is not None:
         _check(model, segment, evaluator.sample)
         path = StraightPath(model.X, model.H)
-        predictions = path_predictions(segment, layer_times(segment, time), path, rotate=True)
+        predictions = path_predictions(segment, times, path, rotate=True)
         layers = evaluator.layers(segment, predictions)
         return replace(comparison, mufm=tuple(layers), solution=model, skipped="")
     if comparison.skipped:
         return comparison
     try:
-        fit = MUFMFit(segment, labels, layer_times(segment, time), seed)
+        fit = MUFMFit(segment, labels, times, seed)
         solution, predictions, held_out = fit.fit()
     except (FeatureError, ConvergenceError) as error:
         return replace(comparison, skipped=str(error))

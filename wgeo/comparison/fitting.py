@@ -65,7 +65,7 @@ class Settings:
     weight_decay: float
 
     @classmethod
-    def at(cls, logs: tuple[float, float], energy: float) -> Settings:
+    def at(cls, logs: Sequence[float], energy: float) -> Settings:
         """Convert logarithms as in `GRID`, for the energy of the first layer."""
         strength, growth = (
             float(np.clip(log, *limits)) for log, limits in zip(logs, LIMITS, strict=True)
@@ -186,7 +186,7 @@ def choose_settings(
     x_size, xx, x_m, yx, y_m = sum_over_rows(moments, first, last)
     z_m = stats.basis.T @ x_m
 
-    def negative_explained(logs: tuple[float, float]) -> float:
+    def negative_explained(logs: Sequence[float]) -> float:
         settings = Settings.at(logs, energy)
         problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
         end = trust_region_newton(
@@ -202,12 +202,12 @@ def choose_settings(
     scores = {logs: negative_explained(logs) for logs in track(GRID, "fitting MUFM")}
     best = min(scores, key=lambda logs: scores[logs])
     optimum = minimize(
-        lambda logs: negative_explained((logs.tolist()[0], logs.tolist()[1])),
+        lambda logs: negative_explained(logs.tolist()),
         best,
         method="Nelder-Mead",
         options={"maxfev": REFINEMENTS, "xatol": 0.02, "fatol": 1e-5 * abs(scores[best])},
     )
-    return Settings.at((optimum.x.tolist()[0], optimum.x.tolist()[1]), energy)
+    return Settings.at(optimum.x.tolist(), energy)
 
 
 def choose_classifier_model(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
-from ..arrays.rows import Sliceable, as_float64
+from ..arrays.rows import Sliceable, as_float64, spaced_rows
 from ..runtime import processes
 
 Block = Float[np.ndarray, "b d"]  # some rows
@@ -98,10 +98,8 @@ class TargetSubspace:
 def _leading_directions(
     layer: Sliceable, mean: Float[np.ndarray, " d"]
 ) -> Float[np.ndarray, "d p"]:
-    n, d = layer.shape
-    sample = np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)
-    rows = as_float64(layer[sample]) - mean
-    if len(rows) < d:
+    rows = as_float64(layer[spaced_rows(layer.shape[0], SUBSPACE_SAMPLES)]) - mean
+    if len(rows) < len(mean):
         values, left = np.linalg.eigh(rows @ rows.T)
         axes = rows.T @ left[:, values > RANK_TOLERANCE * values[-1]][:, -MAX_DIRECTIONS:]
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import as_float64, map_rows, mean_of, row_ranges, sum_over_rows
+from ..arrays.rows import as_float64, map_rows, mean_of, row_ranges, spaced_rows, sum_over_rows
 from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
@@ -134,7 +134,7 @@ def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
     """
     n, d = x.shape
     center = mean_of(x)
-    queries = np.linspace(0, n - 1, min(n, _MAX_QUERIES)).astype(np.int64)
+    queries = spaced_rows(n, _MAX_QUERIES)
     nearest, local_rows = np.zeros(len(queries)), processes.shard(len(queries))
     nearest[local_rows] = np.inf
     # Parts of twice the usual size, since the queries are read again for every part.

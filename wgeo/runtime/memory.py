@@ -66,7 +66,7 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
             f"`memory={memory}` is too little: Python and its libraries alone need half a GiB. "
             "Allow at least 1GiB."
         )
-    before = _state["limit"]
+    before, halvings = _state["limit"], _state["halvings"]
     try:
         _state["limit"] = size
         if size is not None or before is not None:
@@ -76,6 +76,7 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
         _state["limit"] = before
         if size is not None or before is not None:
             _limit_gpu(before)
+            _state["halvings"] = halvings  # memory ran out under the limit that ends here
 
 
 def _limit_gpu(size: int | None) -> None:

@@ -319,16 +319,19 @@ def reports_error(error: BaseException) -> bool:
 def _connected() -> Iterator[None]:
     """Turn a lost connection into a ProcessError, and let signals end this process while it waits.
 
-    Python handles no signals while compiled code waits, so the system's default handlers are used.
+    An error of this process's own GPU is raised unchanged. Python handles no signals while compiled
+    code waits, so the system's default handlers are used.
     """
     import torch
 
+    out_of_memory = torch.OutOfMemoryError
+    device_errors = out_of_memory, getattr(torch, "AcceleratorError", out_of_memory)  # torch 2.8
     main = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGINT, signal.SIGTERM) if main else ()
     before = [signal.signal(each, signal.SIG_DFL) for each in signals]
     try:
         yield
-    except torch.OutOfMemoryError:
+    except device_errors:
         raise
     except (RuntimeError, ValueError) as error:
         raise ProcessError(

@@ -14,17 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arrays.checks import as_count
-from ..errors import ArgumentError
 from ..runtime.threads import one_thread
 from .certify import evaluate
 from .lbfgs import Minima, minimize_batch
-from .problem import Problem
+from .problem import Problem, check_tolerance
 from .solution import UFMSolution
 
 FIRST_ROUND = (20, 700)  # memory and iterations of L-BFGS
 LATER_ROUNDS = (60, 3000)  # memory and iterations for rows that stalled or are slow
 FLOPS = 40  # approximate operations per iteration and variable
 JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
+ROUNDING = 1e-12  # relative increase of a value that a round without perturbation may cause
 
 
 def scales(problem: Problem) -> Tensor:
@@ -77,11 +77,10 @@ def descend(
 
     The norm is that of the gradient in the original variables. With ReLUs, rows stall at points at
     which many kinks meet; they continue from a perturbed point with a longer memory, which handles
-    more kinks.
-    Rows that have not converged after `max_steps` iterations are returned as they are.
+    more kinks. The end of such a round replaces the row's point if it has converged or is no
+    higher. Rows that have not converged after `max_steps` iterations are returned as they are.
     """
-    if not tolerance > 0:
-        raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
+    check_tolerance(tolerance)
     as_count(max_steps, "max_steps", 1)
     scale = scales(problem).to(x.device)
 
@@ -108,10 +107,13 @@ def descend(
         if problem.activation == "relu":
             noise = _normal(len(u), problem.size, seed + budget).to(u.device)
             u = u + JITTER * u.abs().mean(-1, keepdim=True) * noise
-        round_minima = descent(u, memory, min(iterations, budget))
-        minima.x[rows], minima.value[rows] = round_minima.x, round_minima.value
-        minima.gradient_norm[rows] = round_minima.gradient_norm
-        minima.steps[rows] += round_minima.steps
+        end = descent(u, memory, min(iterations, budget))
+        minima.steps[rows] += end.steps
+        lower = end.value <= minima.value[rows] * (1 + ROUNDING)
+        kept = lower | (end.gradient_norm <= tolerance)
+        rows = rows[kept]
+        minima.x[rows], minima.value[rows] = end.x[kept], end.value[kept]
+        minima.gradient_norm[rows] = end.gradient_norm[kept]
     return replace(minima, x=minima.x * scale)
 
 

@@ -296,6 +296,27 @@ class Problem:
             return torch.autograd.grad(self.gradient(x), x, v)[0]
 
 
+def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
+    """Return labels 0, ..., K - 1 as int64, as `as_labels` does; K >= 2 and no class is empty."""
+    y = as_labels(labels, n)
+    counts = np.bincount(y)
+    if len(counts) < 2:
+        raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
+    if (counts == 0).any():
+        missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
+        raise ArgumentError(
+            f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
+            "number the classes 0, ..., K - 1 without gaps."
+        )
+    return y
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Raise ArgumentError for a tolerance that is not a positive number."""
+    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+        raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
+
+
 def check_decays(decays: Mapping[str, Any]) -> None:
     """Raise ArgumentError for penalties that are not positive numbers."""
     for name, value in decays.items():

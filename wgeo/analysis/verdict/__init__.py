@@ -14,7 +14,7 @@ from ...storage.record import Record
 from .depth import alignment, separation_law
 from .maps import blocks, optimality
 from .one_sentence import compose
-from .opening import few_samples_note, reasons_to_doubt, silenced
+from .opening import reasons_to_doubt, silenced
 from .outcome import against_network, collapse, next_steps, reference
 from .paths import NO_COMMON_SPACE, straightness
 from .sentence import THRESHOLDS, Sentence
@@ -25,7 +25,6 @@ __all__ = [
     "THRESHOLDS",
     "Sentence",
     "against_network",
-    "few_samples_note",
     "headline",
     "sentences",
     "series_headline",

@@ -8,7 +8,7 @@ from typing import Any
 from ...storage.record import AlignedSegment, Interval, Record, SegmentLaw
 from ...text import counted
 from .sentence import THRESHOLDS, Sentence, Strength
-from .wording import OVER_IMAGES, percent, ranged
+from .wording import OVER_IMAGES, ends, percent, ranged, segment_ends
 
 _D = (
     " (D = tr(Sigma_W pinv(Sigma_B)), NC1 times the number of classes; if it falls by the same "
@@ -32,11 +32,10 @@ def separation_law(record: Record) -> Iterator[Sentence]:
 
 
 def _law(segment: SegmentLaw, bounds: Interval, definition: str) -> Sentence:
-    subject = f"From {segment.layers[0]} to {segment.layers[-1]}"
     rate = ranged(segment.rate, bounds, note=OVER_IMAGES)
     correlation, curvature = segment.correlation, segment.curvature
     evidence = {
-        "layers": [segment.layers[0], segment.layers[-1]],
+        "layers": ends(segment.layers),
         "rate": segment.rate,
         "correlation": correlation,
         "curvature": curvature,
@@ -44,7 +43,9 @@ def _law(segment: SegmentLaw, bounds: Interval, definition: str) -> Sentence:
     }
 
     def sentence(words: str, strength: Strength) -> Sentence:
-        return Sentence("separation", f"{subject} {words}.", evidence, strength)
+        return Sentence(
+            "separation", f"{segment_ends(segment.layers)} {words}.", evidence, strength
+        )
 
     if bounds.low > 1:
         return sentence(f"the separation of the classes{definition} gets worse", "shown")
@@ -117,14 +118,14 @@ def _alignment(
     word, decided = _aligned(low, high, chance)
     definition = "" if explained else _OVERLAP.format(counted(segment.vectors or 0, "direction"))
     words = (
-        f"From {segment.blocks[0]} to {segment.blocks[-1]} the residual Jacobians of the "
-        f"blocks are {word}{definition}: the overlap is {percent(value)} "
-        f"({percent(low)} to {percent(high)}, 95 % interval over {counted(points, 'image')}), and "
-        f"{percent(chance, 2)} for random directions{_slope(segment)}."
+        f"{segment_ends(segment.blocks)} the residual Jacobians of the blocks are "
+        f"{word}{definition}: the overlap is {percent(value)} ({percent(low)} to {percent(high)}, "
+        f"95 % interval over {counted(points, 'image')}), and {percent(chance, 2)} for random "
+        f"directions{_slope(segment)}."
     )
     few = points < THRESHOLDS["fewest_samples"]
     evidence: dict[str, Any] = {
-        "blocks": [segment.blocks[0], segment.blocks[-1]],
+        "blocks": ends(segment.blocks),
         "overlap_uv": value,
         "chance": chance,
         "slope": segment.slope,

@@ -40,7 +40,7 @@ def optimality(record: Record) -> Iterator[Sentence]:
                 "optimality",
                 f"{segment_ends(segment.layers)} any map would be optimal, because all samples "
                 "have the same features at one end.",
-                {"layers": ends(segment), "spread": segment.spread},
+                {"layers": ends(segment.layers), "spread": segment.spread},
                 "shown",
             )
 
@@ -58,7 +58,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
     scores = _scores_to_end(segment, score)
     first = scores[0]
     evidence: dict[str, Any] = {
-        "layers": ends(segment),
+        "layers": ends(segment.layers),
         "scores": [each.evidence() for each in scores],
     }
     subject = segment_ends(segment.layers)

@@ -19,7 +19,7 @@ def reasons_to_doubt(record: Record) -> list[Sentence]:
         *_accuracy(trust, record.provenance),
         *_normalization(trust),
         *_classes(trust),
-        *_samples(trust),
+        *_samples(trust, has_corrected(record)),
     ]
 
 
@@ -29,14 +29,20 @@ def silenced(trust: Trust) -> bool:
     return trust.at_chance or few
 
 
-def few_samples_note(trust: Trust) -> str:
+def has_corrected(record: Record) -> bool:
+    """Return whether the record contains an NC1 that is corrected for few samples per class."""
+    return any(layer.collapse.measure("nc1_corrected") is not None for layer in record.layers)
+
+
+def few_samples_note(record: Record) -> str:
     """Return a note for a table of collapse metrics if there are few samples per class, else ""."""
-    samples = trust.samples_per_class
+    samples = record.trust.samples_per_class
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
+    column = " (the column NC1 corrected estimates it without the bias)"
     return (
-        f" The smallest class has only {counted(samples, 'sample')}: NC1 is biased (the column NC1 "
-        "corrected estimates it without the bias), and NCC acc. is too high."
+        f" The smallest class has only {counted(samples, 'sample')}: NC1 is biased"
+        f"{column if has_corrected(record) else ''}, and NCC acc. is too high."
     )
 
 
@@ -88,13 +94,6 @@ def origin(provenance: Provenance) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-_SOURCES = {
-    "architecture": "published checkpoints of this architecture",
-    "data": "the data set",
-    "none": "nothing: pixels stay in [0, 1]",
-}
-
-
 def _normalization(trust: Trust) -> Iterator[Sentence]:
     used = trust.normalization
     better = used.better
@@ -110,14 +109,14 @@ def _normalization(trust: Trust) -> Iterator[Sentence]:
             "warning",
         )
     elif used.source in ("data", "none"):
-        origin = _SOURCES[used.source]
-        treatment = "not normalized" if used.source == "none" else f"normalized as {used.name}"
+        treatment, origin = (
+            ("not normalized", "")
+            if used.source == "none"
+            else (f"normalized as {used.name}", " (from the data set)")
+        )
         yield Sentence(
             "normalization",
-            f"The pixels were {treatment}. This is an assumption (from {origin}), because neither "
-            "the file nor the caller says how they were normalized in training."
-            if used.source == "data"
-            else "The pixels were not normalized. This is an assumption, because neither the file "
+            f"The pixels were {treatment}. This is an assumption{origin}, because neither the file "
             "nor the caller says how they were normalized in training.",
             used.only("name", "mean", "std", "source"),
             "warning",
@@ -142,7 +141,7 @@ def _classes(trust: Trust) -> Iterator[Sentence]:
     )
 
 
-def _samples(trust: Trust) -> Iterator[Sentence]:
+def _samples(trust: Trust, corrected: bool) -> Iterator[Sentence]:
     images, smallest = trust.samples, trust.samples_per_class
     if images is not None and images < THRESHOLDS["fewest_samples"]:
         yield Sentence(
@@ -156,8 +155,8 @@ def _samples(trust: Trust) -> Iterator[Sentence]:
     if smallest is not None and smallest < THRESHOLDS["few_a_class"]:
         yield Sentence(
             "samples",
-            f"The smallest class has {counted(smallest, 'sample')}: with so few, the "
-            "collapse metrics are biased, and corrected estimates are given, too."
+            f"The smallest class has {counted(smallest, 'sample')}: with so few, the collapse "
+            f"metrics are biased{', and corrected estimates are given, too' if corrected else ''}."
             if smallest > 1
             else "The smallest class has a single sample: within-class variability is undefined "
             "for it.",

@@ -109,7 +109,7 @@ def _silent(segment: Segment, words: str, evidence: dict[str, Any]) -> Sentence:
 
 
 def _place(segment: Segment) -> dict[str, Any]:
-    return {"layers": ends(segment), "stage": segment.stage}
+    return {"layers": ends(segment.layers), "stage": segment.stage}
 
 
 def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> Sentence:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...storage.record import Optimality, Segment
+from ...storage.record import Optimality
 from ...text import counted
 from .sentence import THRESHOLDS
 
@@ -73,7 +73,9 @@ def ranged(value: float | None, interval: Any, *, certified: bool = False, note:
         )
     if high >= 1000 or 0 < high < 0.01:
         return f"{rounded(value)} ({rounded(low)} to {rounded(high)}{note})"
-    d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(abs(value))) if value else 2))
+    # Two significant digits of the value, if the interval is not wider than these.
+    magnitude = max(abs(value), abs(high - low))
+    d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(magnitude))))
     return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f}{note})"
 
 
@@ -93,9 +95,9 @@ def segment_ends(layers: Sequence[str]) -> str:
     return f"From {start_of(layers)} to {layers[-1]}"
 
 
-def ends(segment: Segment) -> list[str]:
-    """Return the first and the last layer of a segment, for the evidence of a sentence."""
-    return [segment.layers[0], segment.layers[-1]]
+def ends(layers: Sequence[str]) -> list[str]:
+    """Return the first and the last layer, for the evidence of a sentence."""
+    return [layers[0], layers[-1]]
 
 
 def spreads(row: Optimality) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from ...arrays.checks import as_count
+from ...arrays.rows import spaced_rows
 from ...checkpoints import Network
 from ...data.loaders import as_images
 from ...errors import ArgumentError
@@ -138,7 +139,7 @@ def alignment(
         raise ArgumentError("steps must be more than vectors, and tolerance at least 0.")
     small_batch = sample(net, module, images)
     specs = find_blocks(module, small_batch, layers)
-    x = inputs(net, images, np.unique(np.linspace(0, len(images) - 1, points).astype(np.int64)))
+    x = inputs(net, images, spaced_rows(len(images), points))
     layouts = (
         {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", small_batch)
     )

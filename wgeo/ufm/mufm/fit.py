@@ -15,13 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from ...arrays.checks import as_count, as_labels
+from ...arrays.checks import as_count
 from ...arrays.rows import (
     LazyRows,
     Sliceable,
@@ -35,8 +36,10 @@ from ...errors import ArgumentError, ConvergenceError
 from ...runtime import processes
 from ...transport import Exact, wasserstein
 from ..bias import accepts_former_bias, bias_decay_of
+from ..problem import check_decays, check_tolerance, class_labels
+from .newton import Matrix
 from .reduced_ce import ReducedCE
-from .reduced_mse import Matrix, ReducedMSE, Statistics
+from .reduced_mse import ReducedMSE, Statistics
 from .search import ReducedProblem, SearchResult, certify_minimum, multistart_newton
 from .solution import MUFMSolution
 
@@ -112,9 +115,13 @@ def fit_mufm(
     start_time = time.perf_counter()
     inputs = check_features(x, "x")
     points = materialize([inputs], LazyRows(inputs.shape, lambda rows: inputs[rows]))
-    y = as_labels(labels, len(points))
-    classes = _classes(y)
-    _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
+    y = class_labels(labels, len(points))
+    classes = int(y.max()) + 1
+    as_count(layers, "layers", 1)
+    as_count(restarts, "restarts")
+    check_decays({"weight_decay": weight_decay, "transport": transport})
+    check_tolerance(tolerance)
+    _check(feature_decay, loss, coupling)
     decay = bias_decay_of(bias)
     mu = transport / layers
     strength = mu + feature_decay  # a penalty on H_L only rescales X and mu
@@ -136,7 +143,7 @@ def fit_mufm(
         return processes.on_rank_zero(partial(solve_alone, inputs, restarts))
 
     result, stats = solve(scaled, restarts)
-    search_end = time.perf_counter()
+    statistics_time = time.perf_counter() - start_time - result.seconds
     if coupling == "free":
         assignment, result, stats = _rematch(points, scaled, y, solve, result, stats)
     check_converged(result)
@@ -186,7 +193,7 @@ def fit_mufm(
             "steps": result.steps,
             "products": result.products,
             "decrement": result.decrement,
-            "statistics": search_end - start_time - result.seconds,
+            "statistics": statistics_time,
             "search": result.seconds,
             "certificate": end_time - certificate_start,
             "seconds": end_time - start_time,
@@ -264,33 +271,10 @@ def _mean_terms(
     return fit / len(labels), distance / len(labels), size / len(labels)
 
 
-def _classes(labels: Int[np.ndarray, " n"]) -> int:
-    classes = int(labels.max()) + 1
-    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
-    if classes < 2:
-        raise ArgumentError("MUFM needs at least two classes; all labels are 0.")
-    if len(missing):
-        raise ArgumentError(f"No sample of class {missing[0]}; number the classes 0 to K - 1.")
-    return classes
-
-
-def _check(
-    layers: int,
-    weight_decay: float,
-    transport: float,
-    feature_decay: float,
-    loss: str,
-    coupling: str,
-    restarts: int,
-) -> None:
-    as_count(layers, "layers", 1)
-    for name, value in (("weight_decay", weight_decay), ("transport", transport)):
-        if not (value > 0 and np.isfinite(value)):
-            raise ArgumentError(f"{name} must be positive, not {value}.")
-    if not (feature_decay >= 0 and np.isfinite(feature_decay)):
-        raise ArgumentError(f"feature_decay must be at least 0, not {feature_decay}.")
+def _check(feature_decay: Any, loss: str, coupling: str) -> None:
+    if not (isinstance(feature_decay, Real) and 0 <= float(feature_decay) < np.inf):
+        raise ArgumentError(f"feature_decay must be a number >= 0, not {feature_decay!r}.")
     if loss not in ("mse", "ce"):
         raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
     if coupling not in ("trajectory", "class", "free"):
         raise ArgumentError(f"Unknown coupling {coupling!r}; choose trajectory, class or free.")
-    as_count(restarts, "restarts")

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-Matrix = Float[np.ndarray, "K r"]
+from .newton import Matrix
+
 EIGH_COST = 0.5  # (cost of eigh / r^3) / (cost of K inverses / (K m^3))
 
 

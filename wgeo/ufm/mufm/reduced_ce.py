@@ -13,7 +13,8 @@ from scipy.special import log_softmax, softmax
 
 from ...arrays.rows import Sliceable, row_chunks
 from .escapes import CrossMoment, saddle_direction
-from .reduced_mse import Matrix, Statistics
+from .newton import Matrix
+from .reduced_mse import Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +253,7 @@ def residuals(
         return -np.sum(onehot * log_softmax(z, axis=1), axis=1) + np.sum(g * (g @ m), axis=1) / 2
 
     g = softmax(a, axis=1) - onehot
-    z = a - g @ m
-    g, z = (np.where((merit(np.zeros_like(g), a) < merit(g, z))[:, None], 0.0, g), z)
+    g[merit(np.zeros_like(g), a) < merit(g, a - g @ m)] = 0.0
     z = a - g @ m
     value = merit(g, z)
     eye = np.eye(len(m))

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 
 from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_by_class
 from .escapes import CrossMoment, saddle_direction
+from .newton import Matrix
 from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
 
-Matrix = Float[np.ndarray, "K r"]
 EPS = float(np.finfo(float).eps)
 
 

@@ -20,7 +20,7 @@ from ...arrays.rows import (
 )
 from ...errors import ArgumentError
 from ...neural_collapse import LayerCollapse, collapse_of
-from ...results import Result
+from ...results import Result, plain
 from ...runtime.processes import local_only
 from ..solution import Certificate
 from .newton import Matrix
@@ -46,14 +46,15 @@ class MUFMSolution(Result):
         F split into ``fit``, ``weight_decay``, ``transport``, ``feature_decay``, ``bias_decay``.
     certificate : Certificate
     values : tuple of float
-        Final objective of each start, ascending.
+        Final objective of each start of the last search, ascending. With ``coupling="free"`` the
+        first search has all starts, and that of every further coupling has one.
     settings : dict
         The arguments of `fit_mufm` except ``layers`` and ``tolerance``, and ``mu``: transport
         / layers.
     effort : dict
-        Newton ``steps`` and Hessian ``products`` of all starts, the ``decrement`` of the best one,
-        and times in seconds: of the ``statistics``, the last ``search``, the ``certificate``, and
-        the whole fit (``seconds``).
+        Of the last search: Newton ``steps`` and Hessian ``products`` of all starts, and the
+        ``decrement`` of the best one. Times in seconds: of the first ``statistics``, the last
+        ``search``, the ``certificate``, and the whole fit (``seconds``).
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the index of the input at which each path starts.
 
@@ -139,12 +140,15 @@ class MUFMSolution(Result):
         return float(self.effort["seconds"])
 
     @property
-    def contraction(self) -> Float[np.ndarray, " K"]:
+    def contraction(self) -> Float[np.ndarray, " k"] | None:
         """Factors kappa_i by which within-class deviations shrink along W's right singular vectors.
 
-        kappa_i = mu / (sigma_i^2 + mu + lh), for the squared loss only; variances shrink by
-        kappa_i^2. In the null space of W, the factor is mu / (mu + lh): 1 without feature decay.
+        kappa_i = mu / (sigma_i^2 + mu + lh) for the k = min(K, d) singular values of W; variances
+        shrink by kappa_i^2. In the null space of W, the factor is mu / (mu + lh): 1 without feature
+        decay. None with cross-entropy, for which deviations do not shrink by common factors.
         """
+        if self.settings["loss"] != "mse":
+            return None
         mu, decay = self.settings["mu"], self.settings["feature_decay"]
         return mu / (np.linalg.svd(self.W, compute_uv=False) ** 2 + mu + decay)
 
@@ -194,7 +198,7 @@ class MUFMSolution(Result):
             "terms": self.terms,
             "certificate": self.certificate.to_dict(),
             "spread": [min(self.values), max(self.values)],
-            "contraction": self.contraction.tolist(),
+            "contraction": plain(self.contraction),
             "monotone": self.monotone,
             "settings": self.settings,
             "effort": self.effort,
