@@ -8,7 +8,6 @@ import pickle
 import random
 import shutil
 import struct
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -216,12 +215,6 @@ def test_digits_are_scikit_learns_in_two_disjoint_stratified_parts():
     whole = load_images("digits", None)
     assert len(whole) == 1797
     assert whole.split == "all"
-
-
-def test_digits_are_read_without_importing_scikit_learn(monkeypatch):
-    """Which takes seconds."""
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert len(load_images("digits", None)) == 1797
 
 
 def test_digits_of_a_seed_are_the_same_twice():

@@ -78,16 +78,7 @@ class Problem:
             There are fewer than two classes, a class has no samples, the width is below 1, a decay
             is not a positive number, or the bias, loss or activation is unknown.
         """
-        y = as_labels(labels)
-        counts = np.bincount(y)
-        if len(counts) < 2:
-            raise ArgumentError("All labels are 0; an unconstrained feature model needs K >= 2.")
-        if (counts == 0).any():
-            missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
-            raise ArgumentError(
-                f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
-                "number the classes 0, ..., K - 1 without gaps."
-            )
+        y = class_labels(labels)
         dim = as_count(dim, "dim", 1)
         if len(decays) < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
@@ -301,7 +292,7 @@ def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     y = as_labels(labels, n)
     counts = np.bincount(y)
     if len(counts) < 2:
-        raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
+        raise ArgumentError("All labels are 0; an unconstrained feature model needs K >= 2.")
     if (counts == 0).any():
         missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
         raise ArgumentError(
