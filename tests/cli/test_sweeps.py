@@ -285,7 +285,7 @@ def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
             gathering.run_all({name: jobs[name] for name in "ac"}, tmp_path)
     monkeypatch.setattr("wgeo.plots.figures", undrawable)
     monkeypatch.setattr("wgeo.plots.files.current_files", lambda *_: None)
-    with pytest.raises(WgeoError, match="The figures of 2 of 4 analyses could not be drawn"):
+    with pytest.raises(WgeoError, match="2 of 4 analyses are saved, but could not be completed"):
         gathered()
     assert not (tmp_path / "series.json").exists()  # a-2 is left to part 2
     monkeypatch.setattr("wgeo.plots.figures", nothing)

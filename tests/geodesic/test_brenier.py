@@ -395,6 +395,32 @@ def test_blocks_with_keywords_and_tuples_are_tested(returns):
     assert brenier_blocks(Keyed(lambda y: (y, y)), points(4, 2), names).blocks == {}
 
 
+class Conditioned(nn.Module):
+    """Blocks with an embedding per sample, and with samples on the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.film, self.turned, self.plain = Scaled(), Shift(), Shift()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.plain(self.turned(self.film(x, x.sum(1, keepdim=True)).T).T)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return x + condition * x
+
+
+class Shift(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_blocks_that_need_more_than_one_row_of_one_tensor_are_left_out():
+    found = brenier_blocks(Conditioned(), points(5, 3), ["film", "turned", "plain"], probes=2)
+    assert list(found.blocks) == ["plain"]
+
+
 def test_the_largest_eigenvalue_is_too_small_by_no_more_than_the_stated_fraction():
     d, steps = 300, 20
     values = torch.linspace(-1, 1, d).double()

@@ -837,6 +837,9 @@ def test_an_effect_without_deviation_has_no_size(rng):
     straight, long = trajectory([x, 2 * x, 3 * x]), trajectory([x, 3 * x, 2 * x])
     (same,) = straighter_than(straight, straight)
     (other,) = straighter_than([straight] * 4, [long] * 4)
+    nearly = [trajectory([x, (2 + 1e-15 * k) * x, 3 * x]) for k in range(4)]
+    (rounded,) = straighter_than(nearly, [long] * 4)
+    assert rounded.effect_size is None
     assert (same.effect_size, same.p_value) == (0.0, 1.0)
     assert other.effect_size is None
     assert other.p_value == 1 / 70

@@ -507,6 +507,7 @@ class TestSharedStatistics:
         attribute.__set_name__(WeightedPoints, "norms")
         monkeypatch.setattr(WeightedPoints, "norms", attribute)
         clouds = [rng.standard_normal((30 + k, 3)) for k in range(4)]
+        monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # two pairs may compute it at once
         for solver in SOLVERS.values():
             counts.clear()
             together = wgeo.distances(clouds, solver=solver)
@@ -519,6 +520,15 @@ class TestSharedStatistics:
                         together.upper[j, i],
                         together.distance[j, i],
                     )
+
+    def test_nothing_is_kept_after_an_error(self, rng):
+        x, y = rng.standard_normal((20, 2)), rng.standard_normal((20, 2))
+        with pytest.raises(ConvergenceError) as error:
+            wgeo.distances([x, y], solver=Sinkhorn(iterations=1))
+        x += 100.0
+        distance = wasserstein(x, y, solver=Gaussian()).distance
+        assert distance == pytest.approx(np.hypot(100, 100), abs=5)
+        del error  # its traceback keeps the clouds until here
 
     def test_nothing_is_kept_after_the_call(self, rng):
         clouds = [rng.standard_normal((20, 2)) for _ in range(3)]

@@ -362,14 +362,27 @@ def _images(data: Data, seed: int) -> Images:
 def _sha256(target: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a checkpoint, or of the manifest of stored features.
 
-    The manifest contains the features' checksums, which `Trajectory.load` verifies.
+    The manifest contains the features' checksums, which `Trajectory.load` verifies. A file that has
+    not changed is read only once: the jobs of a sweep may share a large reference.
     """
+    path = Path(target)
+    if not path.is_file():
+        return _read_sha256(path)
+    status = path.stat()
+    return _file_sha256(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=8)
+def _file_sha256(path: Path, *_: int) -> str:
+    return _read_sha256(path)
+
+
+def _read_sha256(target: Path) -> str:
     from ..checkpoints.reading import fingerprint
     from ..storage.files import sha256_of
     from ..storage.store import MANIFEST, manifest_of
 
     if not is_stored(target):
         return fingerprint(target)
-    folder = Path(target)
-    manifest_of(folder)
-    return sha256_of(folder / MANIFEST)
+    manifest_of(target)
+    return sha256_of(target / MANIFEST)

@@ -133,8 +133,8 @@ def gather(
         )
     if failures:
         raise WgeoError(
-            f"The figures of {len(failures)} of {len(jobs)} analyses could not be drawn (see "
-            "above); the analyses are saved."
+            f"{len(failures)} of {len(jobs)} analyses are saved, but could not be completed, for "
+            "example with figures (see above)."
         )
 
 

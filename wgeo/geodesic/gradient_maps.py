@@ -289,7 +289,8 @@ class BrenierBlocks:
 
     ``blocks`` maps the name of each block to its result. ``segments`` maps the names of the blocks
     of each run to the result for their composition; a run has at least two blocks and is as long as
-    possible. Blocks that change the space, or do not map a tensor to one tensor, are in neither.
+    possible. Neither contains a block that changes the space, that does not map a tensor to one
+    tensor, whose sum is in a forward method, or that has a further argument with a row per sample.
     """
 
     blocks: Mapping[str, BrenierResult]
@@ -312,7 +313,8 @@ def brenier_blocks(
     **options
         As for `brenier`.
     """
-    runs = runs_of(visits(module, x, [BlockSpec(name, False, None) for name in names])[0])
+    calls, _ = visits(module, x, [BlockSpec(name, False, None) for name in names])
+    runs = runs_of([visit for visit in calls if not visit.has_rows_beside_x])
     blocks = {
         visit.spec.name: brenier(visit.in_float64(), visit.x, **options)
         for visit in track([visit for run in runs for visit in run], "testing blocks")

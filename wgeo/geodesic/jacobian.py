@@ -153,7 +153,8 @@ def normalized_or_new(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the normalized vectors, and the norms that they had before.
 
-    A vector that vanishes is replaced by a new random direction, and its norm is 0.
+    A vector that vanishes has norm 0, and is replaced by a new random direction unless the basis is
+    complete.
     """
     stuck = norm <= _BREAKDOWN * scale
     v = v / torch.where(stuck, 1.0, norm)[:, None]

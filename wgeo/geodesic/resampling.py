@@ -23,7 +23,7 @@ from ..runtime.memory import limited_size
 
 LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # number of resampling weights in memory
-_ROUNDING = 1e-12  # relative spread of draws that counts as rounding error
+ROUNDING = 1e-12  # relative spread of values that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
 _TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
 _CONSTANT = 1e-12  # variance within groups, relative to that of all values, that is rounding error
@@ -161,7 +161,7 @@ def bca_interval(
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:
         return None
-    if np.ptp(draws) <= _ROUNDING * abs(value):
+    if np.ptp(draws) <= ROUNDING * abs(value):
         return value, value
     # Half of the draws that equal the value up to rounding count as below it.
     margin = _TIE * np.ptp(draws)

@@ -21,7 +21,7 @@ from ..transport import Exact, Solver, wasserstein
 from .correlation import Moments
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .paths import path_measures
-from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
+from .resampling import LEVEL, ROUNDING, permutation_p_value, sign_flip_p_value
 
 SIGNIFICANT = 0.05  # largest two-sided p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
@@ -294,6 +294,8 @@ def _comparison(
         error = (_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)) ** 0.5
         degrees_of_freedom = min(len(a), len(b)) - 1
     difference = float(a.mean() - b.mean())
+    if abs(difference) <= ROUNDING * max(abs(a).max(), abs(b).max()):
+        difference = 0.0
     half_width = float(scipy.stats.t.ppf((1 + LEVEL) / 2, max(degrees_of_freedom, 1))) * error
     return {
         "value": float(a.mean()),
@@ -357,7 +359,9 @@ def _pseudo_values(
 
 
 def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) and np.ptp(values) else 0.0
+    """Return the standard deviation; 0 if the values differ by no more than rounding."""
+    differ = len(values) > 1 and np.ptp(values) > ROUNDING * abs(values).max()
+    return float(values.std(ddof=1)) if differ else 0.0
 
 
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:

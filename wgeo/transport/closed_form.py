@@ -98,7 +98,7 @@ class Gaussian:
 
 def _bures(clouds: PointClouds) -> tuple[float, float]:
     """Return B^2 between the centered clouds, and a bound on its rounding error."""
-    factor_x, factor_y = clouds.source.factor, clouds.target.factor
+    factor_x, factor_y = clouds.source.factor(), clouds.target.factor()
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
     terms = clouds.x.shape[1] + sum(product.shape)
@@ -246,7 +246,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
     """Return the principal axes of the pooled clouds, or a few leading ones if there are many."""
-    pooled = torch.cat([clouds.source.factor, clouds.target.factor])
+    pooled = torch.cat([clouds.source.factor(), clouds.target.factor()])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
     start = np.random.default_rng(seed).standard_normal((len(pooled), _MAX_AXES // 8))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ _Key = tuple[torch.device, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class WeightedPoints:
-    """A cloud of weighted points; its center, norms and covariance are computed at first use.
+    """A cloud of weighted points; its center and norms are computed at first use.
 
     Attributes
     ----------
@@ -69,9 +68,8 @@ class WeightedPoints:
         """tr cov, the weighted mean of `norms`."""
         return self.weights @ self.norms
 
-    @cached_property
     def factor(self) -> Float[torch.Tensor, "r d"]:
-        """R with at most d rows such that R^T R is the covariance."""
+        """Return R with at most d rows such that R^T R is the covariance; it may be large."""
         d = self.points.shape[1]
         factor, least = self.center.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
         for rows, part in centered_rows(self.points, self.center, least=least):
@@ -104,24 +102,33 @@ class WeightedPoints:
         return total
 
 
-_shared: WeakValueDictionary[_Key, WeightedPoints] = WeakValueDictionary()
+_shared: dict[_Key, WeightedPoints] = {}
 
 
 @contextmanager
 def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[None]:
-    """While the block runs, compute center, norms and covariance of each cloud only once.
+    """While the block runs, keep the center and the norms of each cloud for all its problems.
 
-    Every problem of these clouds with uniform weights then uses the same `WeightedPoints`, in all
-    threads. The clouds must not change meanwhile. Clouds that `as_points` copies, such as memory
-    maps, are not shared, since a copy in memory would be kept of each.
+    Every problem of these clouds with uniform weights on the CPU then uses the same
+    `WeightedPoints`, in all threads. The clouds must not change meanwhile. Clouds that `as_points`
+    would copy, such as read-only ones, are not shared, since a copy of each would be kept.
     """
     held = [
         WeightedPoints.of(torch.from_numpy(cloud))
         for cloud in clouds
-        if cloud.flags.writeable and cloud.flags.c_contiguous and cloud.dtype in _NOT_COPIED
+        if cloud.flags.writeable
+        and cloud.flags.c_contiguous
+        and min(cloud.strides) >= 0
+        and cloud.dtype in _NOT_COPIED
     ]
-    _shared.update((_key(cloud.points), cloud) for cloud in held)
-    yield
+    entries = {_key(cloud.points): cloud for cloud in held}
+    _shared.update(entries)
+    try:
+        yield
+    finally:  # a stored error or an interrupted thread may keep the clouds, but no later call
+        for key, cloud in entries.items():
+            if _shared.get(key) is cloud:
+                del _shared[key]
 
 
 def _key(points: torch.Tensor) -> _Key:

@@ -24,10 +24,10 @@ def percent(share: float | None, decimals: int = 1) -> str:
     """Return ``98.3 %`` for ``0.9833``; only 1 and 0 exactly become 100 % and 0 %."""
     if share is None:
         return UNDEFINED
-    digits = f"{100 * share:.{decimals}f}"
+    digits = f"{100 * share:z.{decimals}f}"
     while decimals < _MAX_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
         decimals += 1
-        digits = f"{100 * share:.{decimals}f}"
+        digits = f"{100 * share:z.{decimals}f}"
     return f"{digits} %"
 
 
@@ -76,7 +76,7 @@ def ranged(value: float | None, interval: Any, *, certified: bool = False, note:
     # Two significant digits of the value, if the interval is not wider than these.
     magnitude = max(abs(value), abs(high - low))
     d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(magnitude))))
-    return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f}{note})"
+    return f"{value:z.{d}f} ({low:z.{d}f} to {high:z.{d}f}{note})"  # z: no negative zero
 
 
 def start_of(layers: Sequence[str]) -> str:

@@ -57,8 +57,17 @@ class Visit:
 
     @property
     def keeps_space(self) -> bool:
-        """Whether the output lies in the space of the input, with the samples on the first axis."""
+        """Whether the output lies in the space of the input."""
         return self.x.shape == self.y.shape and self.spec.shortcut is None and self.x.ndim > 1
+
+    @property
+    def has_rows_beside_x(self) -> bool:
+        """Whether the block's output depends on another value per point."""
+        return any(self.has_rows(v) for key, v in self.arguments.items() if key != self.key)
+
+    def has_rows(self, value: Any) -> bool:
+        """Whether an argument has a row for each of the points."""
+        return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(self.x)
 
     def in_float64(self, other: Callable[[Any, torch.Tensor], Any] = lambda value, _: value) -> Map:
         """Return a copy of the block in float64 and eval mode, as a function z of its argument x.
@@ -148,10 +157,12 @@ def visits(
         if key not in arguments:  # a block without a shortcut, called with keywords only
             key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
         value = arguments.get(key)
-        if isinstance(value, torch.Tensor) and y is not None:
-            result.append(Visit(spec, parts[spec.name], arguments, key, value, y))
-        else:
+        if not isinstance(value, torch.Tensor) or y is None:
             left_out[spec.name] = "it does not map a tensor to one tensor"
+        elif value.shape[:1] != x.shape[:1]:
+            left_out[spec.name] = "the first axis of its input is not that of the samples"
+        else:
+            result.append(Visit(spec, parts[spec.name], arguments, key, value, y))
     return result, left_out
 
 
@@ -230,11 +241,9 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
 
 def _in_float64(visit: Visit, rows: slice) -> Map:
     """Return a copy of a block as a function of its main input at some of the points."""
-    n = len(visit.x)
 
     def other(value: Any, z: torch.Tensor) -> Any:
         """Return the rows of an argument that belong to z, the first of these points."""
-        has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == n
-        return value[rows][: len(z)] if has_rows else value
+        return value[rows][: len(z)] if visit.has_rows(value) else value
 
     return visit.in_float64(other)

@@ -145,12 +145,10 @@ def alignment(
     )
     block_calls, left_out = visits(module, x, specs)
     for visit in block_calls:
-        if visit.x.shape[:1] != x.shape[:1]:
-            left_out[visit.spec.name] = "the first axis of its input is not that of the samples"
-        elif not visit.keeps_space:
+        if not visit.keeps_space:
             left_out[visit.spec.name] = "it changes the feature space"
     settings = Settings(kind, index, layouts, count, steps, tolerance, probes, seed)
-    runs = runs_of([visit for visit in block_calls if visit.x.shape[:1] == x.shape[:1]])
+    runs = runs_of(block_calls)
     blocks: list[BlockJacobian] = []
     pairs: list[PairAlignment] = []
     segments: list[SegmentAlignment] = []
