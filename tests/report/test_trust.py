@@ -212,6 +212,7 @@ def test_an_assumed_normalization_is_a_warning():
         (0.0003, (-0.2, 0.2), "0.00 (-0.20 to 0.20)"),
         (1e-12, (-0.2, 0.2), "0.00 (-0.20 to 0.20)"),
         (0.005, (0.001, 0.02), "0.005 (0.001 to 0.020)"),
+        (-0.001, (-0.4, 0.4), "0.00 (-0.40 to 0.40)"),
     ],
 )
 def test_number_of_digits_depends_on_the_interval(value, interval, words):
