@@ -143,9 +143,9 @@ def _try_presets(
 ) -> dict[str, Any]:
     """Return the accuracy on a few images with every preset, and a preset that is clearly better.
 
-    `reading` are the parameters of `trace`, with a single layer, since detecting blocks takes
-    longer than tracing all images. The result is empty if the network cannot classify them with
-    the normalization that was used.
+    `reading`, the parameters of `trace`, names a single layer, so that no blocks need to be
+    detected, which would take longer than tracing these few images. The result is empty if the
+    network cannot classify the images with the normalization that was used.
     """
     rows = spaced_rows(len(images), _MAX_TRIAL_IMAGES)
     subset = replace(images, x=images.x[rows], y=images.y[rows])

@@ -1,4 +1,4 @@
-"""Choose the state dict and prefix in a file that an architecture fits."""
+"""Choose, among the state dicts and prefixes in a file, those that fit an architecture."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def choose(
 ) -> Choice:
     """Choose the state dict and prefix that fit, and build the network.
 
-    The first state dict under a usual name that fits is chosen. If none fits, exactly one under
-    another name must fit.
+    The first state dict under a usual name that fits is chosen. If none fits, the first one under
+    another name that fits is chosen, and all that fit must have the same weights.
 
     Parameters
     ----------
@@ -101,7 +101,11 @@ def choose(
 def _fitting(
     saved: SavedState, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return the fitting candidates of one state dict, without its normalization if necessary."""
+    """Return the fitting candidates of one state dict.
+
+    If nothing fits, return those of the state without its buffers of input normalization (mean,
+    std).
+    """
     state, folds = fold_parts(saved.state)
     bare = without_normalizers(state)
     try:

@@ -44,8 +44,9 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
-    The file contains `out`, `checkpoints` (paths; `*` is allowed) and options of `wgeo analyze`
-    that are settings of an analysis. Numbers are written without quotes:
+    The file contains `out`, `checkpoints` (paths; `*` is allowed) and any options of `wgeo analyze`
+    except `jobs`, `store` and `report`, written without dashes before them. Numbers have no quotes.
+    For example:
         out = "runs/sweep"
         data = "digits"
         samples = 500

@@ -89,7 +89,8 @@ class Scorer:
     basis : ndarray, (d, r)
         Orthonormal directions that span the rows of every classifier to be scored.
     times : sequence of float, or None
-        Time of every layer; None for the time of the nearest point on the path.
+        Time of every layer; if None, 1 for the last layer, and for inner layers the time of the
+        nearest point on the path.
     """
 
     layers: Sequence[Sliceable]
@@ -101,9 +102,9 @@ class Scorer:
     def _moments(self) -> tuple[np.ndarray, ...]:
         """Sums over samples, from which all scores are computed.
 
-        X is the first layer, Y the one-hot labels and H a later layer, all centered. In the
-        coordinates of the basis: X^T X, Y^T X and Y^T Y, and X^T H and Y^T H of every later layer.
-        Of all features: <X, X> followed by every <X, H>, and every <H, H>.
+        X is the first layer, Y the one-hot labels and H_l the later layer l, all centered. In the
+        coordinates of the basis: X^T X, Y^T X and Y^T Y, and X^T H_l and Y^T H_l of every l. Of all
+        features: <X, X> followed by every <X, H_l>, and every <H_l, H_l>.
         """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
@@ -167,9 +168,10 @@ def choose_settings(
 ) -> Settings:
     """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
 
-    `first` and `last` contain other samples than `stats`, unless a class has a single sample. H is
-    shifted, scaled and rotated to fit the last layer M; the unexplained fraction of M's variance is
-    then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
+    `first` and `last` contain other samples than `stats`, unless a class has a single sample. H,
+    the last layer that MUFM predicts, is shifted, scaled and rotated to fit the measured last layer
+    M (`last`); the unexplained fraction of M's variance is then
+    1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)

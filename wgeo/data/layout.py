@@ -343,8 +343,9 @@ def number_texts(
 ) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
     """Number text labels.
 
-    If all are numbers, these are the class indices, those of `classes` if it has enough; labels
-    from 1 to K are shifted to 0 to K - 1. Otherwise, labels and `classes` are sorted together.
+    If all are numbers, they are class indices: those of `classes`, unshifted, if all are below its
+    length; otherwise labels 1 to K are shifted to 0 to K - 1. If not all are numbers, labels and
+    `classes` are sorted together.
 
     Returns
     -------

@@ -62,7 +62,8 @@ def straightness(
         Default `Exact()`.
     chain : Chain, optional
         The distances of this trajectory, if they have already been computed
-        (`wgeo.transport.chain`). Only the layers' names and the number of samples are checked.
+        (`wgeo.transport.chain`). Only the layers' names and, if the chain has potentials, the
+        number of samples are checked.
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
@@ -100,9 +101,9 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, `chain` belongs to other layers or to another
-        number of samples, `bootstrap` is 1, or `bootstrap`, `nulls` or `seed` is not a whole number
-        of at least 0.
+        `groups` is not one whole number per sample, `chain` belongs to other layers or has
+        potentials of another number of samples, `bootstrap` is 1, or `bootstrap`, `nulls` or `seed`
+        is not a whole number of at least 0.
 
     Examples
     --------
@@ -197,7 +198,7 @@ class _MeasuredSegment:
         return len(self.segment.arrays) - 1
 
     def optimality(self, i: int, j: int, null: Null, suffix: str) -> dict[str, Any]:
-        """Return the fields of `Optimality` for layers i to j, whose measures end in `suffix`."""
+        """Return the fields of `Optimality` of layers i to j; names of measures end in `suffix`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
         paired = self.resampled_raw.values[f"paired{suffix}"]
@@ -417,8 +418,8 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Start from the better pairing: sample i of an early layer is near the geodesic that
-        # starts at sample i, and sample i of a late layer near the one that ends at sample i.
+        # Start from the better pairing: sample i of an early layer is near the interpolated point
+        # from sample i of the first layer; of a late layer, near the one to sample i of the last.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
@@ -428,7 +429,7 @@ def _interpolation(
 def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float) -> bool:
     """Return whether the coupling is a permutation that the result's interval proves optimal.
 
-    It must be optimal to within the solver's tolerance or rounding, which `floor` bounds.
+    It is optimal to the solver's tolerance, or to `_ROUNDING` times `floor`, rounding's bound.
     """
     match = end.coupling
     proved = end.status is Status.CERTIFIED or end.upper - end.lower <= _ROUNDING * floor

@@ -82,9 +82,9 @@ class KeyReport(Result):
             parts.append(_list_names(f"{len(self.misshapen)} misshapen", self.misshapen, "; "))
         if self.missing and all(map(_STATISTICS.fullmatch, self.missing)):
             parts.append(
-                "The file has parameters but no statistics of batch normalization, as averages of "
-                "parameters do: load it into the trained network, and save that network's "
-                "state dict"
+                "The file has parameters but no statistics of batch normalization, which is usual "
+                "for averaged parameters: load it into the trained network, and save that "
+                "network's state dict"
             )
         return ". ".join(parts) or "every tensor fits"
 
@@ -309,7 +309,10 @@ def _compare(
 
 
 def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
-    """Compare a network and a state, whose head may have another usual name or be missing."""
+    """Compare a network and a state.
+
+    The state's head may have another of the usual names (`HEADS`), or be missing.
+    """
     net_state, named_head = net.state_dict(), head_of(net)
     if named_head is None:
         return compare_keys(net_state, state), {}

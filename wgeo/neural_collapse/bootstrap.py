@@ -9,8 +9,8 @@ tau and of the law of separation are percentiles, so they have this bias if it d
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
 over class k with weights c, and its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. All
-replicates of a layer are therefore computed from the same x, in two passes over the data, as sums
-and matrix products.
+replicates of a layer are therefore computed from the same x: after a pass for the class means, each
+batch of replicates takes two passes, as sums and matrix products.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
-"""Maximum number of float64 entries (64 MiB) in an array of all replicates that are computed
-together; a single replicate may need more."""
+"""Maximum number of float64 entries (64 MiB) in an array for one batch of replicates; a batch of a
+single replicate may need more."""
 _REPLICATE_ARRAYS = 5
 """Maximum number of arrays of that size."""
 
@@ -57,7 +57,7 @@ def with_intervals(
     """Add 95 % intervals to a result: of metrics, Kendall's tau and the law of separation.
 
     All layers use the same resamples within classes, because Kendall's tau compares layers.
-    `layers` are those between which blocks map.
+    `layers` are `traj.staged`: all layers except the image and the classifier's input.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     widest = max((layer.width for layer in layers), default=1)
@@ -128,7 +128,10 @@ def bootstrap_replicates(
     weights: str = "uniform",
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> list[LayerCollapse]:
-    """Measure every replicate of a layer: the metrics of `collapse_of`, except ranks, NC3 and NC5.
+    """Measure every replicate of a layer.
+
+    The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
+    corrected estimates.
 
     A replicate takes O(N d K) operations, like the metrics themselves, in large matrix products.
     Besides `multiplicities`, the memory needed does not grow with the number of samples or of
@@ -268,11 +271,11 @@ class _Layer:
 def layer_with_intervals(
     layer: LayerCollapse, replicates: Sequence[LayerCollapse], counts: Int[np.ndarray, " K"]
 ) -> LayerCollapse:
-    """Return a layer with the intervals of its defined metrics.
+    """Return a layer with the intervals that exist.
 
-    If every class has at least `FEW_SAMPLES` samples, these are the plug-in metrics. Otherwise they
-    are the corrected ones, because an interval around a biased value could exclude the population's
-    value.
+    If every class has at least `FEW_SAMPLES` samples, they are of `_RATIOS` and ncc_accuracy as
+    defined; otherwise of the corrected nc1, cdnv and ncc_accuracy, because an interval around a
+    biased value could exclude the population's value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     few = is_few(counts)
@@ -311,8 +314,8 @@ def _corrected_interval(
     """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
     The plug-in value is a ratio of scatters a/b, which is corrected to a'/(b - c a'), with a' the
-    unbiased a. If the plug-in value changes by one percent, the corrected value changes by
-    b / (b - c a') percent.
+    unbiased a, where c a' is the part of b that comes from the noise of the class means. If the
+    plug-in value changes by one percent, the corrected value changes by b / (b - c a') percent.
     """
     defined = [draw for draw in draws if draw is not None]
     if corrected is None or not plugin or not defined:

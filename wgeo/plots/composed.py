@@ -79,10 +79,10 @@ def _distances(record: Record) -> Plot:
         ]
 
     correlations = (
-        "In the middle: how far the correlation score is below 1, its value for an optimal map, "
-        "and the same for an upper bound of its null maps' scores (crosses). Null maps have the "
-        "same displacements, but assigned to the wrong samples or rotated; a hollow score is not "
-        "clearly above theirs and is therefore not evidence. "
+        "In the middle: 1 minus the correlation score (0 for an optimal map); crosses: 1 minus an "
+        "upper bound of the scores of its null maps. Null maps have the same displacements, but "
+        "assigned to the wrong samples or rotated; a hollow score is not clearly above theirs and "
+        "is therefore not evidence. "
         if has_correlations
         else ""
     )
@@ -140,7 +140,13 @@ def _collapse(record: Record) -> Plot:
         if models
         else ""
     )
-    monotone = [key for key in _COLLAPSE_METRICS if record.trend(key).monotone]
+    trends = {key: record.trend(key).monotone for key in _COLLAPSE_METRICS}
+    if monotone := [key for key, falls in trends.items() if falls]:
+        summary = f"never increasing: {', '.join(monotone)}."
+    elif False in trends.values():
+        summary = "each that is defined increases at some layer."
+    else:
+        summary = "their trends are undefined."
     return Plot(
         "collapse",
         "Collapse from layer to layer",
@@ -154,12 +160,7 @@ def _collapse(record: Record) -> Plot:
                 None, ("Shading marks the feature spaces.", predictions, depth.not_drawn(record))
             )
         ),
-        f"Six collapse metrics over {len(layers)} layers; "
-        + (
-            f"never increasing: {', '.join(monotone)}."
-            if monotone
-            else "each increases at some layer."
-        ),
+        f"Six collapse metrics over {len(layers)} layers; {summary}",
         draw,
         rows,
     )
@@ -270,10 +271,11 @@ def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
         "principal components. Each epoch is scaled to the same spread and rotated onto the next. "
         "Open marker: first epoch; filled: last."
         if over_epochs
-        else "Paths of the class means in the plane of the segment's first two principal "
-        "components, both axes with the same scale. Left: the features; right: with the mean of "
-        "the class means subtracted at every layer, so that a common motion of all classes is not "
-        "seen. Open marker: first layer; filled: last; dashed: the chord."
+        else "Paths of the class means in the plane of the first two principal components of the "
+        "class means of all the segment's layers, both axes with the same scale. Left: the "
+        "features; right: with the mean of the class means subtracted at every layer, so that a "
+        "common motion of all classes is not seen. Open marker: first layer; filled: last; "
+        "dashed: the chord."
     )
     return Plot(
         "class-means-training" if over_epochs else f"class-means-{index + 1}",

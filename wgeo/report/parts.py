@@ -79,9 +79,9 @@ def stage_title(segment: Segment, index: int, layers: Sequence[Layer]) -> str:
 
 
 def path_descriptions(record: Record) -> list[str]:
-    """Describe each segment's path as the verdict does; a dash if the verdict does not mention it.
+    """Describe each segment's path as the verdict does; a dash if it does not judge the shape.
 
-    A description is a category, such as "bent", "between" two categories, or "undecided".
+    A description is one category ("bent"), two ("between ... and ..."), or "undecided".
     """
     by_ends = {
         tuple(s.evidence.get("layers") or ()): s.evidence.get("shape")

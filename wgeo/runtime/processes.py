@@ -2,11 +2,11 @@
 
 Every process runs the same program on the same features and calls the functions below in the same
 order (they are collective operations). Heavy loops take a process's `shard` of the rows, contiguous
-and without padding, and combine the results (`all_reduce_sum`, `all_gather`); work that cannot be
-divided is done by one process for all (`on_rank_zero`, `map_over_ranks`). The result equals that of
-a single process, except for rounding, since sums are formed in another order; every process has the
-result. With one process, or inside `local_only`, these functions only call the given function or
-return the given value.
+and without padding, and combine the results (`all_reduce_sum`, `all_gather`); indivisible work is
+done by one process for all (`on_rank_zero`); several such pieces are dealt out to the processes
+(`map_over_ranks`). The result equals that of a single process, except for rounding, since sums are
+formed in another order; every process has the result. With one process, or inside `local_only`,
+these functions only call the given function or return the given value.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _local_depth = 0  # nesting of `local_only`
 
 
 def launched_world_size() -> int:
-    """Return the number of launched processes, according to the environment; else 1."""
+    """Return the number of launched processes by the environment; 1 if there was no launch."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -118,7 +118,8 @@ def launched() -> Iterator[None]:
         hosts_gpus: list[Any] = [None] * count
         dist.all_gather_object(hosts_gpus, (socket.gethostname(), gpus))
         hosts = [host for host, _ in hosts_gpus]
-        if all(number >= hosts.count(host) for host, number in hosts_gpus):  # NCCL: no GPU twice
+        # NCCL needs a GPU for each process.
+        if all(number >= hosts.count(host) for host, number in hosts_gpus):
             group = dist.new_group(backend="nccl", timeout=_WORK_TIMEOUT)
     _launch = _Launch(me, count, hosts, own_store, group)
     yield

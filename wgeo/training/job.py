@@ -253,7 +253,7 @@ class Job:
         self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return the text of ``history.json``, for people and plots; resuming reads ``last.pt``."""
+        """Return ``history.json`` as {name: text}. It is for people and plots, not for resuming."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Sinkhor
     clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
     error = (clouds.b * log_ratio.expm1()).abs().sum()
-    both = torch.stack((error, clouds.a @ f + clouds.b @ g))  # one copy: each waits for the GPU
+    # One transfer instead of two, since each transfer waits for the GPU.
+    both = torch.stack((error, clouds.a @ f + clouds.b @ g))
     # Control flow depends on both, so all processes need exactly the same values.
     error, value = processes.on_rank_zero(both.tolist)
     return SinkhornState(f, g, log_ratio, eps, error, value)
@@ -149,9 +150,9 @@ def anneal(
 ) -> tuple[SinkhornState, bool]:
     """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
 
-    The first g is 0, which is optimal if the centered clouds are equal, and the first epsilon is
-    about the geometric mean of `scale` and the total variance. All epsilons but the last use a
-    looser tolerance.
+    The first g is 0, which for equal centered clouds is optimal in the limit of a small epsilon,
+    and the first epsilon is about the geometric mean of `scale` and the total variance. All
+    epsilons but the last use a looser tolerance.
 
     Steps for which float32 suffices use `FusedKernel` if `fused`; the last pass never does.
     """
@@ -167,7 +168,8 @@ def anneal(
         by_attention = fused and dtype is torch.float32
         kernel = FusedKernel(clouds) if by_attention else Kernel(clouds, dtype)
         state, converged = converge(kernel, g, step, step_tolerance, budget)
-        if by_attention and step == eps:  # blocks in float64 decide, and go on if necessary
+        if by_attention and step == eps:
+            # The float64 kernel decides whether this has converged, and goes on if not.
             state, converged = converge(Kernel(clouds), state.g, step, step_tolerance, budget)
         if not converged:
             break

@@ -28,20 +28,21 @@ _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many new pairs were added
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
 _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relative to the cost
-# The sparse solver replaces slacks above a limit by the limit, for smaller rounding errors. The
-# limit is this multiple of the largest violation, or of the noise.
+# The sparse solver clips slacks at a limit, which makes its rounding errors smaller. The limit is
+# this multiple of the largest violation, or of the noise.
 _LIMIT_FACTOR = 2.0**10
 
 
 def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Find an optimal plan between the clouds' masses, which must all be positive.
 
-    First the clouds' pairing, and then the pairing of nearest neighbors, is tested for optimality.
-    If neither is optimal, the problem is solved on few pairs and then on more and more
-    (`column_generation`). The first pairs are those of the tested pairings, and the violated pairs
-    that these tests found. If neither pairing is nearly optimal, `_start` adds pairs of a coarse
-    problem and every point's pairs of least slack. Small problems are solved on all pairs, unless
-    the clouds' pairing is nearly optimal.
+    First the clouds' pairing is tested for optimality; if there is none or it is far from optimal,
+    and the problem is not small, the pairing of nearest neighbors is. If no tested pairing is
+    optimal, the problem is solved on few pairs and then on more and more (`column_generation`). The
+    first pairs are those of the tested pairings, and the violated pairs that these tests found. If
+    neither pairing is nearly optimal, `_start` adds pairs of a coarse problem and every point's
+    pairs of least slack. Small problems are solved on all pairs, unless the clouds' pairing is
+    nearly optimal.
 
     `start`, a nearly optimal potential f, replaces those of a translation and of the coarse problem
     in `_start`. Nearest neighbors are then not tried.
@@ -119,11 +120,12 @@ def _mostly_feasible(geometry: Geometry, potentials: Potentials) -> bool:
 def _test_pairing(
     geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
-    """Return the coupling of the pairs (i[j], j) as a `Solution`, and whether it is optimal.
+    """Return the coupling of the pairs (i[j], j), and whether its potentials prove it optimal.
 
-    Its potentials are f and the g for which these pairs have no slack. Return None if the coupling
-    is far from optimal with these potentials. A coupling is optimal if and only if there are
-    potentials with ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
+    The coupling is a `Solution`, and the proof holds to a tolerance. Its potentials are f and the g
+    for which these pairs have no slack. Return None if the coupling is far from optimal with these
+    potentials. A coupling is optimal if and only if there are potentials with
+    ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
     """
     j = np.arange(len(i))
     potentials, cost = _tight_potentials(geometry, i, f)
@@ -143,7 +145,10 @@ def _nearest_pairing(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
 ) -> tuple[Solution, bool] | None:
-    """Test the pairing of each y with its nearest x, if that is a permutation."""
+    """Test the pairing of each y with the x of least c_ij - f_i, if that is a permutation.
+
+    This is the x nearest to y after the translation that f belongs to.
+    """
     a, b = masses
     if len(a) != len(b):
         return None
@@ -167,8 +172,9 @@ def _start(
 ) -> Potentials:
     """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
 
-    Return potentials computed from `known`. Without it they are computed from f, that of a
-    translation, or from that of the coarse problem, whichever has the larger dual objective.
+    Return potentials computed from `known`. Without it, they are computed from f (the potential of
+    a translation) or from the potential of the coarse problem, whichever has the larger dual
+    objective.
     """
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)

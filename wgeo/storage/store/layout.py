@@ -19,7 +19,7 @@ from ..schema import Count, Part
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
 SHARD = 2**25
-"""Number of bytes, over all arrays, that are synced to disk at a time, if a batch is no larger."""
+"""Bytes, over all arrays, that are synced to disk at a time; a larger batch is synced whole."""
 
 DTYPES = {
     "float32": "<f4",
@@ -109,8 +109,9 @@ def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
         largest = torch.finfo(getattr(torch, dtype)).max
         wider = {"float16": "bfloat16 or float32", "bfloat16": "float32 or float64"}
         raise FeatureError(
-            f"{key} holds {np.abs(array[lost]).max():.3g} (sample {row}), but the largest {dtype} "
-            f"is {largest:.5g}. Store as {wider.get(dtype, 'float64')}."
+            f"{key} holds numbers up to {np.abs(array[lost]).max():.3g} (sample {row} is the first "
+            f"with one too large), but the largest {dtype} is {largest:.5g}. "
+            f"Store as {wider.get(dtype, 'float64')}."
         )
     return narrow.data.cast("B")
 

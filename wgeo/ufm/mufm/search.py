@@ -61,7 +61,8 @@ def multistart_newton(
     rng = rng or np.random.default_rng(0)
     first = problem.ridge() if start is None else start
     size = float(np.sqrt(np.mean(first**2)))
-    # The size of W's entries if W and H have equal penalties.
+    # The scale of W's singular values at which the penalties of W and of the features are about
+    # equal.
     natural = (problem.mu / problem.weight_decay) ** 0.25
     if size < 1e-6 * natural:  # x and labels are uncorrelated, and zero is a saddle
         size = natural / np.sqrt(problem.shape[1])
@@ -109,8 +110,9 @@ def _descend_and_escape(
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
     """Return a lower point from which to continue the descent; None if none is known.
 
-    This is the reflection, if it is predicted to lower the objective by more than `threshold`, or
-    else a lower point along the escape direction.
+    This is W reflected along the most negative direction of H X^T (see `escapes`), if that is
+    predicted to lower the objective by more than `threshold`, or else a lower point along the
+    escape direction.
     """
     negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
