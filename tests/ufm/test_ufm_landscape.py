@@ -166,10 +166,10 @@ def test_points_without_an_explicit_descent_direction():
     best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
     assert escape_direction(best.problem, best.point()) is None
     problem = best.problem.collapsed()
-    with pytest.raises(ArgumentError, match="two factors, all samples"):
+    with pytest.raises(ArgumentError, match="two factors and one column per sample"):
         escape_direction(problem, torch.zeros(problem.size, dtype=torch.float64))
     deep = fit_deep([0, 0, 1], dim=3, weight_decays=[1e-3] * 2, feature_decay=1e-3)
-    with pytest.raises(ArgumentError, match="two factors, all samples"):
+    with pytest.raises(ArgumentError, match="two factors and one column per sample"):
         escape_direction(deep.problem, deep.point())
     with pytest.raises(ArgumentError, match="rank 2 needs dim >= 2"):
         factorize(

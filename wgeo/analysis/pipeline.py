@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 from torch import nn
 
 from ..arrays.checks import pick_device
@@ -261,7 +260,7 @@ def analyze_features(
 class _Measured(NamedTuple):
     """The measurements that need only features, and `copies_in` of them."""
 
-    copies: Int[np.ndarray, " n"]
+    copies: np.ndarray
     straight: Straightness
     embedded: Straightness | None
     depth: Collapse

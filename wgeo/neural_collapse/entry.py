@@ -185,8 +185,8 @@ def separation_law(
         )
     if bootstrap:
         raise ArgumentError(
-            "A Collapse cannot be resampled; pass the trajectory, or measure the Collapse with "
-            "`wgeo.collapse(trajectory, bootstrap=...)`."
+            "A Collapse cannot be resampled; pass the trajectory, or a Collapse that "
+            "`wgeo.collapse` measured with `bootstrap=`."
         )
     if layers is None:
         return source.separation_law

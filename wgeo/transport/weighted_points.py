@@ -54,7 +54,7 @@ class WeightedPoints:
 
     @cached_property
     def rounding_of_center(self) -> Float[torch.Tensor, " d"]:
-        """The weighted mean of the centered points, which is zero but for rounding."""
+        """The weighted mean of the centered points: zero, up to rounding."""
         return self._weighted_sum(self.center)
 
     @cached_property
