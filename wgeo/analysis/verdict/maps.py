@@ -302,8 +302,8 @@ _KINDS = {  # the predicate for one block and for several; a negated one also as
         "",
     ),
     "nearly gradient": (
-        "has Jacobians consistent with a nearly optimal map, but not with an optimal one",
-        "have Jacobians consistent with a nearly optimal map, but not with an optimal one",
+        "has Jacobians consistent with a nearly optimal map but not with an optimal one",
+        "have Jacobians consistent with a nearly optimal map but not with an optimal one",
         "",
     ),
     "not gradient": (
