@@ -419,8 +419,9 @@ def test_only_the_damaged_metadata_are_ignored(save):
 
 
 @pytest.mark.parametrize("meta", [3, {"arch": "\n"}])
-def test_a_checkpoint_of_wgeo_has_no_usual_normalization(net, save, meta):
-    state = {"state_dict": net.state_dict()}
+def test_a_checkpoint_of_wgeo_has_no_usual_normalization(save, meta):
+    color = models.build("cifar_resnet8", num_classes=3, width=4)
+    state = {"state_dict": color.state_dict()}
     usual = load_checkpoint(save(state), "cifar_resnet8").provenance
     assert usual.normalize_source == "architecture"
     damaged = load_checkpoint(save({**state, "wgeo": meta}), "cifar_resnet8").provenance

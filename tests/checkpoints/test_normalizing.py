@@ -127,13 +127,13 @@ def test_network_that_normalizes_bytes_receives_bytes():
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "top"),
-    [((0.485, 0.456, 0.406), (0.2, 0.2, 0.2), 1), ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), 255)],
+    ("mean", "std", "feature_mean", "top"),
+    [(MEAN, STD, [5.0], 1), ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), [0.5], 255)],
 )
-def test_pixels_are_those_of_the_first_normalization(mean, std, top):
+def test_pixels_are_those_of_the_first_normalization(mean, std, feature_mean, top):
     """A later one normalizes features; a division by 255 has the mean 0, as in YOLO."""
     net = nn.Sequential()
-    net.normalize, net.head = Normalize(mean, std), Normalize([5.0], [2.0])
+    net.normalize, net.head = Normalize(mean, std), Normalize(feature_mean, [0.5])
     spec, (note,) = normalization_of(net.state_dict(), net)
     assert f"(normalize.mean): its input is pixels in [0, {top}]" in note
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)

@@ -414,6 +414,15 @@ def test_shapes_are_not_overruled_and_options_not_ignored():
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
 
+def test_an_error_in_the_code_of_an_architecture_is_not_blamed_on_its_settings(monkeypatch):
+    def shapes(*_):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(models.matching, "_shapes", shapes)
+    with pytest.raises(TypeError, match="a mistake"):
+        models.matching.from_state("mlp", small("mlp").state_dict())
+
+
 def test_classifier_of_finds_the_last_linear_layer():
     net = small("isoresnet")
     assert models.parts.classifier_of(net) is net.head

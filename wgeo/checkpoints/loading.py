@@ -256,7 +256,8 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     if meta.get("arch") != arch:
         return {}
     stored = {**meta, **meta.get("options", {})}
-    names = {"activation", "heads", *TIMM_SIZES}
+    kind = arch.partition(":")[0]
+    names = {"activation"} | {"vit": {"heads"}, "timm": TIMM_SIZES}.get(kind, set())
     side = stored.get("img_size")
     if not (isinstance(side, int) and 0 < side <= _MAX_SIDE):
         names -= {"img_size"}
