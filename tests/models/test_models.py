@@ -534,6 +534,18 @@ def test_image_size_of_a_timm_network_is_read_or_passed(size, tmp_path):
     assert torch.equal(load_checkpoint(tmp_path / "net.pt").module(x), net(x))
 
 
+def test_image_sizes_that_a_timm_network_cannot_have(tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(ArgumentError, match="timm could not build 'twins_svt_small'"):
+        models.build("timm:twins_svt_small", num_classes=3, img_size=56)
+    name = "timm:vit_tiny_patch16_224"
+    state = models.build(name, num_classes=3).state_dict()
+    for size in (10**5, -16, "x", [16]):  # a file can claim any size
+        meta = {"arch": name, "options": {"img_size": size}}
+        torch.save({"state_dict": state, "wgeo": meta}, tmp_path / "net.pt")
+        assert load_checkpoint(tmp_path / "net.pt").module.pos_embed.shape == (1, 197, 192)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "fits"),
     [

@@ -333,7 +333,7 @@ def _build_timm(
         return timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
         raise ArgumentError(f"timm could not build {name!r}: {error}") from error
 
 
