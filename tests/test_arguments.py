@@ -86,7 +86,7 @@ def test_every_entry_point_refuses_invalid_arguments():
         calls.append(f"wgeo.collapse(traj, spectrum_size={value})")
         calls += [f"list(wgeo.{name}(net, images, batch_size={value}))"
                   for name in ("trace", "stream")]  # fmt: skip
-    calls += [train.format("lr", value) for value in ("'0.1'", "None", "[0.1]")]
+    calls += [train.format("lr", value) for value in ("'0.1'", "None", "[0.1]", "True", "10**400")]
     calls += [train.format("checkpoints", value) for value in ("5", "None", "[1.7]", "['a']")]
     assert plainly(calls) == ""
 

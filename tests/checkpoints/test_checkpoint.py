@@ -404,6 +404,30 @@ def test_damaged_metadata_are_ignored_if_the_architecture_is_passed(net, save, m
     assert any("'wgeo' entry" in note for note in loaded.provenance.report.notes)
 
 
+def test_only_the_damaged_metadata_are_ignored(save):
+    torch.manual_seed(0)
+    settings = {"image_size": 4, "width": 8, "depth": 2}
+    mlp = models.build("mlp", num_classes=3, activation="tanh", **settings)
+    meta = {"arch": "mlp", "dataset": "my\u00a0set", "normalize": "cifar10"}
+    meta["options"] = {"activation": "tanh", "comment": "\n"}
+    loaded = load_checkpoint(save({"state_dict": mlp.state_dict(), "wgeo": meta}), "mlp")
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(loaded.module(x), mlp.eval()(x))
+    assert loaded.provenance.normalize == "cifar10"
+    ignored = [note for note in loaded.provenance.report.notes if "was ignored" in note]
+    assert [note.partition(" ")[0] for note in ignored] == ["dataset", "comment"]
+
+
+@pytest.mark.parametrize("meta", [3, {"arch": "\n"}])
+def test_a_checkpoint_of_wgeo_has_no_usual_normalization(save, meta):
+    color = models.build("cifar_resnet8", num_classes=3, width=4)
+    state = {"state_dict": color.state_dict()}
+    usual = load_checkpoint(save(state), "cifar_resnet8").provenance
+    assert usual.normalize_source == "architecture"
+    damaged = load_checkpoint(save({**state, "wgeo": meta}), "cifar_resnet8").provenance
+    assert (damaged.normalize, damaged.normalize_source) == (None, None)
+
+
 def test_false_sizes_are_not_trusted(net, save):
     options = {"width": 10**9, "depth": 10**9, "activation": "relu"}
     meta = {"arch": "cifar_resnet8", "options": options, "num_classes": 10**12}

@@ -126,6 +126,20 @@ def test_network_that_normalizes_bytes_receives_bytes():
     assert normalization_for(net, images) == normalization(spec)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "feature_mean", "top"),
+    [(MEAN, STD, [5.0], 1), ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), [0.5], 255)],
+)
+def test_pixels_are_those_of_the_first_normalization(mean, std, feature_mean, top):
+    """A later one normalizes features; a division by 255 has the mean 0, as in YOLO."""
+    net = nn.Sequential()
+    net.normalize, net.head = Normalize(mean, std), Normalize(feature_mean, [0.5])
+    spec, (note,) = normalization_of(net.state_dict(), net)
+    assert f"(normalize.mean): its input is pixels in [0, {top}]" in note
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    torch.testing.assert_close(normalization(spec)(pixels), pixels.float() * (top / 255))
+
+
 def test_unknown_normalization_has_no_source(tmp_path):
     net = models.build("isoresnet", num_classes=3, width=4, depth=1)
     torch.save(net.state_dict(), tmp_path / "net.pt")

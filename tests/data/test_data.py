@@ -402,6 +402,9 @@ def test_npz_floats_and_wide_integers(tmp_path, rng):
     images = load_images(save_npz(tmp_path / "b.npz", x=whole, y=y))
     assert images.x.dtype == torch.uint8
     assert np.array_equal(images.x[:, 0].numpy(), whole)
+    split = {"x_a": whole[:3].astype(np.uint8), "y_a": y[:3], "x_b": whole[3:], "y_b": y[3:]}
+    images = load_images(save_npz(tmp_path / "d.npz", **split), "all")
+    assert np.array_equal(images.x[:, 0].numpy(), whole)
     mask = rng.random((6, 4, 4)) < 0.5
     images = load_images(save_npz(tmp_path / "c.npz", x=mask, y=y))
     assert np.array_equal(images.x[:, 0].numpy() == 255, mask)
@@ -447,6 +450,14 @@ def bad_npz():
         ),
         "kinds differ": (
             {"x_a": x, "y_a": y, "x_b": x.astype("datetime64[s]"), "y_b": y},
+            "different shapes or types",
+        ),
+        "booleans and integers": (
+            {"x_a": x + 7, "y_a": y, "x_b": x > 0, "y_b": y},
+            "different shapes or types",
+        ),
+        "integers and floats": (
+            {"x_a": x, "y_a": y, "x_b": x / 255, "y_b": y},
             "different shapes or types",
         ),
         "scalars": ({"x_a": x[0, 0, 0], "y_a": y, "x_b": x[0, 0, 0], "y_b": y}, "0 images"),

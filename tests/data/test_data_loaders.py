@@ -167,7 +167,7 @@ def test_objects_that_are_not_image_data_sets_are_refused(given, error, says):
         as_images(given)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint16, torch.uint64])
 def test_pixels_up_to_255_of_another_type_than_uint8_are_told(dtype):
     pair = ((255 * torch.rand(6, 3, 8, 8)).to(dtype), np.arange(6) % 2)
     kind = "floats" if dtype.is_floating_point else "integers"

@@ -9,7 +9,7 @@ import json
 import pickle
 import struct
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from torchvision import datasets
 from wgeo import load_images
 from wgeo.data import pickles
 from wgeo.data.pickles import Call, Name, pixels_of, plain_values
-from wgeo.errors import DataError
+from wgeo.errors import DataError, WgeoWarning
 
 
 def write_cifar(home, x, y, protocol=2, key="labels"):
@@ -323,7 +323,7 @@ def test_a_split_without_labels_is_left_out(missing, tmp_path, parquet):
     import pyarrow
     import pyarrow.parquet as pq
 
-    _, table = parquet
+    x, table = parquet
     pq.write_table(table([0, 1, 2], [0, 1, 1]), tmp_path / "train.parquet")
     test = table([3, 4], [-1, -1])
     if missing == "column":
@@ -331,8 +331,13 @@ def test_a_split_without_labels_is_left_out(missing, tmp_path, parquet):
     elif missing == "nulls":
         test = test.set_column(1, "label", pyarrow.nulls(2, pyarrow.int64()))
     pq.write_table(test, tmp_path / "test.parquet")
+    says = "splits without labels were left out: 'test'"
     for split in ("train", "all"):
-        assert load_images(tmp_path, split).y.tolist() == [0, 1, 1]
+        with nullcontext() if split == "train" else pytest.warns(WgeoWarning, match=says):
+            images = load_images(tmp_path, split)
+        assert images.y.tolist() == [0, 1, 1]
+        assert np.array_equal(images.x.numpy(), x[:3].transpose(0, 3, 1, 2))
+        assert images.notes == (() if split == "train" else (says,))
     with pytest.raises(DataError, match=r"needs 'label'|must be integers or text|Label -1"):
         load_images(tmp_path, "test")
 

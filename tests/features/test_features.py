@@ -10,6 +10,7 @@ from torch import nn
 
 from wgeo import blocks, collapse, stream, trace
 from wgeo.errors import ArgumentError, FeatureError
+from wgeo.features.head import Head, find_head
 from wgeo.features.network import module_of
 from wgeo.features.pooling import pooling
 from wgeo.features.residual_blocks import find_blocks
@@ -400,6 +401,30 @@ def test_of_two_classifiers_that_almost_agree_the_one_that_is_returned_is_found(
     net.auxiliary.load_state_dict({k: 1.0001 * t for k, t in net.classifier.state_dict().items()})
     traj = trace(net, pair())
     assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+
+
+@pytest.mark.parametrize(
+    ("returns", "head"),
+    [
+        (lambda cls, projection: (cls, projection / 0.07), Head("cls", 0)),
+        (lambda cls, projection: (projection / 0.07, cls), Head("cls", 1)),
+        (lambda cls, projection: (projection / 0.07, cls.softmax(1), cls), Head("cls", 2)),
+        (lambda cls, projection: (cls.log_softmax(1), projection), Head()),
+        (lambda cls, projection: (cls, projection), Head()),
+        (lambda cls, projection: (cls / 2, projection / 0.07), Head()),
+    ],
+)
+def test_a_scaled_projection_is_not_taken_for_logits(returns, head):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cls, self.projector = nn.Linear(8, 3), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return returns(self.cls(x), self.projector(x))
+
+    torch.manual_seed(0)
+    assert find_head(Net().eval(), torch.rand(4, 8)) == head
 
 
 class Autocast(Heads):

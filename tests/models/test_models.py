@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import ResNet
 
-from wgeo import models
+from wgeo import load_checkpoint, models
 from wgeo.errors import ArgumentError, CheckpointError, DependencyError
 from wgeo.models import parts
 from wgeo.text import printable
@@ -403,7 +403,8 @@ def test_network_that_cannot_be_built_is_an_explained_error(name, options, said)
 
 def test_shapes_are_not_overruled_and_options_not_ignored():
     for name, option, said in (
-        ("mlp", {"activation": ["relu"]}, "unhashable"),
+        ("mlp", {"activation": ["relu"]}, "cannot be built with .*unhashable"),
+        ("vit", {"heads": [2]}, "cannot be built with .*unhashable"),
         ("mlp", {"heads": 2}, "heads is determined by"),
         ("vit", {"heads": 5}, "`heads=5` must divide"),
     ):
@@ -411,6 +412,15 @@ def test_shapes_are_not_overruled_and_options_not_ignored():
             models.matching.from_state(name, small(name).state_dict(), **option)
     with pytest.raises(ArgumentError, match="width is determined by the checkpoint's shapes"):
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
+
+
+def test_an_error_in_the_code_of_an_architecture_is_not_blamed_on_its_settings(monkeypatch):
+    def shapes(*_):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(models.matching, "_shapes", shapes)
+    with pytest.raises(TypeError, match="a mistake"):
+        models.matching.from_state("mlp", small("mlp").state_dict())
 
 
 def test_classifier_of_finds_the_last_linear_layer():
@@ -505,13 +515,35 @@ def test_the_classifier_is_fixed_not_the_layer_registered_last():
 # timm and a user's own code.
 
 
-def test_timm_networks_of_one_image_size_refuse_another():
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "resnet10t"])
+def test_timm_networks_of_any_image_size_are_built_for_any(name):
     pytest.importorskip("timm")
-    with pytest.raises(ArgumentError, match="images of 224 pixels per side, not 32"):
-        models.build("timm:vit_tiny_patch16_224", num_classes=3, image_size=32)
-    net = models.build("timm:vit_tiny_patch16_224", num_classes=3, image_size=32, img_size=32)
-    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
-    models.build("timm:resnet10t", num_classes=3, image_size=32)
+    net = models.build(f"timm:{name}", num_classes=3, image_size=32)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [{"img_size": 32}, {"dynamic_img_size": True}])
+def test_image_size_of_a_timm_network_is_read_or_passed(size, tmp_path):
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    net = models.build(name, num_classes=3, image_size=32, **size).eval()
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(models.matching.from_state(name, net.state_dict(), **size)(x), net(x))
+    meta = {"arch": name, "options": size}
+    torch.save({"state_dict": net.state_dict(), "wgeo": meta}, tmp_path / "net.pt")
+    assert torch.equal(load_checkpoint(tmp_path / "net.pt").module(x), net(x))
+
+
+def test_image_sizes_that_a_timm_network_cannot_have(tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(ArgumentError, match="timm could not build 'twins_svt_small'"):
+        models.build("timm:twins_svt_small", num_classes=3, img_size=56)
+    name = "timm:vit_tiny_patch16_224"
+    state = models.build(name, num_classes=3).state_dict()
+    for size in (10**5, -16, "x", [16]):  # a file can claim any size
+        meta = {"arch": name, "options": {"img_size": size}}
+        torch.save({"state_dict": state, "wgeo": meta}, tmp_path / "net.pt")
+        assert load_checkpoint(tmp_path / "net.pt").module.pos_embed.shape == (1, 197, 192)
 
 
 @pytest.mark.parametrize(
@@ -521,13 +553,20 @@ def test_timm_networks_of_one_image_size_refuse_another():
         ("depths", [2, 2], True),
         ("depths", [10**9, -(10**9)], False),
         ("num_hidden_layers", 10**9, False),
+        ("num_hidden_layers", 1000, True),
+        ("depth_coefficient", 1e9, False),
+        ("depth_coefficient", 3.1, True),
+        ("depths", [10**400, 1.0], False),
+        ("num_block_repeats", [10**9], False),
+        ("num_block_repeats", [1, 2, 2, 3, 3, 4, 1], True),
         ("hidden_size", 10**9, True),
     ],
 )
 def test_a_config_of_too_many_layers_is_refused(key, value, fits):
     from wgeo.models.huggingface import _require_few_layers
 
-    with nullcontext() if fits else pytest.raises(ArgumentError, match="claims 1000000000 layers"):
+    says = f"claims more than 1000 layers .{key}"
+    with nullcontext() if fits else pytest.raises(ArgumentError, match=says):
         _require_few_layers({key: value}, "hf:folder")
 
 

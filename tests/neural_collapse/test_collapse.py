@@ -24,7 +24,7 @@ from wgeo.neural_collapse import (
     collapse_of,
     collapse_stream,
 )
-from wgeo.neural_collapse.depth import FALLING, progress
+from wgeo.neural_collapse.depth import FALLING, Progress, progress, with_interval
 from wgeo.neural_collapse.measure import LayerPasses
 from wgeo.neural_collapse.metrics import Frame, distance_to_etf
 from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex
@@ -820,6 +820,12 @@ def test_bootstrap_intervals_of_certain_and_uncertain_trends(rng):
     sure = collapse(network(rng, falls=(4.0, 2.0, 0.5, 0.1)), bootstrap=10).progress["nc1"]
     assert sure.interval == (-1, -1)
     assert collapse(traj).progress["nc1"].interval is None
+
+
+def test_ends_of_an_interval_are_replicates_if_their_number_allows_it():
+    taus = [-0.9, -0.8, *[0.5] * 37, 0.6, 0.9]
+    replicates = [Progress("nc1", kendall_tau=tau) for tau in taus]
+    assert with_interval(Progress("nc1", kendall_tau=0.5), replicates).interval == (-0.8, 0.6)
 
 
 def test_record_of_a_layer_has_every_documented_key(rng):

@@ -29,6 +29,7 @@ from wgeo.models import build, simplex_etf
 from wgeo.models.etf import FixedLinear
 from wgeo.models.parts import classifier_of
 from wgeo.training import TrainingRun
+from wgeo.training.job import Plan
 from wgeo.training.recipe import Recipe, augment, criterion, learning_rate, normalized_weights
 from wgeo.training.terminal import departure, last_below, terminal_epoch
 
@@ -827,6 +828,9 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
         ({"checkpoints": "some"}, "checkpoints must be auto, all"),
         ({"checkpoints": [7]}, "epochs from 0 to 3"),
         ({"checkpoints": 2}, "epochs from 0 to 3, not 2"),
+        ({"checkpoints": torch.tensor([4])}, "epochs from 0 to 3"),
+        ({"checkpoints": [True]}, "must be a whole number of at least 0, not True"),
+        ({"checkpoints": [math.nan]}, "must be a whole number of at least 0, not nan"),
         ({"checkpoints": [1.7]}, "checkpoints must be a whole number of at least 0, not 1.7"),
         ({"options": {"width": 4}}, "`options=` and `activation=` are only for named"),
         ({"activation": "tanh"}, "`options=` and `activation=` are only for named"),
@@ -839,6 +843,16 @@ def test_invalid_settings_are_refused_before_anything_is_written(settings, says,
     with pytest.raises(ArgumentError, match=says):
         train(small(), blobs(), tmp_path, **{"epochs": 3, **settings})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [[0, 4, 8], (0.0, 4.0, 8.0), np.linspace(0, 8, 3), np.float32([0, 4, 8]), range(0, 9, 4),
+     torch.tensor([0, 4, 8]), torch.tensor([0.0, 4.0, 8.0])],
+    ids=str,
+)  # fmt: skip
+def test_epochs_of_checkpoints_may_be_an_array_or_whole_floats(epochs):
+    assert Plan.of(epochs, 8, 1, None).epochs == {0, 4, 8}
 
 
 def test_networks_that_do_not_fit_the_images_are_refused(digits, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError, DependencyError
+from ..models.external import TIMM_SIZES
 from ..models.huggingface import arch_of_config, normalization_of_config
 from ..models.matching import Fit
 from ..models.registry import ARCHS, find
@@ -23,6 +24,7 @@ from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, display_path, read, read_trusted
 
 _MAX_LENGTH = 500  # characters of a setting stored in a file
+_MAX_SIDE = 2048  # pixels; the attention masks of a Swin transformer for 100,000 would take 150 GB
 
 
 def load_checkpoint(
@@ -61,7 +63,8 @@ def load_checkpoint(
         no effect if `arch` is passed.
     options : mapping, optional
         Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``,
-        ``{"heads": 8}`` for a vit, or any argument of your own factory.
+        ``{"heads": 8}`` for a vit, ``{"img_size": 32}`` for a timm network, or any argument of your
+        own factory.
     prefix : str, optional
         Prefix of the network's tensor names, such as ``encoder_q.``; needed if several fit.
     container : str, optional
@@ -128,7 +131,7 @@ def load_checkpoint(
         normalize, notes = str(meta["normalize"]), ()
     if normalize is None:
         normalize = normalization_of_config(contents.config, path)
-    usual = _usual_normalization(choice.fit, meta)
+    usual = None if meta or ignored else _usual_normalization(choice.fit)
     provenance = Provenance(
         checkpoint=name,
         sha256=contents.sha256,
@@ -201,26 +204,40 @@ def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Netw
 
 
 def _meta(value: Any, name: str, arch: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the metadata stored by wgeo; if they are damaged and not needed, a note instead."""
+    """Return the metadata stored by wgeo; without damaged entries, but with notes, given `arch`."""
     meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
     if meta is None:
         return {}, ()
-    problem = _damage(meta)
-    if problem and arch is None:
-        raise CheckpointError(f"{name}: {problem}. Pass `arch=`.")
-    return ({}, (f"{problem}: it was ignored",)) if problem else (dict(meta), ())
+    intact, problems = _intact(meta)
+    if problems and arch is None:
+        raise CheckpointError(f"{name}: {problems[0]}. Pass `arch=`.")
+    return intact, tuple(f"{problem}: it was ignored" for problem in problems)
 
 
-def _damage(meta: Any) -> str:
-    """Return what is wrong with the metadata, since a file can claim anything; empty if nothing."""
-    if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
-        return "its 'wgeo' entry is damaged"
-    if not isinstance(meta.get("options", {}), dict):
-        return "the options in its 'wgeo' entry are damaged"
-    for key, setting in {**meta, **meta.get("options", {})}.items():
-        if isinstance(setting, str) and not (setting.isprintable() and len(setting) <= _MAX_LENGTH):
-            return f"{printable(str(key))} in its 'wgeo' entry is not printable text"
-    return ""
+def _intact(meta: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the intact metadata, and what is wrong with the others: a file can claim anything."""
+    if not isinstance(meta, dict):
+        return {}, ["its 'wgeo' entry is damaged"]
+    intact, problems = _with_plain_text(meta)
+    if not isinstance(meta.get("arch"), str):
+        intact.pop("arch", None)
+        problems.append("its 'wgeo' entry is damaged and names no architecture")
+    options = intact.pop("options", {})
+    if not isinstance(options, dict):
+        return intact, [*problems, "the options in its 'wgeo' entry are damaged"]
+    intact["options"], others = _with_plain_text(options)
+    return intact, [*problems, *others]
+
+
+def _with_plain_text(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return entries without long or unprintable text, and what is wrong with the others."""
+    plain, problems = {}, []
+    for key, value in entries.items():
+        if not isinstance(value, str) or (value.isprintable() and len(value) <= _MAX_LENGTH):
+            plain[key] = value
+        else:
+            problems.append(f"{printable(str(key))} in its 'wgeo' entry is not printable text")
+    return plain, problems
 
 
 def _arch_of(meta: Mapping[str, Any]) -> str:
@@ -239,7 +256,11 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     if meta.get("arch") != arch:
         return {}
     stored = {**meta, **meta.get("options", {})}
-    names = {"activation", "heads"}
+    kind = arch.partition(":")[0]
+    names = {"activation"} | {"vit": {"heads"}, "timm": TIMM_SIZES}.get(kind, set())
+    side = stored.get("img_size")
+    if not (isinstance(side, int) and 0 < side <= _MAX_SIDE):
+        names -= {"img_size"}
     if find(arch).user_code:  # every argument of the user's factory
         names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
     kinds = str | int | float
@@ -274,8 +295,8 @@ def _check_finite(module: nn.Module, name: str) -> None:
         )
 
 
-def _usual_normalization(fit: Fit, meta: Mapping[str, Any]) -> str | None:
-    # Published checkpoints are for color images, and those of networks with a choice of stem for
-    # large ones. A checkpoint written by wgeo states its own normalization.
+def _usual_normalization(fit: Fit) -> str | None:
+    """Return the normalization of published checkpoints, for a file that wgeo did not write."""
+    # They are for color images, and those of networks with a choice of stem for large ones.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
-    return fit.arch.normalize if usual and not meta else None
+    return fit.arch.normalize if usual else None

@@ -35,16 +35,18 @@ def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
     """Return the `normalize=` that a network which normalizes images needs, and a note about it.
 
-    Its input is pixels in [0, 1]; or in [0, 255], if a stored mean exceeds 1 (as in mmdetection).
-    None if the network has no normalization of its own.
+    Its input is pixels in [0, 1]; or in [0, 255], if the mean or standard deviation in its first
+    normalization exceeds 1 (as in mmdetection). None if the network has no normalization of its
+    own.
     """
     state = module.state_dict()
-    means = list(normalizers(state))
-    if not means:
+    pairs = normalizers(state)
+    if not pairs:
         return None
-    top = max(_top_pixel(state[mean]) for mean in means)
+    mean, std = next(iter(pairs.items()))  # later ones may normalize features
+    top = _top_pixel(state[mean], state[std])
     return "none" if top == 1 else f"0;{1 / top}", (
-        f"the network normalizes images itself ({printable(means[0])}): its input is pixels in "
+        f"the network normalizes images itself ({printable(mean)}): its input is pixels in "
         f"[0, {top:g}]"
     )
 
@@ -74,7 +76,7 @@ def normalization_of(
     specs = {}
     for mean, std in normalizers(state).items():
         m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, std))
-        scale = np.float32(_top_pixel(state[mean]))
+        scale = np.float32(_top_pixel(state[mean], state[std]))
         if np.isfinite([m, s]).all() and (s > 0).all() and m.shape == s.shape:
             specs[";".join(",".join(map(str, each / scale)) for each in (m, s))] = printable(mean)
     if len(specs) == 1:
@@ -86,9 +88,10 @@ def normalization_of(
     return None, ()
 
 
-def _top_pixel(mean: torch.Tensor) -> float:
-    """Return the largest value of a pixel: means of pixels in [0, 255] (as in mmcv) exceed 1."""
-    return _MAX_PIXEL if float(mean.detach().max()) > 1 else 1.0
+def _top_pixel(mean: torch.Tensor, std: torch.Tensor) -> float:
+    """Return the largest value of a pixel: 255 if a mean (as in mmcv) or deviation exceeds 1."""
+    largest = max(float(each.detach().max()) for each in (mean, std))
+    return _MAX_PIXEL if largest > 1 else 1.0
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:

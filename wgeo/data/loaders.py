@@ -21,7 +21,7 @@ from torch.utils.data import (
     default_convert,
 )
 
-from ..arrays.checks import as_array, as_labels, check_finite, check_plain
+from ..arrays.checks import as_array, as_labels, as_numpy, check_finite, check_plain
 from ..errors import ArgumentError, DataError, WgeoError, WgeoWarning
 from ..runtime.processes import all_gather
 from ..runtime.progress import track
@@ -85,11 +85,12 @@ def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
     check_finite(x, "images")
-    if x.dtype != torch.uint8 and float(x.min()) >= 0 and float(x.max()) > _MAX_NORMALIZED:
+    low, high = (0.0, 0.0) if x.dtype == torch.uint8 or x.is_complex() else _range(x)
+    if low >= 0 and high > _MAX_NORMALIZED:
         kind = "floats" if x.is_floating_point() else "integers"
         note = (
-            f"the images are {kind} from {float(x.min()):g} to {float(x.max()):g}, which count as "
-            "already normalized; pass uint8 pixels to have them normalized"
+            f"the images are {kind} from {low:g} to {high:g}, which count as already normalized; "
+            "pass uint8 pixels to have them normalized"
         )
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
         notes = (*notes, note)
@@ -97,6 +98,12 @@ def _as_images(
     names = classes if len(classes) >= count else tuple(str(k) for k in range(count))
     normalized = None if x.dtype == torch.uint8 else PRESETS["none"]
     return Images(x, labels, names, name, None, normalized, None, (), notes)
+
+
+def _range(x: torch.Tensor) -> tuple[float, float]:
+    # torch lacks the minimum of unsigned integers of several bytes, on some devices or versions.
+    values = x if x.is_floating_point() else as_numpy(x)
+    return float(values.min()), float(values.max())
 
 
 def _of_loader(loader: DataLoader) -> Images:

@@ -62,7 +62,10 @@ def joined(
             count = len(x) if x.ndim else 0
             raise DataError(f"{source} has {count} images and {len(y)} labels.")
     images = [x for x, _ in parts]
+    kinds = {x.dtype.kind.replace("u", "i") for x in images}  # integers with or without sign
     try:
+        if len(kinds) > 1:  # the values would change their meaning: booleans would be nearly black
+            raise TypeError(kinds)
         x = images[0] if len(images) == 1 else np.concatenate(images)
     except (TypeError, ValueError) as error:
         raise DataError(

@@ -83,13 +83,19 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
             f"{path} is not a readable Parquet or Arrow file ({reason}). Is it complete?"
         ) from error
     labeled = [name for name, table in tables.items() if not _unlabeled(table)]
-    selected = [name for name in selected if name in labeled] or selected
+    left_out = [name for name in selected if name not in labeled]
+    if len(left_out) == len(selected):
+        left_out = []  # an error below names what the split lacks
+    selected = [name for name in selected if name not in left_out]
     labels = {name: _labels(tables[name], path) for name in dict.fromkeys([*labeled, *selected])}
     from .npz import index_labels
 
     numbers, classes, notes = index_labels(
         labels, path.name, _class_names(tables[next(iter(labels))], path)
     )
+    if left_out:
+        splits = ", ".join(printable(repr(name), 40) for name in left_out)
+        notes += (f"splits without labels were left out: {splits}",)
     cells = [tables[name].column(_column(tables[name], _IMAGES, path)) for name in selected]
     offsets = np.cumsum([0, *(len(cell) for cell in cells)])
 

@@ -27,6 +27,7 @@ _TOLERANCE = 1e-3
 _TINY = 1e-300  # logits that are all 0
 
 _Call = tuple[str, torch.Tensor, torch.Tensor]  # a layer, its input and output
+_Match = tuple[int, str, torch.Tensor, torch.Tensor]  # index of an output, and a call
 _Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 
@@ -52,9 +53,10 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
     The logits are the output named ``logits``. Without that name, they are the output that comes
-    from a linear layer; if several linear layers compute outputs, that of the layer with a usual
-    name (`usual_head`), or else unknown. If no output comes from a linear layer, the logits are
-    known only if the network returns a single tensor (n, k).
+    from a linear layer. If several linear layers compute outputs, they are that of the layer with a
+    usual name (`usual_head`); or else that of the only layer whose outputs, or their softmax or its
+    logarithm, are returned without a scale; or else unknown. If no output comes from a linear
+    layer, the logits are known only if the network returns a single tensor (n, k).
 
     Parameters
     ----------
@@ -88,21 +90,23 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     tables = tables_in(output)
     if _is_named(output, tables[0]):
         tables = tables[:1]
-    matches = [
-        (index, *call)
+    exact, rescaled = (
+        [
+            (index, *call)
+            for index, table in enumerate(tables)
+            for call in _closest_first(calls, table, distance)
+        ]
         for distance in (_distance, _distance_rescaled)
-        for index, table in enumerate(tables)
-        for call in _closest_first(calls, table, distance)
-    ]
+    )
+    matches = exact + rescaled
     if not matches:
         return Head(None, 0 if len(tables) == 1 else None)
-    closest: dict[int, str] = {}
-    for index, name, *_ in matches:
-        closest.setdefault(index, name)
-    if len(set(closest.values())) > 1:
+    if len(_layers(matches)) > 1:
         usual = usual_head(module)
-        matches = [each for each in matches if usual is not None and each[1] == usual[0]]
-        if not matches:
+        named = [each for each in matches if usual is not None and each[1] == usual[0]]
+        normalized = [each for each in rescaled if _is_normalized(tables[each[0]])]
+        matches = named or (exact and exact + normalized)
+        if len(_layers(matches)) != 1:
             return Head()
     index, name, x, y = matches[0]
     layer = module.get_submodule(name)
@@ -116,6 +120,21 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
 def _is_named(output: Any, table: torch.Tensor) -> bool:
     named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     return named is table
+
+
+def _layers(matches: list[_Match]) -> set[str]:
+    """Return the layers that compute outputs: of each output, that of its first match."""
+    closest: dict[int, str] = {}
+    for index, name, *_ in matches:
+        closest.setdefault(index, name)
+    return set(closest.values())
+
+
+def _is_normalized(table: torch.Tensor) -> bool:
+    """Return whether the rows of a table are probabilities, or their logarithms."""
+    table = table.double()
+    sums = [each.sum(1) for each in (table, table.exp()) if bool((each >= 0).all())]
+    return any(bool(((each - 1).abs() <= _TOLERANCE).all()) for each in sums)
 
 
 def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:

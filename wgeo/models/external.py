@@ -24,7 +24,7 @@ Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
 _NO_KEY = r"(?!)"  # matches nothing
 _TORCHVISION = "torchvision.models"
-_TIMM_SIZES = {"img_size", "dynamic_img_size"}  # timm's options for images of another size
+TIMM_SIZES = {"img_size", "dynamic_img_size"}  # timm's options for images of another size
 
 
 @dataclass(frozen=True)
@@ -246,14 +246,17 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_timm(config: Any, state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the number of classes and of channels, from the layers that timm's config names."""
+    """Return the classes and channels of the layers that timm's config names, and the image size.
+
+    The image size is passed on: shapes do not determine it in networks without position embeddings.
+    """
     settings = infer_head(state, options)
     named = (("num_classes", "classifier", 0), ("in_channels", "first_conv", 1))
     for setting, kind, axis in named:
         names = getattr(config, kind, None)
         name = names[0] if isinstance(names, tuple | list) and names else names
         settings[setting] = axis_length(state, f"{name}.weight", axis, settings[setting])
-    return settings
+    return settings | {key: options[key] for key in TIMM_SIZES & options.keys()}
 
 
 def _refuse_activation(name: str, activation: str) -> None:
@@ -326,19 +329,11 @@ def _build_timm(
 
     if activation != "relu":
         options["act_layer"] = activation
-    config = timm.get_pretrained_cfg(name)
-    if config is not None and config.fixed_input_size and not options.keys() & _TIMM_SIZES:
-        side = config.input_size[-1]
-        if image_size not in (None, side):
-            raise ArgumentError(
-                f"timm:{name} reads images of {side} pixels per side, not {image_size}: load them "
-                f"with `size={side}`."
-            )
     try:
         return timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
         raise ArgumentError(f"timm could not build {name!r}: {error}") from error
 
 

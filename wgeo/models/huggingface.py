@@ -21,6 +21,7 @@ from .parts import State, head_of, shapes_only
 
 _MAX_BYTES = 10_000_000  # of a config; the names of 20,000 classes take 2 million
 _MAX_LAYERS = 1_000
+_DEPTHS = ("depth", "layers", "repeats")  # in the names of settings that multiply layers
 # Settings that select code, weights or paths rather than shapes.
 _NOT_SHAPES = ("attn", "dtype", "backbone", "quantization", "auto_map", "path", "timm", "return")
 
@@ -133,9 +134,12 @@ def huggingface_arch(folder: str) -> Arch:
 def _require_few_layers(shapes: Mapping[str, Any], name: str) -> None:
     for key, value in shapes.items():
         counts = value if isinstance(value, list) else [value]
-        depth = sum(count for count in counts if isinstance(count, int) and count > 0)
-        if ("depth" in key or "layers" in key) and depth > _MAX_LAYERS:
-            raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_MAX_LAYERS}.")
+        # A number of any size is counted as a little more than the limit, so that no sum overflows.
+        numbers = [min(n, _MAX_LAYERS + 1) for n in counts if isinstance(n, int | float) and n > 0]
+        if any(word in key for word in _DEPTHS) and sum(numbers) > _MAX_LAYERS:
+            raise ArgumentError(
+                f"{name} claims more than {_MAX_LAYERS} layers ({key}), which wgeo does not build."
+            )
 
 
 def _build(

@@ -17,7 +17,7 @@ from ..errors import ArgumentError, CheckpointError
 from ..results import Result
 from ..text import printable
 from .etf import with_etf_classifier
-from .external import ANY_HEAD, HEADS, VITS, Arch
+from .external import ANY_HEAD, HEADS, TIMM_SIZES, VITS, Arch
 from .parts import State, count_children, head_of, shapes_only, without_head
 from .registry import ARCHS, find
 
@@ -178,7 +178,7 @@ def from_state(
         By default, inferred from the head's shape.
     **options
         Settings that shapes do not determine: ``activation`` (default relu), ``heads`` of a vit,
-        or any argument of your own factory.
+        ``img_size`` of a timm network, or any argument of your own factory.
 
     Raises
     ------
@@ -270,14 +270,19 @@ def _settings(
         settings["num_classes"] = num_classes
     if arch.user_code:
         return {**settings, **options}
-    unknown = sorted(set(options) - {"activation"} - (settings.keys() & {"heads"}))
+    passed_on = settings.keys() & {"heads", *TIMM_SIZES}
+    unknown = sorted(set(options) - {"activation"} - passed_on)
     if unknown:
         raise ArgumentError(
             f"{', '.join(unknown)} is determined by the checkpoint's shapes, or unknown. Only the "
-            "activation and the heads of a vit can be passed."
+            "activation, the heads of a vit and the image size of a timm network can be passed."
         )
     if "activation" in options:
         settings["activation"] = options["activation"]
+    try:
+        hash(tuple(settings.items()))  # as `_shapes` needs
+    except TypeError as error:
+        raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
     return settings
 
 
@@ -301,7 +306,7 @@ def _compare(
             return report, None, heads
         except NotImplementedError:  # "Cannot copy out of meta tensor; no data!"
             pass
-        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        except (RuntimeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
     module = _with_fixed_head(arch.build(**settings), state)
     report, heads = _match(module, state)

@@ -25,7 +25,7 @@ FALLING = (
 """Metrics that progressive feedforward collapse expects to fall with depth."""
 
 LEVEL = 0.95  # of all intervals
-ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+ENDS = (0.025, 0.975)  # exact, whereas (1 - LEVEL) / 2 is rounded
 ROUNDING = 1e-12  # largest relative range of values that count as constant
 _REACHED = 0.9
 

@@ -103,7 +103,7 @@ class CollapseStream:
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
             The network's predictions; give them in every batch of a pass or in none. ncc_mismatch
-            needs those of the second pass.
+            needs those of the second pass, if there is one.
 
         Raises
         ------

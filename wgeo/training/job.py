@@ -61,7 +61,7 @@ class Plan:
     ) -> Plan:
         """Build a plan from the arguments of `wgeo.train`."""
         if isinstance(checkpoints, Iterable) and not isinstance(checkpoints, str):
-            saved = frozenset(as_count(epoch, "an epoch of checkpoints") for epoch in checkpoints)
+            saved = frozenset(map(_as_epoch, checkpoints))
             if max(saved, default=0) <= epochs:
                 return cls(saved, evaluate_every, terminal_epochs)
         elif checkpoints == "all":
@@ -353,6 +353,13 @@ class Job:
             raise DataError(
                 "The test images have another shape or other classes than the training images."
             )
+
+
+def _as_epoch(value: Any) -> int:
+    """Return an epoch as an int; it may be a whole float, or an element of an array or tensor."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    whole = isinstance(number, float) and number.is_integer()
+    return as_count(int(number) if whole else number, "an epoch of checkpoints")
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:

@@ -81,9 +81,7 @@ class Recipe:
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             object.__setattr__(self, name, as_count(getattr(self, name), name, minimum))
         for name in ("lr", "momentum", "weight_decay"):
-            if not isinstance(getattr(self, name), numbers.Real):
-                raise ArgumentError(f"{name} must be a number, not {getattr(self, name)!r}.")
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, _as_float(getattr(self, name), name))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ArgumentError(f"lr must be a positive number, not {self.lr}.")
         if not 0 <= self.momentum < 1:
@@ -107,6 +105,15 @@ class Recipe:
         """Return the generator of all randomness in one epoch."""
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+def _as_float(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentError(f"{name} must be a number, not {value!r}.")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # refused as such
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
