@@ -88,7 +88,6 @@ def accuracy(cell: Cell, bench: Bench) -> Result:
         "terminal_epoch": run.terminal_epoch,
         "test": float((tested.predictions == tested.labels).mean()),
         "unseen": len(unseen),
-        "seconds": sum(row["seconds"] for row in run.history),
         **{key: getattr(last, key) for key in ("nc1", "nc2_etf", "nc3")},
     }
 
@@ -135,11 +134,10 @@ def accuracy_table(results: list[Result], lab: Lab) -> None:
                 spread([r["test"] for r in group], ".4f"),
                 _difference(results, group),
                 *(spread([r[key] for r in group]) for key in ("nc1", "nc2_etf", "nc3")),
-                f"{np.mean([r['seconds'] for r in group]):.0f}",
             ]
         )
     head = ["network", "data", "classifier", "seeds", "training accuracy", "1 from epoch"]
-    head += ["test accuracy", "test accuracy − learned", "NC1", "NC2, to ETF", "NC3", "seconds"]
+    head += ["test accuracy", "test accuracy − learned", "NC1", "NC2, to ETF", "NC3"]
     lab.write("accuracy", table(head, rows))
 
 
@@ -153,7 +151,7 @@ def _difference(results: list[Result], group: list[Result]) -> str:
         for r in results
         if r["cell"] == {**cell, "seed": r["cell"]["seed"], "classifier": "learned"}
     }
-    return spread([r["test"] - learned[r["cell"]["seed"]] for r in group], "+.4f")
+    return spread([r["test"] - learned[r["cell"]["seed"]] for r in group], "+z.4f")
 
 
 def main() -> None:
