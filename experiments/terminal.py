@@ -252,7 +252,8 @@ def effects(results: Sequence[Result]) -> str:
     for data in dict.fromkeys(key[0] for key in value):
         pairs = [("plain - residual", ("isoplain", *k), ("isoresnet", *k)) for k in kinds]
         pairs += [
-            ("no decay - decay", (arch, 0.0, k[1]), (arch, *k))
+            # Without decay, it makes no difference which weights would decay.
+            ("no decay - decay", (arch, 0.0, k[1] if (0.0, k[1]) in kinds else "all"), (arch, *k))
             for arch in NETWORKS
             for k in kinds
             if k[0]

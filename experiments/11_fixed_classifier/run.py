@@ -141,7 +141,7 @@ def accuracy_table(results: list[Result], lab: Lab) -> None:
 
 
 def _difference(results: list[Result], group: list[Result]) -> str:
-    """Return the test accuracy minus that of the learned classifier, paired by seed."""
+    """Test accuracy minus that of the learned classifier: mean, interval, and each seed."""
     cell = group[0]["cell"]
     if cell["classifier"] == "learned":
         return ""
@@ -150,7 +150,8 @@ def _difference(results: list[Result], group: list[Result]) -> str:
         for r in results
         if r["cell"] == {**cell, "seed": r["cell"]["seed"], "classifier": "learned"}
     }
-    return spread([r["test"] - learned[r["cell"]["seed"]] for r in group], "+z.4f")
+    gaps = [r["test"] - learned[r["cell"]["seed"]] for r in group]
+    return f"{spread(gaps, '+z.4f')} ({', '.join(f'{gap:+z.4f}' for gap in gaps)})"
 
 
 def main() -> None:
