@@ -146,7 +146,7 @@ def jacobian(asymmetry, eigenvalue, excluded=True):
     ("asymmetry", "eigenvalue", "excluded", "words"),
     [
         (0.005, 0.0, False, "The one block has Jacobians consistent with an optimal map"),
-        (0.018, 0.0, True, "has Jacobians consistent with a nearly optimal map, but"),
+        (0.018, 0.0, True, "has Jacobians consistent with a nearly optimal map but"),
         (0.3, 0.0, True, "has Jacobians that exclude even a nearly optimal map"),
         (0.018, -0.4, True, "has Jacobians that exclude even a nearly optimal map"),
     ],
@@ -179,7 +179,7 @@ def test_asymmetries_of_several_blocks_are_reported_as_a_range():
         ((0.3, 0.3, 0.018), "and 2 have Jacobians that exclude even a nearly optimal map ("),
         (
             (0.018, 0.018),
-            "Of 2 blocks, both have Jacobians consistent with a nearly optimal map, but",
+            "Of 2 blocks, both have Jacobians consistent with a nearly optimal map but",
         ),
     ],
 )
