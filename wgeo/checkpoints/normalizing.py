@@ -45,10 +45,9 @@ def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
         return None
     mean, std = next(iter(pairs.items()))  # later ones may normalize features
     top = _top_pixel(state[mean], state[std])
-    return "none" if top == 1 else f"0;{1 / top}", (
-        f"the network normalizes images itself ({printable(mean)}): its input is pixels in "
-        f"[0, {top:g}]"
-    )
+    normalize = "none" if top == 1 else f"0;{1 / top}"
+    note = f"the network normalizes images itself ({printable(mean)}): its input is pixels in"
+    return normalize, f"{note} [0, {top:g}]"
 
 
 def normalization_of(

@@ -23,10 +23,9 @@ from ..runtime.memory import limited_size
 
 LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # number of resampling weights in memory
-ROUNDING = 1e-12  # relative spread of values that counts as rounding error
+ROUNDING = 1e-12  # relative difference of statistics that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
 _TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
-_CONSTANT = 1e-12  # variance within groups, relative to that of all values, that is rounding error
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -186,7 +185,7 @@ def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: 
     if n == 0 or not np.any(difference):
         return 1.0
     # A margin for rounding, so that ties count as ties.
-    threshold = difference.sum() - 1e-12 * np.abs(difference).sum()
+    threshold = difference.sum() - ROUNDING * np.abs(difference).sum()
     if 2**n <= draws:
         signs = np.array(list(product((1, -1), repeat=n)))
         return float((signs @ difference >= threshold).mean())
@@ -218,12 +217,12 @@ def permutation_p_value(
         total, squares = first.sum(), (first**2).sum()
         mean_a, mean_b = total / n, (pooled.sum() - total) / m
         within_a, within_b = squares / n - mean_a**2, (square - squares) / m - mean_b**2
-        if within_a + within_b <= _CONSTANT * square / (n + m):  # then the means differ
+        if within_a + within_b <= ROUNDING * square / (n + m):  # then the means differ
             return math.copysign(math.inf, mean_a - mean_b)
         return float((mean_a - mean_b) / np.sqrt(within_a / (n - 1) + within_b / (m - 1)))
 
     observed = welch(pooled[:n])
-    threshold = observed * (1 - 1e-12 * np.sign(observed))
+    threshold = observed * (1 - ROUNDING * np.sign(observed))
     if math.comb(n + m, n) <= draws:
         subsets = combinations(range(n + m), n)
         return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in subsets]))
