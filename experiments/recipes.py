@@ -25,6 +25,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "decayed": "unnormalized",
     },
 }
+# More images of a data set (`of`), in the precision that lets them be trained on a CPU.
+SMALL["cifar10, 5000 images"] = {
+    **SMALL["cifar10"],
+    "of": "cifar10",
+    "limit": 5000,
+    "precision": "bfloat16",
+}
 FULL: dict[str, Any] = {"limit": None, "size": None, "epochs": 200, "longer": {}}
 EPOCHS = (0, 1, 2, 4, 8, 16, 24, 32, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 
@@ -48,9 +55,12 @@ def isotropic(
     chosen = _chosen(data, full)
     decayed = decayed or chosen.get("decayed", "all")
     epochs = epochs_of({"data": data, "full": full, "weight_decay": weight_decay})
+    others = {"decayed": decayed} if decayed != "all" else {}
+    if "precision" in chosen:
+        others["precision"] = chosen["precision"]
     return bench.trained(
         arch,
-        data,
+        chosen.get("of", data),
         limit=chosen["limit"],
         size=chosen["size"],
         epochs=epochs,
@@ -60,7 +70,7 @@ def isotropic(
         checkpoints=sorted({*(epoch for epoch in EPOCHS if epoch < epochs), epochs}),
         evaluate_every=4,
         seed=seed,
-        **({} if decayed == "all" else {"decayed": decayed}),
+        **others,
     )
 
 
@@ -87,7 +97,7 @@ def epochs_of(cell: Cell) -> int:
 def images(bench: Bench, data: str, full: bool = False, samples: int | None = None) -> wgeo.Images:
     """Return the images that `isotropic` trains on, or `samples` of them, balanced over classes."""
     chosen = _chosen(data, full)
-    return bench.images(data, samples or chosen["limit"], size=chosen["size"])
+    return bench.images(chosen.get("of", data), samples or chosen["limit"], size=chosen["size"])
 
 
 def _chosen(data: str, full: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,7 +20,9 @@ from lab import Bench, Cell, Lab, by, mean_interval, spread, table
 
 import wgeo
 from wgeo.features.network import inputs
+from wgeo.features.residual_blocks import BlockSpec
 from wgeo.geodesic.gradient_maps import brenier_blocks
+from wgeo.geodesic.residual_alignment.branches import visits
 
 FIGURES = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "negative_share")
 LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}
@@ -48,6 +51,89 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     return {"epochs": found}
 
 
+def exact(cell: Cell, bench: Bench) -> dict[str, Any]:
+    """Compute the displacement's Jacobian D = J - I of every block, and where its asymmetry lies.
+
+    Returns means over blocks and images of the values of `parts`.
+    """
+    images = recipes.images(bench, cell["data"], cell["full"])
+    rows = np.linspace(0, len(images) - 1, cell["samples"]).astype(int)
+    tested = np.linspace(0, len(rows) - 1, cell["points"]).astype(int)
+    draws = torch.Generator().manual_seed(0)
+    found = []
+    for net in recipes.at_epochs(
+        recipes.network(bench, cell), {cell["curve"][0], cell["curve"][-1]}
+    ):
+        specs = [BlockSpec(name, False, None) for name in wgeo.blocks(net, images)]
+        calls, _ = visits(net.module, inputs(net, images, rows), specs)
+        blocks = []
+        for visit in calls:
+            x = visit.x.double()
+            centered = x.flatten(1) - x.flatten(1).mean(0)
+            directions = torch.linalg.svd(centered, full_matrices=False).Vh[: cell["directions"]]
+            random = torch.linalg.qr(torch.randn(directions.T.shape, generator=draws).double()).Q.T
+            for jacobian in jacobians(visit.in_float64(), x[torch.from_numpy(tested)]):
+                blocks.append(parts(jacobian, directions, random))
+        means = np.mean([list(block.values()) for block in blocks], axis=0).tolist()
+        found.append({"epoch": net.provenance.epoch, **dict(zip(blocks[0], means, strict=True))})
+    return {"epochs": found}
+
+
+def jacobians(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return the Jacobian of a block at every point, (n, d, d)."""
+    basis = torch.eye(x[0].numel(), dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
+    columns = torch.func.vmap(
+        lambda v: torch.func.jvp(block, (x,), (v.expand_as(x),))[1], chunk_size=64
+    )(basis)
+    return columns.flatten(2).permute(1, 2, 0)
+
+
+def parts(
+    jacobian: torch.Tensor, principal: torch.Tensor, random: torch.Tensor
+) -> dict[str, float]:
+    """Return the asymmetry of D = J - I, of D without its multiple of I, and in some directions.
+
+    The multiple of I nearest to D is tr(D) / d, which is symmetric, with the squared norm
+    tr(D)^2 / d: it lowers the asymmetry, but only shrinks or expands all features alike.
+    `principal` and `random` are k orthonormal rows V; in these directions, D is V D V^T. For a
+    matrix of independent entries, the asymmetry there is about (k - 1) / (k + 1).
+    """
+    d = len(jacobian)
+    displacement = jacobian - torch.eye(d, dtype=jacobian.dtype)
+    anti, symmetric = norms(displacement)
+    multiple = displacement.trace().item() ** 2 / d
+    inside = {"principal": principal, "random": random}
+    split = {name: norms(rows @ displacement @ rows.T) for name, rows in inside.items()}
+    return {
+        "factor": displacement.trace().item() / d,
+        "share": multiple / (anti + symmetric),
+        "asymmetry": anti / symmetric,
+        "rest": anti / (symmetric - multiple),
+        **{name: low / high for name, (low, high) in split.items()},
+    }
+
+
+def norms(matrix: torch.Tensor) -> tuple[float, float]:
+    """Return the squared norms of the antisymmetric and the symmetric part."""
+    anti, symmetric = (matrix - matrix.T) / 2, (matrix + matrix.T) / 2
+    return anti.square().sum().item(), symmetric.square().sum().item()
+
+
+def exact_table(results: list[dict[str, Any]]) -> str:
+    """Tabulate the means of `exact`."""
+    names = ("factor", "share", "asymmetry", "rest", "principal", "random")
+    rows = []
+    for (data, decay), group in by(results, "data", "weight_decay").items():
+        for k, first in enumerate(group[0]["epochs"]):
+            at = [result["epochs"][k] for result in group]
+            values = [spread([row[name] for row in at]) for name in names]
+            rows.append([data, f"{decay:g}", first["epoch"], *values])
+    head = ["data", "weight decay", "epoch", "tr(D) / d", "share of the multiple of I"]
+    head += ["asymmetry of D", "without the multiple of I", "in principal directions"]
+    head += ["in random directions"]
+    return table(head, rows)
+
+
 def main() -> None:
     lab = Lab(__file__)
     fixed = {key: lab.settings[key] for key in ("points", "curve")}
@@ -71,6 +157,9 @@ def main() -> None:
         head = ["data", "network", "weight decay", "epoch", "asymmetry", "of the displacement"]
         lab.write(name, table([*head, "smallest eigenvalue", "share of points below 0"], rows))
     draw(groups, lab)
+    residual = [cell for cell in grid if cell["arch"] == "isoresnet"]
+    more = {key: lab.settings[key] for key in ("samples", "directions")}
+    lab.write("exact", exact_table(lab.measure(exact, [{**cell, **more} for cell in residual])))
 
 
 PANELS = (

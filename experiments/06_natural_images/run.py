@@ -19,6 +19,12 @@ __all__ = ["optimality", "path"]  # called by name in child processes
 def main() -> None:
     lab = Lab(__file__)
     networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.arguments.full)
+    larger = lab.settings["larger"]
+    networks += [
+        {**cell, "data": larger["data"]}
+        for cell in networks
+        if [cell["arch"], cell["weight_decay"]] in larger["networks"]
+    ]
     report(lab, networks)
 
 
