@@ -22,7 +22,7 @@ from .parts import (
 
 
 class DenseBlock(Block):
-    """One hidden layer of a plain MLP: y = act(norm(W x + b)); the norm is optional."""
+    """One hidden layer of a plain MLP: y = act(norm(W x + b))."""
 
     def __init__(self, width: int, activation_name: str, batch_norm: bool) -> None:
         super().__init__()
@@ -104,8 +104,7 @@ def resmlp(
     ]
     net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
     for block in blocks:
-        # Each branch adds variance. With weights scaled by 1 / sqrt(depth), the sum does not grow
-        # with the depth, even without a norm.
+        # Each branch adds variance; this scale bounds the sum for any depth, even without a norm.
         assert isinstance(block, DenseResidualBlock)
         initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)
