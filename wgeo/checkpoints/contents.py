@@ -48,25 +48,12 @@ _HEAD = rf"(?:{'|'.join(map(re.escape, USUAL_HEADS))})\.(?:weight|bias)"
 
 @dataclass(frozen=True, eq=False)
 class SavedState:
-    """A state dict and its place in the file.
+    """A state dict and its place in the file."""
 
-    Attributes
-    ----------
-    state : dict of str to Tensor
-        As saved, prefixes included.
-    container : str
-        The entry that contains it, such as ``state_dict`` or ``model.ema``; empty for a plain state
-        dict.
-    usual : bool
-        Whether all names in `container` are usual ones.
-    whole : bool
-        Whether it was taken from a whole pickled network.
-    """
-
-    state: dict[str, torch.Tensor]
-    container: str
-    usual: bool = True
-    whole: bool = False
+    state: dict[str, torch.Tensor]  # as saved, prefixes included
+    container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
+    usual: bool = True  # whether all names in `container` are usual ones
+    whole: bool = False  # whether it was taken from a whole pickled network
 
 
 @dataclass(frozen=True, eq=False)

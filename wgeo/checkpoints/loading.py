@@ -39,10 +39,10 @@ def load_checkpoint(
 ) -> Network:
     """Load a trained network.
 
-    The file can be of ``torch.save`` (old and new format) or of safetensors, single or sharded. It
-    contains a state dict, a whole pickled network, or a dict with one of these, nested up to five
-    levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is set:
-    objects of other classes, such as optimizers, are read as inert stand-ins. Weight
+    Reads files of ``torch.save`` (old and new format) and safetensors, single or sharded. A file
+    may contain a state dict, a whole pickled network, or a dict with one of these, nested up to
+    five levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is
+    set: objects of other classes, such as optimizers, are read as inert stand-ins. Weight
     normalization, spectral normalization and pruning masks are folded into the weights.
 
     Parameters

@@ -39,7 +39,7 @@ def as_number(value: Any) -> int | float | None:
 def epoch(value: Any) -> int | None:
     """Return the integer ``epoch`` at the top level of a file's contents, or None."""
     number = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
-    return int(number) if isinstance(number, int) else None
+    return number if isinstance(number, int) else None
 
 
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:

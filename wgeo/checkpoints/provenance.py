@@ -45,8 +45,7 @@ class LoadReport(Result):
     renamed : tuple of str
         Tensors whose name in the file differs from the architecture's, as ``old -> new``.
     aside : tuple of str
-        Tensors outside the prefix, such as those of a loss or of a second network, which were
-        ignored.
+        Tensors without the prefix, which were ignored, such as those of a loss.
     stand_ins : tuple of str
         Classes whose objects were read as inert stand-ins.
     notes : tuple of str
@@ -72,10 +71,7 @@ class LoadReport(Result):
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
-    """Return one line on how the weights were read, from `LoadReport.to_dict`.
-
-    It is empty for an ordinary file.
-    """
+    """Return one line on unusual steps in reading the weights, given `LoadReport.to_dict`."""
     parts = []
     if report.get("container"):
         parts.append(f"entry {report['container']!r} of the file")

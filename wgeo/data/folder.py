@@ -213,7 +213,7 @@ def _decode_fully(image: Image.Image) -> None:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Make Pillow raise an error for decompression bombs; up to twice its limit it only warns."""
+    """Make Pillow refuse decompression bombs; of those up to twice its limit, it only warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")

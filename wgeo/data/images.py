@@ -234,12 +234,12 @@ class Images(Displayed):
         Returns
         -------
         dict
-            Numbers of images: ``samples``, all; ``samples_per_class``, of the smallest class that
-            occurs; ``distinct`` ones; ``duplicates``, their further copies; and ``relabelled``,
-            copies whose label differs from that of the first. ``classes`` is a dict: ``named`` is
-            the number of classes, ``present`` of those with images; ``missing`` lists at most ten
-            names of the others; ``beyond`` is the number of images whose class the ``head`` lacks,
-            None without `head`. ``notes`` are those of the images.
+            Numbers of images: ``samples``; ``samples_per_class``, in the smallest class that
+            occurs; ``distinct``; ``duplicates``, further copies of distinct ones; ``relabelled``,
+            copies with another label than the first. ``classes`` contains ``named``, the number of
+            classes; ``present``, the number with images; ``missing``, at most ten names of those
+            without; ``head``; and ``beyond``, the number of images whose class has no output in the
+            head, or None. ``notes`` are those of the images.
 
         Examples
         --------

@@ -174,10 +174,9 @@ def _wrapper_depth(files: list[Entry], split: str | None) -> int:
 def _splits(min_depths: dict[str, int], split: str | None) -> list[str]:
     """Return the top folders that are splits; empty if the top folders are classes.
 
-    If all top folders contain images, they are classes; if all contain only folders, they are
-    splits. If both kinds occur, those of folders only are splits if one of them has the name of a
-    split: a test set without classes may be next to a training set. Otherwise they are classes
-    with images in subfolders.
+    Top folders that contain images are classes; those that contain only folders are splits. If both
+    kinds occur, the latter are splits only if one of them has the name of a split: a test set
+    without classes may be next to a training set. Otherwise all are classes.
     """
     splits = sorted(top for top, depth in min_depths.items() if depth > 2)
     if len(splits) < len(min_depths) and not {split, *SPLITS} & set(splits):
@@ -205,7 +204,7 @@ class _ClassFolders:
     groups: dict[str, dict[str, int]]
 
     def unlabeled(self, name: str) -> bool:
-        """Return whether a split has only one folder, which is not a class of another split."""
+        """Return whether a split has only one folder, which is no class of another split."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)

@@ -35,9 +35,9 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     Other usual keys, such as ``images, labels`` or ``data, target``, and two unnamed arrays are
     accepted too. The split may be a suffix or a prefix (``train_images``).
 
-    Images are those of `from_array`. Labels are integers or text, (n,), or one-hot, (n, K); their
-    names are in ``class_names``, if it is present. If the labels of all splits run from 1 to K,
-    they are shifted to 0 to K - 1, with a note. Python objects (pickle) are never loaded.
+    Images are those of `from_array`. Labels are integers or text, (n,), or one-hot, (n, K). An
+    array ``class_names`` is optional. If the labels of all splits run from 1 to K, they are shifted
+    to 0 to K - 1, with a note. Python objects (pickle) are never loaded.
 
     Raises
     ------

@@ -199,7 +199,7 @@ def pixels_of(value: Any) -> np.ndarray:
 
 
 def _bytes_of(function: Any, arguments: Any) -> Any:
-    """Return a call, or the bytes that it builds: protocols before 3 have no bytes."""
+    """Return a call, or the bytes that it builds; protocols before 3 store bytes as calls."""
     if function == Name("_codecs.encode") and isinstance(arguments, tuple):
         match arguments:
             case (str() as text, "latin1"):

@@ -78,8 +78,8 @@ def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int
     """Return the rows of a seeded subset, balanced over the classes as far as possible.
 
     Every class is shuffled, then rows are drawn from the classes in turn until there are `limit`.
-    Rows keep their original order. With one seed, larger subsets contain all smaller ones. None
-    selects every row.
+    Rows keep their original order. With one seed, larger subsets contain all smaller ones. If
+    `limit` is None, every row is selected.
     """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
@@ -96,8 +96,8 @@ def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[
     Raises
     ------
     DataError
-        They have another shape, are not whole numbers, or are outside 0, ..., `classes` - 1. None
-        allows 100,000 classes.
+        They have another shape or are not whole numbers, or one is negative or not below `classes`
+        (100,000 if None).
     """
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if y.ndim != 1 or y.size == 0:

@@ -53,7 +53,7 @@ class Arch:
     user_code : bool
         Whether its code is the user's, which may not support the meta device.
     imports : str
-        A module that `build` imports, but that must not be imported first on the meta device.
+        A module that `build` imports and that must not be imported on the meta device first.
     translate : callable or None
         ``translate(state, settings)`` converts the names in older files to those of today.
     """
@@ -215,7 +215,6 @@ def _build_torchvision(
 
 
 def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a torchvision network from its state dict."""
     settings = infer_head(state, options)
     if "encoder.pos_embedding" in state:
         patch = axis_length(state, "conv_proj.weight", 2, 16)
@@ -229,7 +228,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
     The classes are the rows of the head's weight. The head has one of the usual names (the last
     layer of a ``classifier`` with several), or else is the last weight with two or four axes. The
-    channels are those of the first convolution; if it has neither 1 nor 3, but another has 3, 3.
+    channels are those of the first convolution, or 3 if it has neither 1 nor 3 but another has 3.
     """
     usual = [f"{name}.weight" for name in HEADS]
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]

@@ -80,7 +80,7 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Do not draw initial weights: for tensors without values, torch loads its compiler first."""
+    """Skips drawing initial weights, for which torch would load its compiler on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -163,7 +163,7 @@ def require_positive(**settings: Any) -> None:
 
 
 def axis_length(state: State, key: str, axis: int, default: int) -> int:
-    """Return a tensor's length along one axis; `default` if it is 0 or does not exist.
+    """Return a tensor's length along one axis; `default` if the axis is missing or empty.
 
     The comparison with the network reports missing tensors later.
     """
@@ -172,7 +172,10 @@ def axis_length(state: State, key: str, axis: int, default: int) -> int:
 
 
 def count_children(state: State, prefix: str) -> int:
-    """Return the number of distinct i in keys ``prefix.i.*``, which cannot exceed that of keys."""
+    """Return the number of distinct numbers i in keys ``prefix.i.*``.
+
+    Unlike the largest i, it cannot exceed the number of keys.
+    """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
     return sum(child.isdigit() for child in children)

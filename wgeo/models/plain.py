@@ -134,7 +134,6 @@ def _mlp(
 
 
 def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a plain MLP from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "inputs": axis_length(state, "stem.weight", 1, 1),
@@ -145,7 +144,6 @@ def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def infer_resmlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a residual MLP from the shapes in its state dict."""
     hidden = axis_length(state, "blocks.0.fc1.weight", 0, 128)
     return {**infer_mlp(state, options), "hidden": hidden}
 
@@ -208,7 +206,6 @@ def vgg(
 
 
 def infer_vgg(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a VGG from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),

@@ -139,7 +139,6 @@ def cifar_resnet(
 
 
 def infer_cifar_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a CIFAR ResNet from the shapes in its state dict."""
     has_projection = any(key.startswith("layer2.0.shortcut.") for key in state)
     return {
         "num_classes": axis_length(state, "linear.weight", 0, 10),
@@ -217,7 +216,6 @@ def isotropic(
 
 
 def infer_iso(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of an isotropic network from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),
