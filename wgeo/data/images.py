@@ -136,8 +136,8 @@ class Images(Displayed):
     Attributes
     ----------
     x : Tensor, (n, c, h, w)
-        Pixels: uint8 in [0, 255], or float32 in [0, 1]. If `normalize` is the preset ``none``, they
-        are used as they are.
+        Pixels: uint8 in [0, 255], or float32 in [0, 1]. With the preset ``none`` as `normalize`,
+        floats may be normalized already.
     y : ndarray of int64, (n,)
         Class indices; a list or tensor of whole numbers is converted.
     class_names : tuple of str

@@ -54,7 +54,7 @@ def pixel_tensor(
         return torch.from_numpy(anonymous_array(decode, shape, dtype))
     except OSError as error:
         raise DataError(
-            f"The images take {size / 2**30:.1f} GiB, more than the free memory, and do "
+            f"The images take {size / 2**30:.1f} GiB, more than half of the free memory, and do "
             f"not fit in {tempfile.gettempdir()} ({error.strerror}). Use fewer (`limit=`) or "
             "smaller ones (`size=`), or set TMPDIR to a folder on a larger disk."
         ) from error

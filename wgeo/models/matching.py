@@ -45,7 +45,7 @@ class KeyReport(Result):
     missing, unexpected : tuple of str
         Names only in the network, and only in the file.
     misshapen : tuple of str
-        Names in both with different shapes, or with integers in place of weights; both shapes or
+        Names in both whose shapes differ, or whose tensor in the file has integers; both shapes or
         dtypes follow the name.
     ignored : tuple of str
         Names on one side only that do not matter: bookkeeping tensors and, if `no_head` is set,
