@@ -20,16 +20,7 @@ from .normalizing import without_normalizers
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The chosen state dict and the network built from it.
-
-    Attributes
-    ----------
-    saved : SavedState
-    view : View
-    fit : Fit
-    notes : tuple of str
-        Assumptions and choices that were made.
-    """
+    """The chosen state dict, the network built from it, and the choices that were made."""
 
     saved: SavedState
     view: View
@@ -62,12 +53,12 @@ def choose(
     states : list of SavedState
         The most likely first, as returned by `find_states`.
     arch : str or None
-        None: any built-in architecture that fits.
+        None: the built-in architecture that fits, if its shapes determine the network.
     num_classes : int or None
     settings : callable
         Returns the settings that shapes do not determine, for an architecture's name.
     prefix : str or None
-        The prefix to use; None: any that fits.
+        None: any that fits.
 
     Raises
     ------
@@ -103,8 +94,7 @@ def _fitting(
 ) -> list[tuple[_Candidate, Fit | None]]:
     """Return the fitting candidates of one state dict.
 
-    If nothing fits, return those of the state without its buffers of input normalization (mean,
-    std).
+    If there are none, try again without its buffers of input normalization (mean, std).
     """
     state, folds = fold_parts(saved.state)
     bare = without_normalizers(state)
@@ -124,7 +114,7 @@ def _fitting_of(
     prefix: str | None,
     attempt: Callable[[_Candidate], Fit],
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return the views that fit; only the one that uses all tensors, if there is one."""
+    """Return the views that fit; if one of them uses all tensors, only that one."""
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
     candidates = views(state, prefix)

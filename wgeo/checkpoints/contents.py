@@ -48,74 +48,34 @@ _HEAD = rf"(?:{'|'.join(map(re.escape, USUAL_HEADS))})\.(?:weight|bias)"
 
 @dataclass(frozen=True, eq=False)
 class SavedState:
-    """A state dict and its place in the file.
+    """A state dict and its place in the file."""
 
-    Attributes
-    ----------
-    state : dict of str to Tensor
-        As saved, prefixes included.
-    container : str
-        The entry that contains it, such as ``state_dict`` or ``model.ema``; empty for a plain state
-        dict.
-    usual : bool
-        Whether `container` consists of usual names, such as ``state_dict``, or is empty.
-    whole : bool
-        Whether it was taken from a whole pickled network.
-    """
-
-    state: dict[str, torch.Tensor]
-    container: str
-    usual: bool = True
-    whole: bool = False
+    state: dict[str, torch.Tensor]  # as saved, prefixes included
+    container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
+    usual: bool = True  # whether all names in `container` are usual ones
+    whole: bool = False  # whether it was taken from a whole pickled network
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A state dict with one prefix removed from its names.
-
-    Attributes
-    ----------
-    state : dict of str to Tensor
-    prefix : str
-        The prefix removed from every name.
-    aside : tuple of str
-        Names without the prefix, whose tensors are ignored.
-    head : str
-        Name of a head outside the prefix, which is ``fc`` in `state`; empty if no head is outside.
-    """
+    """A state dict with one prefix removed from its names."""
 
     state: dict[str, torch.Tensor]
     prefix: str
-    aside: tuple[str, ...] = ()
-    head: str = ""
+    aside: tuple[str, ...] = ()  # names without the prefix, whose tensors are ignored
+    head: str = ""  # name of a head without the prefix, which is "fc" in `state`
 
 
 def find_states(value: Any, name: str, size: int, container: str | None = None) -> list[SavedState]:
-    """Find the state dicts in a file's contents, and check that their tensors can be weights.
+    """Find the state dicts in a file's contents, the most likely first.
 
-    Parameters
-    ----------
-    value : object
-        The file's contents.
-    name : str
-        The file's name, for errors.
-    size : int
-        Size of the file in bytes.
-    container : str, optional
-        The entry to use; by default every entry.
-
-    Returns
-    -------
-    list of SavedState
-        The most likely first; of the others, those whose tensors cannot be weights are left out.
+    Others whose tensors cannot be weights are left out. `size` is that of the file in bytes.
 
     Raises
     ------
     CheckpointError
-        There is no state dict, in `container` or at all; there are too many containers; or the most
-        likely state dict was flattened by FSDP, lacks the weights that DeepSpeed saved elsewhere,
-        or has too many tensors, or ones that are sparse, complex, without values, or much larger
-        than the file.
+        There is no state dict, or no `container`; there are too many containers; or the most likely
+        state dict lacks layers (FSDP, DeepSpeed) or has tensors that cannot be weights.
     """
     if not isinstance(value, dict | list | tuple | StandIn):
         raise CheckpointError(
@@ -148,7 +108,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
 
 
 def _unnamed(values: list[Any]) -> str:
-    """Return advice on parameters that were saved without their names; empty if there are none."""
+    """Return advice on parameters that were saved without their names, if there are any."""
     lists = [each for each in values if isinstance(each, list | tuple) and len(each) > 1]
     if not any(all(isinstance(part, torch.Tensor) for part in each) for each in lists):
         return ""
@@ -193,7 +153,7 @@ def _kind(value: Any) -> str:
 def _search(
     value: Any, path: str, usual: bool, depth: int, seen: dict[int, None], name: str
 ) -> Iterator[SavedState]:
-    """Yield state dicts: usual names first, then the value's own tensors, then other entries."""
+    """Yield the state dicts under usual names, then the value's own, then those under others."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     own = id(value)
@@ -230,7 +190,7 @@ def _dotted(path: str, key: str) -> str:
 
 
 def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors among entries, detached from attributes that could hide their methods."""
+    """Return the tensors among entries, without attributes that could hide their methods."""
     tensors = {}
     for key, value in entries.items():
         if isinstance(key, str) and isinstance(value, torch.Tensor):
@@ -241,7 +201,7 @@ def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _name(key: Any) -> str:
-    """Return a key as printable text; only its type if it is neither text nor below 2^63."""
+    """Return a key as printable text; only its type if it is not text or a number below 2^63."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63
@@ -268,7 +228,7 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
                 f"{name}: the tensor {printable(key)} is {problem}; wgeo needs dense real weights."
             )
         declared += tensor.numel() * tensor.element_size()
-    # Tied weights are stored once but counted several times, hence the factor 4. A single number
+    # Tied weights are stored once but counted several times, hence the factor. A single number
     # expanded to a large tensor is an attack on memory.
     if declared > 4 * size + _SLACK:
         raise CheckpointError(
@@ -281,17 +241,17 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     """Return one view of a state for each candidate prefix, the most likely first.
 
     ``_orig_mod`` (torch.compile) and similar wrappers are removed wherever they occur. Any other
-    dotted prefix, such as ``module.``, ``model.``, ``backbone.`` or ``module.encoder_q.``, is a
-    candidate if at least a tenth of the tensors have it. The longest prefix common to all tensors
-    comes first, then shorter common ones (since the network itself may have a part of that name),
-    then prefixes of only some tensors, the most frequent first; at most twelve are returned.
+    dotted prefix, such as ``module.`` or ``module.encoder_q.``, is a candidate if at least a tenth
+    of the tensors have it. Prefixes common to all tensors come first, the longest of them before
+    shorter ones, which the network itself may need. Then come prefixes of some tensors, the most
+    frequent first. At most twelve views are returned.
 
     Parameters
     ----------
     state : mapping of str to Tensor
     prefix : str, optional
-        The prefix to remove; by default every candidate. A wrapper's name before it may be omitted:
-        ``encoder_q.`` for ``module.encoder_q.``.
+        The only prefix to remove. A part before it may be omitted: ``encoder_q.`` for
+        ``module.encoder_q.``.
 
     Raises
     ------
@@ -320,7 +280,6 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
 
 
 def _prefixes(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return candidate prefixes in the order of `views`."""
     keys = [key for key in state if key != "n_averaged"]
     counts: Counter[str] = Counter()
     for key in keys:
@@ -353,5 +312,4 @@ def _view(state: Mapping[str, torch.Tensor], prefix: str, wrapper: str) -> View:
 
 
 def _is_matrix(tensor: torch.Tensor | None) -> bool:
-    """Return whether a tensor can be a linear layer's weight."""
     return tensor is not None and tensor.ndim == 2

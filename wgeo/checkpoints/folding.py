@@ -25,13 +25,7 @@ def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
     Weight normalization is w = g v / |v| (Salimans and Kingma 2016). Spectral normalization is
     w = W / (u^T W v) with the saved vectors u and v, as in eval mode (Miyato et al. 2018). A
-    weight is multiplied by its pruning mask.
-
-    Returns
-    -------
-    state : dict of str to Tensor
-    notes : tuple of str
-        The number of weights folded, for each kind of parts.
+    weight is multiplied by its pruning mask. The notes give the numbers of folded weights.
 
     Raises
     ------
@@ -75,8 +69,8 @@ def _weight(pieces: dict[str, torch.Tensor], name: str) -> torch.Tensor:
             return pieces["w"] * pieces["mask"].to(pieces["w"].dtype)
         weight, left, right = pieces["w"], pieces["left"], pieces["right"]
         # u has one entry per output. Outputs are on axis 0, or on axis 1 in a transposed
-        # convolution; if both axes have this length, the one with the larger product is taken,
-        # since u and v are singular vectors.
+        # convolution. If both axes have this length, the larger product decides: u and v are the
+        # leading singular vectors.
         axes = [axis for axis in (0, 1) if weight.shape[axis] == len(left)]
         images = [torch.mv(weight.transpose(0, axis).flatten(1), right) for axis in axes]
         return weight / max(torch.dot(left, image) for image in images)

@@ -39,12 +39,11 @@ def load_checkpoint(
 ) -> Network:
     """Load a trained network.
 
-    Reads files written by ``torch.save`` (old and new format) and safetensors, single or sharded.
-    A file may contain a state dict, a whole pickled network, or a dict with one of these, nested
-    up to five levels deep; tensor names may have any prefix. Objects of other classes (settings,
-    optimizers, NumPy random states) are read as inert stand-ins, and no code in the file is run
-    unless `trust` is set. Weight normalization, spectral normalization and pruning masks are folded
-    into the weights.
+    Reads files of ``torch.save`` (old and new format) and safetensors, single or sharded. A file
+    may contain a state dict, a whole pickled network, or a dict with one of these, nested up to
+    five levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is
+    set: objects of other classes, such as optimizers, are read as inert stand-ins. Weight
+    normalization, spectral normalization and pruning masks are folded into the weights.
 
     Parameters
     ----------
@@ -58,9 +57,8 @@ def load_checkpoint(
     num_classes : int, optional
         By default, the size of the head; a different number raises an error.
     trust : bool
-        Only for a whole pickled network whose code is not part of wgeo: unpickle the file with
-        that code, **which runs whatever the file names**. Use it only for your own files. It has
-        no effect if `arch` is passed.
+        Unpickle a whole network with its own code, **which runs whatever the file names**. Use it
+        only for your own files. It has no effect on a state dict, or if `arch` is passed.
     options : mapping, optional
         Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``,
         ``{"heads": 8}`` for a vit, ``{"img_size": 32}`` for a timm network, or any argument of your
@@ -82,7 +80,7 @@ def load_checkpoint(
     CheckpointError
         The file cannot be read, is damaged or malicious, or contains no state dict; tensors are
         missing, unexpected or have the wrong shape (the message lists the first five of each, and
-        the closest architecture); several networks fit; or a weight is NaN or infinite.
+        the closest architecture); several different networks fit; or a weight is NaN or infinite.
     ArgumentError
         The architecture or an option is unknown.
     DependencyError
@@ -174,7 +172,6 @@ def _report(choice: Choice, contents: Contents, extra: tuple[str, ...]) -> LoadR
 
 
 def _hint(saved: SavedState) -> str:
-    """Return advice for a file that contains a whole pickled network."""
     if not saved.whole:
         return ""
     return (
@@ -185,7 +182,7 @@ def _hint(saved: SavedState) -> str:
 
 
 def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Network:
-    """Return a network unpickled whole, because the caller trusts the file."""
+    """Return a network that was unpickled whole."""
     for key in filter(None, saved.container.split(".")):
         value = value[0] if isinstance(value, list | tuple) else value
         value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
@@ -204,7 +201,7 @@ def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Netw
 
 
 def _meta(value: Any, name: str, arch: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the metadata stored by wgeo; without damaged entries, but with notes, given `arch`."""
+    """Return the intact metadata stored by wgeo, and notes; damage is an error without `arch`."""
     meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
     if meta is None:
         return {}, ()
@@ -215,7 +212,7 @@ def _meta(value: Any, name: str, arch: str | None) -> tuple[dict[str, Any], tupl
 
 
 def _intact(meta: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the intact metadata, and what is wrong with the others: a file can claim anything."""
+    """Return the intact metadata, and what is wrong with the rest: a file can claim anything."""
     if not isinstance(meta, dict):
         return {}, ["its 'wgeo' entry is damaged"]
     intact, problems = _with_plain_text(meta)
@@ -230,7 +227,7 @@ def _intact(meta: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _with_plain_text(entries: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return entries without long or unprintable text, and what is wrong with the others."""
+    """Return the entries without long or unprintable text, and what is wrong with the others."""
     plain, problems = {}, []
     for key, value in entries.items():
         if not isinstance(value, str) or (value.isprintable() and len(value) <= _MAX_LENGTH):
@@ -268,7 +265,7 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assumptions(fit: Fit) -> list[str]:
-    """Return notes on settings that are neither stored, passed nor determined by shapes."""
+    """Return notes on settings that had to be assumed."""
     notes = []
     if fit.settings.get("stem") == "cifar":
         notes.append(
@@ -296,7 +293,7 @@ def _check_finite(module: nn.Module, name: str) -> None:
 
 
 def _usual_normalization(fit: Fit) -> str | None:
-    """Return the normalization of published checkpoints, for a file that wgeo did not write."""
-    # They are for color images, and those of networks with a choice of stem for large ones.
+    """Return the normalization of the architecture's published checkpoints, if it can apply."""
+    # They are for color images and, if there is a choice of stem, for large ones.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
     return fit.arch.normalize if usual else None

@@ -34,10 +34,9 @@ def display_path(path: str | os.PathLike[str]) -> str:
 
 
 def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
-    """Return the files of the checkpoint at a path.
+    """Return the files of the checkpoint at a path: the file itself, or all shards.
 
-    These are the file itself, or all shards if the path is an index, one of the shards, or a folder
-    that contains shards.
+    The path of shards is their folder, their index, or one of them.
 
     Raises
     ------
@@ -67,13 +66,7 @@ def is_saved_model(folder: str | os.PathLike[str]) -> bool:
 
 
 def checked_path(path: str | os.PathLike[str], name: str) -> os.stat_result:
-    """Return the status of a file or folder.
-
-    Raises
-    ------
-    CheckpointError
-        The path does not exist, is neither a regular file nor a folder, or is an empty file.
-    """
+    """Return the status of a regular file or folder; any other path is a `CheckpointError`."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

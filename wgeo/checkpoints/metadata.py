@@ -26,7 +26,7 @@ _UNAMBIGUOUS = re.compile(r"acc|1", re.IGNORECASE)
 def as_number(value: Any) -> int | float | None:
     """Return a number of at most 2^53, or the only one in a tensor or NumPy array; else None."""
     if isinstance(value, torch.Tensor):
-        value = torch.Tensor.detach(value)  # without attributes that could hide its methods
+        value = torch.Tensor.detach(value)  # drops attributes that could hide its methods
         plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
         value = value.item() if plain and value.numel() == 1 else None
     elif (array := as_array(value)) is not None:
@@ -37,20 +37,17 @@ def as_number(value: Any) -> int | float | None:
 
 
 def epoch(value: Any) -> int | None:
-    """Return the epoch at the top level of a file's contents; None unless it is an integer."""
+    """Return the integer ``epoch`` at the top level of a file's contents, or None."""
     number = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
-    return int(number) if isinstance(number, int) else None
+    return number if isinstance(number, int) else None
 
 
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:
-    """Return the accuracy that a file claims, with its key; None if it claims no accuracy.
+    """Return the accuracy that a file claims, or None.
 
-    A number above 1 is read as a percentage; numbers outside 0 to 100 are skipped. If a file claims
-    several accuracies, the first one at the top level is returned, or else the first nested one.
-
-    Returns
-    -------
-    dict with ``key``, such as ``metrics.val_acc``, and ``value`` in [0, 1]
+    ``key`` is the entry, such as ``metrics.val_acc``, and ``value`` is in [0, 1]. A number above 1
+    is read as a percentage; numbers outside 0 to 100 are skipped. Of several accuracies, the first
+    at the top level is returned, or else the first nested one.
     """
     for key, claim in _claims(value, "", _MAX_LEVELS):
         if claim is not None and 0 <= claim <= 100:

@@ -16,7 +16,7 @@ _MAX_PIXEL = 255.0
 
 
 def normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the names of means and of their standard deviations, both of 1 or 3 numbers."""
+    """Return the names of means, with those of their standard deviations."""
     pairs = {}
     for name in state:
         module, dot, last = name.rpartition(".")
@@ -27,17 +27,16 @@ def normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state without its normalization buffers, for an architecture that has none."""
+    """Return a state without its normalization buffers."""
     pairs = normalizers(state)
     return {k: v for k, v in state.items() if k not in pairs.keys() | pairs.values()}
 
 
 def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
-    """Return the `normalize=` that a network which normalizes images needs, and a note about it.
+    """Return the `normalize=` of a network that normalizes images itself, and a note; else None.
 
-    Its input is pixels in [0, 1]; or in [0, 255], if the mean or standard deviation in its first
-    normalization exceeds 1 (as in mmdetection). None if the network has no normalization of its
-    own.
+    Its input is pixels in [0, 1]; or in [0, 255], if a mean or standard deviation exceeds 1, as in
+    mmdetection.
     """
     state = module.state_dict()
     pairs = normalizers(state)
@@ -53,22 +52,11 @@ def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
 def normalization_of(
     state: Mapping[str, torch.Tensor], module: torch.nn.Module
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return the stored normalization, and notes about it.
+    """Return the normalization stored in a state dict, and notes about it.
 
-    Parameters
-    ----------
-    state : mapping of str to Tensor
-        The state dict as saved.
-    module : nn.Module
-        The network built from the state; a network with such buffers normalizes pixels itself.
-
-    Returns
-    -------
-    spec : str or None
-        Means and standard deviations as `wgeo.data.images.normalization` reads them, such as
-        ``"0.5,0.5,0.5;0.25,0.25,0.25"``. See `own_normalization` if the network normalizes pixels
-        itself; None if the file contains no valid normalization, or several different ones.
-    notes : tuple of str
+    It is in the format of `wgeo.data.images.normalization`; None if the state has no valid
+    normalization, or several different ones. If the network built from it, `module`, has such
+    buffers too, it normalizes images itself: see `own_normalization`.
     """
     if own := own_normalization(module):
         return own[0], (own[1],)
@@ -88,11 +76,11 @@ def normalization_of(
 
 
 def _top_pixel(mean: torch.Tensor, std: torch.Tensor) -> float:
-    """Return the largest value of a pixel: 255 if a mean (as in mmcv) or deviation exceeds 1."""
+    """Return the largest value of a pixel: 255 if a mean or deviation exceeds 1, else 1."""
     largest = max(float(each.detach().max()) for each in (mean, std))
     return _MAX_PIXEL if largest > 1 else 1.0
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:
-    """Return whether a tensor has one number for each of three channels, or one for all."""
+    """Return whether a tensor has one number for all channels, or one for each of three."""
     return tensor is not None and tensor.is_floating_point() and tensor.numel() in (1, 3)

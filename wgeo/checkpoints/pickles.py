@@ -21,7 +21,7 @@ File = io.BufferedReader | io.BytesIO
 _MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has about 40,000
 _MAX_LEAVES = 1_000_000  # entries of nested tuples, counted at every occurrence
 _MAX_NAMES = 1_000  # classes replaced by stand-ins
-_MAX_WORK = 20_000_000  # comparisons by torch, of every object with all replaced classes
+_MAX_WORK = 20_000_000  # comparisons: torch compares each object with all replaced classes
 _PROTOCOL = 2  # used by torch.save; torch's restricted reader supports no later one
 
 _PLAIN = re.compile(  # names that torch's restricted reader builds itself and wgeo allows
@@ -36,16 +36,14 @@ _PLAIN = re.compile(  # names that torch's restricted reader builds itself and w
     r"|builtins\.(set|complex)"
     r"|_codecs\.encode"
 )
-# No honest checkpoint imports these. Stand-ins would make them harmless, but a file that imports
-# them is refused, to warn the user.
+# No honest checkpoint imports these. Stand-ins would make them harmless, but the user is warned.
 _ATTACK = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|runpy|ctypes|importlib)\..*"
     r"|_?io\.open\w*"
     r"|builtins\.(eval|exec|execfile|compile|open|apply|input|__import__|breakpoint)"
 )
 _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|symmetric)\w*|q\w+)")
-# torch's reader builds these itself, even if they have a stand-in. The file determines their sizes
-# and contents, without any limit.
+# torch's reader builds these itself, even if they have a stand-in, and of any size.
 _UNSAFE = re.compile(r"builtins\.bytearray|torch\._utils\._rebuild_\w+")
 WHOLE_STATE = (  # advice for training that distributes the weights over processes
     "Save the whole state dict with the training program: `get_model_state_dict` returns it with "
@@ -72,19 +70,9 @@ _MARK = _Item("mark")
 def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
     """Follow the instructions of `count` consecutive pickles without executing them.
 
-    Parameters
-    ----------
-    file : binary file
-    count : int
-    name : str
-        The file's name, for errors.
-
-    Returns
-    -------
-    dict of str to str
-        The classes and functions that the pickles import, except those that torch's reader may
-        build, such as tensors. The values say how their objects are used: ``dict`` or ``list`` if
-        entries are added to them, else ``object``.
+    Return the classes and functions that the pickles import, except those that torch's reader may
+    build, such as tensors. The values say how their objects are used: ``dict`` or ``list`` if
+    entries are added to them, else ``object``.
 
     Raises
     ------
@@ -113,7 +101,7 @@ class _Reader:
         self.steps = self.work = 0
 
     def refuse(self, reason: str) -> None:
-        """Store the first reason to refuse the file; `check` reports attacks before it."""
+        """Store the first reason to refuse the file; attacks are reported before it."""
         self.reason = self.reason or reason
 
     def check(self, error: Exception | None) -> None:
@@ -186,7 +174,7 @@ class _Reader:
         return name
 
     def _after(self, op: pickletools.OpcodeInfo, argument: Any) -> _Item:
-        """Follow one instruction; return the item that it puts on top of the stack, if any."""
+        """Follow one instruction; return the item that it puts on the stack, if any."""
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             index = len(self.memo) if argument is None else argument
             self.memo[index] = self.stack[-1] if self.stack else _ANY
@@ -207,7 +195,7 @@ class _Reader:
         return item
 
     def _pop(self, op: pickletools.OpcodeInfo) -> list[_Item]:
-        """Pop the operands of an instruction off the stack; return them, the deepest first."""
+        """Pop the operands of an instruction, and return them in the order of the stack."""
         operands: list[_Item] = []
         for operand in reversed(op.stack_before):
             if operand is pickletools.stackslice:
@@ -300,10 +288,10 @@ class _Reader:
 
 
 def _has_state(parts: tuple[_Item, ...]) -> bool:
-    """Return whether there are four arguments, and the last is a valid state.
+    """Return whether there are four arguments, of which the last is a valid state.
 
-    A valid state is a tuple of two, or anything but a tuple. For any other tuple, torch raises an
-    error that prints the tuple, which may never end.
+    A state that is a tuple must have two entries. For another tuple, torch raises an error that
+    prints it, which may never end.
     """
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2

@@ -31,7 +31,7 @@ class LoadReport(Result):
     ----------
     kind : str
         ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards if there are
-        several; ``memory`` for a network that was not loaded from a file.
+        several; ``memory`` for a network in memory.
     container : str
         The entry of the file that contains the weights; empty for a plain state dict.
     prefix : str
@@ -45,8 +45,7 @@ class LoadReport(Result):
     renamed : tuple of str
         Tensors whose name in the file differs from the architecture's, as ``old -> new``.
     aside : tuple of str
-        Tensors that do not belong to the network and were ignored, such as those of a loss or of a
-        second network.
+        Tensors without the prefix, which were ignored, such as those of a loss.
     stand_ins : tuple of str
         Classes whose objects were read as inert stand-ins.
     notes : tuple of str
@@ -66,19 +65,13 @@ class LoadReport(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a record; of names, the number and the first twenty."""
+        """Return plain values for a record; of names, their number and the first twenty."""
         names = {key: _summary(getattr(self, key)) for key in _READING}
         return {**super().to_dict(), **names}
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
-    """Return one line on how the weights were read from a file; empty for an ordinary file.
-
-    Parameters
-    ----------
-    report : mapping
-        `LoadReport.to_dict`.
-    """
+    """Return one line on unusual steps in reading the weights, given `LoadReport.to_dict`."""
     parts = []
     if report.get("container"):
         parts.append(f"entry {report['container']!r} of the file")
@@ -112,20 +105,18 @@ class Provenance(Result):
     epoch : int or None
         The epoch at which it was saved, if the file states it.
     normalize : str or None
-        The normalization it was trained with, in the format of ``normalize=``: the
-        checkpoint's own, else that of the architecture's published checkpoints; None if unknown.
+        The input normalization that it expects, in the format of ``normalize=``; None if unknown.
     report : LoadReport
     claimed_accuracy : mapping or None
         The accuracy that the file claims: ``key``, the entry of the file, and ``value`` in [0, 1].
     normalize_source : {"file", "architecture"} or None
-        Source of `normalize`: ``file`` for the file or its folder, ``architecture`` for that of
-        published checkpoints; None if it is unknown, for a network in memory, or if the network was
-        unpickled with ``trust=True``.
+        Source of `normalize`: ``file`` for the file or its folder, ``architecture`` for the
+        architecture's published checkpoints; None if neither was used.
     arch_from : str
-        The source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (a checkpoint
-        written by wgeo), ``tensors`` (of those searched, the only one with these names and shapes),
-        ``config`` (a ``config.json`` in the same folder) or ``module`` (a network in memory, or
-        unpickled with ``trust=True``).
+        Source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (written by wgeo),
+        ``tensors`` (the only searched architecture with these names and shapes), ``config`` (a
+        ``config.json`` in the same folder) or ``module`` (a network in memory, or unpickled with
+        ``trust=True``).
 
     Examples
     --------
@@ -206,16 +197,17 @@ class Network(Displayed):
         >>> net.num_classes, net.normalize, net.provenance.arch_from
         (3, '0.5;0.25', 'module')
         """
-        head = classifier_of(module)
-        if num_classes is None and head is None:
-            raise CheckpointError(
-                f"{type(module).__name__} has no linear classifier; pass `num_classes=`."
-            )
-        classes = num_classes if num_classes is not None else head.out_features  # type: ignore[union-attr]
+        if num_classes is None:
+            head = classifier_of(module)
+            if head is None:
+                raise CheckpointError(
+                    f"{type(module).__name__} has no linear classifier; pass `num_classes=`."
+                )
+            num_classes = head.out_features
         parameters = sum(p.numel() for p in module.parameters())
         report = LoadReport(tensors=len(module.state_dict()), parameters=parameters)
         name = arch or type(module).__name__
-        return cls(module, Provenance(None, None, name, classes, None, normalize, report))
+        return cls(module, Provenance(None, None, name, num_classes, None, normalize, report))
 
     @property
     def arch(self) -> str:

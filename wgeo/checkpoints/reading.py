@@ -2,8 +2,7 @@
 
 A torch checkpoint is a pickle, which is a program. Its instructions are first analyzed without
 being executed (`pickles`). Then torch's ``weights_only`` reader loads it, with inert stand-ins for
-all classes other than tensors and plain containers (`standins`). Sizes declared in a file are
-compared with the size of the file.
+all classes other than tensors and plain containers (`standins`).
 """
 
 from __future__ import annotations
@@ -46,38 +45,19 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The contents of a checkpoint.
+    """The contents of a checkpoint."""
 
-    Attributes
-    ----------
-    value : object
-        Usually a dict.
-    kind : str
-        ``torch``, ``torch (before 1.6)`` or ``safetensors``; if there are several shards, their
-        number follows.
-    size : int
-        Size in bytes of the file, or of all shards.
-    sha256 : str
-        Hash of the file; for shards, the hash of their hashes in order.
-    stand_ins : tuple of str
-        Classes whose objects were read as stand-ins.
-    config : dict
-        Contents of a ``config.json`` in the same folder; empty if there is none.
-    notes : tuple of str
-        Remarks on the file.
-    """
-
-    value: Any
-    kind: str
-    size: int
-    sha256: str
-    stand_ins: tuple[str, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
+    value: Any  # usually a dict
+    kind: str  # torch, torch (before 1.6) or safetensors, with the number of shards
+    size: int  # bytes of the file, or of all shards
+    sha256: str  # of the file; for shards, the hash of their hashes in order
+    stand_ins: tuple[str, ...] = ()  # classes whose objects were read as stand-ins
+    config: dict[str, Any] = field(default_factory=dict)  # of a config.json in the same folder
     notes: tuple[str, ...] = ()
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Read a checkpoint: a file, or all shards in a folder or an index.
+    """Read a checkpoint: a file, or all of its shards.
 
     Raises
     ------
@@ -112,7 +92,7 @@ def _accessing(name: str) -> Iterator[None]:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 that `read` reports for a checkpoint, without reading its tensors.
+    """Return the SHA-256 that `read` reports, without reading the tensors.
 
     Raises
     ------

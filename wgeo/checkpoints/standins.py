@@ -1,8 +1,7 @@
 """Inert stand-ins for objects of any class, built by ``torch.load`` with ``weights_only=True``.
 
-A stand-in stores what the file passes to it and does nothing else: it does not call, print, hash or
-compare these values. The tensors of a file can therefore be read whatever other objects it
-contains, and no code from the file runs.
+A stand-in stores what the file passes to it and does nothing else, so the tensors of a file can be
+read whatever other objects it contains.
 """
 
 from __future__ import annotations
@@ -28,32 +27,20 @@ _NUMERIC_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "
 
 
 class StandIn:
-    """The arguments and state of an object of some class.
-
-    Attributes
-    ----------
-    arguments : tuple
-        The arguments of its constructor.
-    state : object
-        The state set afterwards, usually its attributes; None if it was not set.
-    class_name : str
-        Qualified name of the class, such as ``numpy.dtype``.
-    """
+    """The arguments and state of an object of some class."""
 
     __slots__ = ("arguments", "state")
 
-    arguments: tuple[Any, ...]
-    state: Any
-    class_name = ""
+    arguments: tuple[Any, ...]  # of the constructor
+    state: Any  # set afterwards, usually the attributes; None if it was not set
+    class_name = ""  # qualified, such as numpy.dtype
 
     def __new__(cls, *args: Any) -> Any:
-        """Store the arguments."""
         stand_in = object.__new__(cls)
         stand_in.arguments, stand_in.state = args, None
         return stand_in
 
     def __setstate__(self, state: Any) -> None:
-        """Store the state."""
         self.state = state
 
 
@@ -77,22 +64,15 @@ _KINDS = {"object": StandIn, "dict": _AsDict, "list": _AsList}
 def load_inert(file: IO[bytes], names: Mapping[str, str]) -> Any:
     """Load tensors and plain objects from a file of torch.save, with stand-ins for `names`.
 
-    Names that other code declared safe (``torch.serialization.add_safe_globals``) are not allowed
-    here.
-
-    Parameters
-    ----------
-    file : binary file
-    names : mapping of str to str
-        Qualified name of every class or function to replace, and how its objects are used:
-        ``dict``, ``list`` or ``object``; as returned by `inspect_pickles`.
+    `names` is as `inspect_pickles` returns it. Classes that other code declared safe
+    (``torch.serialization.add_safe_globals``) are not allowed here.
     """
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (type("StandIn", (_KINDS[kind],), {"__slots__": (), "class_name": name}), name)
         for name, kind in names.items()
     ]
     with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecations are of no use to a file's reader
+        warnings.simplefilter("ignore")  # torch's deprecations do not concern the user
         previous = serialization.get_safe_globals()
         serialization.clear_safe_globals()
         try:
@@ -120,14 +100,7 @@ def is_module(value: Any) -> bool:
 
 
 def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled network from its stand-ins.
-
-    Parameters
-    ----------
-    module : StandIn
-        For which `is_module` is true.
-    name : str
-        The file's name, for errors.
+    """Return the state dict of a pickled network from its stand-in.
 
     Raises
     ------
@@ -165,10 +138,9 @@ def _entries(
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """Return the array of plain numbers that a stand-in for a NumPy array or scalar contains.
+    """Return the numbers in a stand-in for a NumPy array or scalar; None for anything else.
 
-    Return None for anything else. The array is decoded here rather than by NumPy, which would trust
-    the sizes declared in the file.
+    They are not decoded by NumPy, which would trust the sizes declared in the file.
     """
     if not isinstance(value, StandIn):
         return None

@@ -1,7 +1,6 @@
 """Image folders, and zips of them: ``class/image`` or ``split/class/image``.
 
-A zip is read in memory, member by member; nothing is extracted, so its paths cannot point outside
-it.
+A zip is read in memory, member by member; nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -45,34 +44,33 @@ T = TypeVar("T")
 def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open an image folder, or a zip of one.
 
-    The classes are the folders of all splits, including empty ones, in alphabetical order as in
-    torchvision's ImageFolder, so a class has the same number in all splits. Images are in
-    alphabetical order within their class, independent of the file system. A single folder that
-    wraps everything is ignored. If there are no folders of splits, `split` has no effect.
+    Classes are numbered in the alphabetical order of their folders, as in torchvision's
+    ImageFolder, and images are in alphabetical order within their class. The class folders of all
+    splits are numbered together, empty ones included, so a class has the same number in each.
+    Splits without a common class are numbered separately. A single folder that wraps everything is
+    ignored.
 
-    Images in one folder without classes take their labels from a table in the same folder: a CSV
-    with a header such as ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or
-    Tiny ImageNet's ``val_annotations.txt``.
+    Images whose folders are not classes take their labels from a table: a CSV with a header such as
+    ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or Tiny ImageNet's
+    ``val_annotations.txt``.
 
-    Images of one size keep it, unless `load_images` is called with a `size`: then the shorter side
-    is scaled to `size` and the central square is cropped. Of images of different sizes, the shorter
-    side is scaled to size * 256/224 and the central size x size is cropped, as in ImageNet's
-    evaluation; the default size is 224. Images are gray, (1, h, w), if all selected ones are, else
-    RGB; transparency is dropped.
+    Images of one size keep it by default. With a `size`, the shorter side is scaled to it and the
+    central square is cropped. If sizes differ, the shorter side is scaled to size * 256/224, then
+    the central size x size is cropped, as in ImageNet's evaluation; the default size is 224. Images
+    are gray, (1, h, w), if all selected ones are, else RGB. Transparency is dropped.
 
     Raises
     ------
     DataError
-        There are no images, the split does not exist (the message lists those that do), or an
-        image is damaged (the message names it).
+        There are no images, the split does not exist, or an image is damaged.
     """
     return _source(Path(path), split)
 
 
 def open_table(path: str | os.PathLike[str], split: str | None) -> Source:
-    """Open a CSV (or tab-separated table) of the names and labels of images in its folder.
+    """Open a CSV or tab-separated table of the names and labels of images below its folder.
 
-    Images are searched below the table's folder, by path, by name, or by name without extension.
+    An image is found by its path, its name, or its name without the extension.
 
     Raises
     ------
@@ -169,8 +167,8 @@ def decode_images(
 ) -> torch.Tensor:
     """Return the pixels of files, uint8 (n, c, h, w).
 
-    The headers are read first, since they determine the size and mode of all images. `read`
-    returns the bytes for a name; by default it reads this file from the folder or zip `path`.
+    The headers are read first, since they determine the common size and mode. `read` returns the
+    bytes for a name; by default it reads the folder or zip `path`.
     """
     with nullcontext(read) if read else _reader(path) as read, _strict():
         local_names = track(names[shard(len(names))], "reading image headers")
@@ -192,7 +190,7 @@ def decode_images(
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
-    """Return the files that cannot be decoded, by key."""
+    """Return the entries of `names` whose files cannot be decoded."""
     local_names = list(names.items())[shard(len(names))]
 
     def check() -> dict[int, str]:
@@ -215,7 +213,7 @@ def _decode_fully(image: Image.Image) -> None:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Make Pillow raise an error for decompression bombs; up to twice its limit it only warns."""
+    """Make Pillow refuse decompression bombs; of those up to twice its limit, it only warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
@@ -223,17 +221,14 @@ def _strict() -> Iterator[None]:
 
 
 def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -> T:
-    """Return ``use(image)`` of an image file; the error for a damaged file names the file."""
+    """Return ``use(image)`` of an image file; an error names the file."""
     try:
         with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as image:
             return use(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        unknown = isinstance(error, UnidentifiedImageError)  # its message contains a Python object
-        reason = (
-            "not an image format that Pillow knows"
-            if unknown
-            else str(error) or type(error).__name__
-        )
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its message contains a Python object
+            reason = "not an image format that Pillow knows"
         raise DataError(
             f"The image {printable(name, 300)!r} in {path} cannot be decoded "
             f"({printable(reason, 300)}). Repair or remove it, or skip such images "

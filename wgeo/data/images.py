@@ -34,8 +34,8 @@ class Normalization:
     Raises
     ------
     ArgumentError
-        The numbers of means and standard deviations differ or are 0, a value is not finite, or a
-        standard deviation is not positive.
+        There are no means, or a different number of standard deviations; a value is not finite; or
+        a standard deviation is not positive.
     """
 
     mean: tuple[float, ...]
@@ -66,7 +66,7 @@ class Normalization:
         Raises
         ------
         DataError
-            The images have another number of channels.
+            There is more than one mean, but not one for each channel.
         """
         x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
         if self.mean == (0.0,) and self.std == (1.0,):
@@ -101,14 +101,10 @@ PRESETS: dict[str, Normalization] = {
 
 
 def normalization(spec: str | Normalization | None) -> Normalization:
-    """Return the normalization for a preset's name, or for lists of values.
+    """Return the normalization for a preset's name (see `PRESETS`) or for values.
 
-    Parameters
-    ----------
-    spec : str, Normalization or None
-        A preset (see `PRESETS`), ``"mean,...;std,..."`` such as
-        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value per channel, or one for all), or None for no
-        normalization: pixels stay in [0, 1].
+    Values have the form ``"mean,...;std,..."``, such as ``"0.5,0.5,0.5;0.25,0.25,0.25"``, with one
+    value per channel or one for all. With None, pixels stay in [0, 1].
 
     Raises
     ------
@@ -123,9 +119,8 @@ def normalization(spec: str | Normalization | None) -> Normalization:
         raise ArgumentError(f"normalize is a preset or 'mean,...;std,...', not {spec!r}.")
     if spec in PRESETS:
         return PRESETS[spec]
-    sides = spec.split(";")
     try:
-        mean, std = (tuple(float(value) for value in side.split(",")) for side in sides)
+        mean, std = (tuple(map(float, values.split(","))) for values in spec.split(";"))
     except ValueError:
         raise ArgumentError(
             f"Unknown normalization {spec!r}{suggestion(spec, PRESETS)}; choose one of "
@@ -141,8 +136,8 @@ class Images(Displayed):
     Attributes
     ----------
     x : Tensor, (n, c, h, w)
-        Pixels, uint8 in [0, 255] or float32 in [0, 1]; or already normalized, if `normalize` is the
-        preset ``none``.
+        Pixels: uint8 in [0, 255], or float32 in [0, 1]. With the preset ``none`` as `normalize`,
+        floats may be normalized already.
     y : ndarray of int64, (n,)
         Class indices; a list or tensor of whole numbers is converted.
     class_names : tuple of str
@@ -150,9 +145,9 @@ class Images(Displayed):
     name : str
         Name of the data set or file.
     split : str or None
-        Name of the split; None if the source has no splits.
+        None if the source has no splits.
     normalize : Normalization or None
-        The normalization to use, if it was passed explicitly.
+        The normalization passed explicitly, if any; it is preferred to all others.
     preset : str or None
         Name of the data set's own normalization, if known.
     skipped : tuple of str
@@ -213,9 +208,9 @@ class Images(Displayed):
 
     @cached_property
     def copies_of(self) -> Int[np.ndarray, " n"]:
-        """Index of the first copy of every image, its own if it is the first; labels are ignored.
+        """For every image, the index of the first image of which it is a copy, or its own.
 
-        Copies have equal pixels, or differ by less than 1e-6 of the median distance between images.
+        Copies differ by at most 1e-6 of the median distance between images; labels are ignored.
         """
 
         def pixels(rows: Any) -> np.ndarray:
@@ -225,7 +220,7 @@ class Images(Displayed):
 
     @property
     def distinct(self) -> Int[np.ndarray, " m"]:
-        """Indices of the first image of each group of copies: the rows to resample from."""
+        """Indices of the images that are not copies of an earlier one."""
         return np.flatnonzero(self.copies_of == np.arange(len(self)))
 
     def facts(self, head: int | None = None) -> dict[str, Any]:
@@ -239,12 +234,12 @@ class Images(Displayed):
         Returns
         -------
         dict
-            ``samples``; ``samples_per_class``, for the smallest class that occurs; ``distinct``
-            and ``duplicates``, the numbers of distinct images and of further copies of them;
-            ``relabelled``, the number of copies with a different label; ``classes``, a dict of
-            ``named`` (number of classes, with or without images), ``present`` (number of those with
-            images), ``missing`` (names of those without, at most ten), ``head``, and ``beyond``
-            (number of images whose class has no output in the head, or None); ``notes``.
+            Numbers of images: ``samples``; ``samples_per_class``, in the smallest class that
+            occurs; ``distinct``; ``duplicates``, further copies of distinct ones; ``relabelled``,
+            copies with another label than the first. ``classes`` contains ``named``, the number of
+            classes; ``present``, the number with images; ``missing``, at most ten names of those
+            without; ``head``; and ``beyond``, the number of images whose class has no output in the
+            head, or None. ``notes`` are those of the images.
 
         Examples
         --------

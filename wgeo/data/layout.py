@@ -90,21 +90,13 @@ def folder_names(path: Path) -> Iterator[str]:
 def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> LabeledFiles:
     """Find the images of a split and their classes.
 
-    Parameters
-    ----------
-    listing : Listing
-    split : str or None
-        None and ``all`` select every split that has classes.
-    path : Path
-        For messages.
-    read : callable
-        Returns the bytes of a file in the listing.
+    The splits None and ``all`` select every split that has classes. `path` is for messages; `read`
+    returns the bytes of a file in the listing.
 
     Raises
     ------
     DataError
-        There are no images, the split does not exist (the message lists those that do), or the
-        images have no classes.
+        There are no images, the split does not exist, or the images have no classes.
     """
     deep = [entry for entry in listing.images if len(entry[0]) > 1]
     if not deep and not (listing.images and listing.tables):
@@ -168,7 +160,7 @@ def _no_images(listing: Listing, path: Path) -> str:
 
 
 def _wrapper_depth(files: list[Entry], split: str | None) -> int:
-    """Return the number of nested folders, neither splits nor classes, that wrap everything."""
+    """Return the number of nested folders that wrap all splits and classes."""
     depth = 0
     while files:
         tops = {parts[depth] for parts, _ in files}
@@ -180,11 +172,11 @@ def _wrapper_depth(files: list[Entry], split: str | None) -> int:
 
 
 def _splits(min_depths: dict[str, int], split: str | None) -> list[str]:
-    """Return the top folders that are splits; empty if images are directly in class folders.
+    """Return the top folders that are splits; empty if the top folders are classes.
 
-    A top folder that contains images is a class; one that contains only folders is a split. If
-    both occur, the names decide: there may be a test set without classes next to a training set,
-    and one of many classes may have its images in subfolders.
+    Top folders that contain images are classes; those that contain only folders are splits. If both
+    kinds occur, the latter are splits only if one of them has the name of a split: a test set
+    without classes may be next to a training set. Otherwise all are classes.
     """
     splits = sorted(top for top, depth in min_depths.items() if depth > 2)
     if len(splits) < len(min_depths) and not {split, *SPLITS} & set(splits):
@@ -212,7 +204,7 @@ class _ClassFolders:
     groups: dict[str, dict[str, int]]
 
     def unlabeled(self, name: str) -> bool:
-        """Return whether a split has a single folder, which is not a class of another split."""
+        """Return whether a split has only one folder, which is no class of another split."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)
@@ -222,7 +214,7 @@ class _ClassFolders:
         return self.union(name for name in self.groups if not self.unlabeled(name))
 
     def union(self, names: Iterable[str]) -> list[str]:
-        """Return the sorted classes of splits, and of all other splits connected by common classes.
+        """Return the sorted classes of splits, and of all splits that share classes with them.
 
         Splits without a common class belong to different tasks, as in data for few-shot learning.
         """
@@ -247,7 +239,6 @@ class _ClassFolders:
         return ()
 
     def no_split(self, split: str | None, available: list[str]) -> str:
-        """Return the message for a split that does not exist or has no classes."""
         has_splits = any(name in each.lower() for each in available for name in SPLITS)
         advice = (
             "" if has_splits else " If these are classes, move their images directly into them."
@@ -309,10 +300,7 @@ def _from_table(
     read: Read,
     inside: bool = True,
 ) -> LabeledFiles:
-    """Label images from a table, since their folders are not classes.
-
-    If `inside`, all files belong to the split; otherwise the table may have a column of splits.
-    """
+    """Label images from a table; its column of splits is used unless all are `inside` one split."""
     table = labels_of(files, listing.tables, read, str(tree.path))
     if table is None:
         raise DataError(tree.no_classes(split, listing.tables))
@@ -341,17 +329,11 @@ def _part(table: LabelTable, split: str | None, path: Path) -> tuple[set[str], s
 def number_texts(
     labels: set[str], classes: list[str], source: str
 ) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """Number text labels.
+    """Return the class index of each text label, the class names, and notes.
 
-    If all are numbers, they are class indices: those of `classes`, unshifted, if all are below its
-    length; otherwise labels 1 to K are shifted to 0 to K - 1. If not all are numbers, labels and
-    `classes` are sorted together.
-
-    Returns
-    -------
-    index : dict of str to int
-    class_names : tuple of str
-    notes : tuple of str
+    If all labels are numbers, they are class indices. They index `classes` if all are below its
+    length; otherwise labels from 1 to K are shifted to 0 to K - 1. If not all labels are numbers,
+    labels and `classes` are sorted together.
 
     Raises
     ------

@@ -31,9 +31,8 @@ from .pixels import pixel_tensor
 _X = ("pixel_values", "image", "img", "images", "x", "inputs")
 _Y = ("label", "labels", "y", "target", "targets", "fine_label")
 _BATCH = 64
-# Pixels normalized with any preset are below 3, and below 5 if CIFAR-10 is only divided by its
-# standard deviations. The largest raw pixel of any image of CIFAR-10 or MNIST is at least 140. If
-# some pixels are negative, a mean was subtracted.
+# Normalized pixels are below 5 with any preset; the largest raw pixel of each image in CIFAR-10 and
+# MNIST is at least 140.
 _MAX_NORMALIZED = 50.0
 _SHAPES = "The images of the data set have different shapes; add a transform that makes them equal."
 _EXPECTED = (
@@ -48,11 +47,10 @@ def as_images(images: Any) -> Images:
     Parameters
     ----------
     images : Images, (x, labels), Dataset or DataLoader
-        In a pair, uint8 pixels are divided by 255 and normalized for the network; other types,
-        such as floats, count as already normalized. The same holds for the pairs of a map-style or
-        iterable Dataset, after its ``transform``; PIL images are converted to uint8. A DataLoader
-        that shuffles is read in the data set's own order, with a warning, since results must not
-        depend on a random order.
+        Pixels of type uint8 are divided by 255 and normalized for the network. All other types
+        count as already normalized. A Dataset may be map-style or iterable; its ``transform``
+        applies first, and PIL images are converted to uint8. A DataLoader that shuffles is read in
+        the data set's own order, with a warning.
 
     Raises
     ------
@@ -127,7 +125,7 @@ def _of_loader(loader: DataLoader) -> Images:
 
 
 def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Tensor, np.ndarray]:
-    """Return images and labels of a map-style data set in its order, read as by the loader."""
+    """Return images and labels in the order of a map-style data set, collated as by the loader."""
     if len(data) == 0:
         raise DataError("The data set is empty.")
     default = loader.collate_fn in (default_collate, default_convert)
@@ -222,7 +220,7 @@ def _pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pairs(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield checked batches of a loader; errors of its data set become a `DataError`."""
+    """Yield the batches of a loader; errors of its data set become a `DataError`."""
     try:
         for batch in loader:
             x, y = _pair(batch)
@@ -238,7 +236,7 @@ def _pairs(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _read_iterable(loader: DataLoader) -> tuple[torch.Tensor, np.ndarray]:
-    """Return all images and labels of an iterable data set, in the loader's order, in one pass."""
+    """Return all images and labels of an iterable data set, in the loader's order."""
     parts = list(_pairs(loader))
     if not parts:
         raise DataError("The data set is empty.")

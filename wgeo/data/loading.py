@@ -40,14 +40,16 @@ def load_images(
     Parameters
     ----------
     source : str or path
-        A name (``wgeo list datasets`` lists them; ``digits`` needs no download); ``npz:PATH``, a
-        NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
-        ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
-        The prefix may be omitted for a folder, or a file with a usual extension. A folder may also
-        contain images and a table of their names and labels (the path of the table, ``.csv`` or
-        ``.tsv``, is accepted, too), files downloaded by torchvision (``cifar-10-batches-py``,
-        ``MNIST/raw``, ``stl10_binary``, SVHN), or a Hugging Face data set (Parquet or
-        ``save_to_disk``; needs ``wgeo[hf]``).
+        One of the following. The prefix of a path may be omitted if it leads to a folder, or to a
+        file with a usual extension.
+
+        - A name; ``wgeo list datasets`` lists them. ``digits`` needs no download.
+        - ``npz:PATH``: a NumPy archive with keys ``x, y``, or ``x_train, y_train, x_test, y_test``.
+        - ``folder:PATH``: an image folder ``class/image`` or ``split/class/image``, or a zip of
+          one. It may instead contain images and a table of their names and labels, files downloaded
+          by torchvision (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN), or a
+          Hugging Face data set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
+        - The path of a table, ``.csv`` or ``.tsv``, of images in the same folder.
     split : str, optional
         Name of the split in the source; None or ``all`` selects all. If the source has no splits,
         all of it is used and the result's ``split`` is None.
@@ -57,17 +59,16 @@ def load_images(
     seed : int
         Random seed of the subset, which is the same on any machine.
     normalize : str or Normalization, optional
-        A normalization that overrides those of the network and the data set: see
-        `normalization`.
+        Overrides the normalization of the network and the data set; see `normalization`.
     size : int, optional
-        Scale and crop the images to ``size`` x ``size`` pixels. By default they are not scaled,
-        except to 224 if they have different sizes.
+        Scale and crop the images to ``size`` x ``size`` pixels. By default, images of one size keep
+        it, and 224 is used if sizes differ.
     root : path, optional
         Folder of torchvision's data sets; by default that in the environment variable
         ``WGEO_DATA``, else ``./data``.
     skip_broken : bool
-        Skip images that cannot be decoded, in a folder or a zip: `Images.skipped` names them and a
-        `WgeoWarning` reports their number. By default the first such image raises an error.
+        Skip images that cannot be decoded: `Images.skipped` names them, and a `WgeoWarning` reports
+        their number. By default the first such image raises an error.
 
     Raises
     ------
@@ -106,9 +107,8 @@ def load_images(
     if skip_broken and data.broken is not None:
         rows, skipped = _without_broken(rows, data.broken(rows), data.name)
         _count_classes(data.labels[rows], data.name)
-    x = data.fetch(rows, size)
     return Images(
-        x,
+        data.fetch(rows, size),
         data.labels[rows],
         data.class_names,
         data.name,
@@ -134,7 +134,7 @@ def _count_classes(labels: np.ndarray, name: str) -> int:
 def _without_broken(
     rows: np.ndarray, broken: dict[int, str], name: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the rows that can be read and the names of the others; warn about the latter."""
+    """Return the rows that can be read, and the names of the others; warn about these."""
     if not broken:
         return rows, ()
     names = tuple(printable(path, 300) for path in broken.values())

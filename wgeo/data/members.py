@@ -11,19 +11,12 @@ _SMALL = 2**24  # bytes to which a file may unpack at any ratio
 
 
 def max_unpacked(packed: int) -> int:
-    """Return the largest size of the contents of a file of `packed` bytes that is no zip bomb."""
+    """Return the number of bytes to which a file of `packed` bytes may unpack."""
     return max(_SMALL, _MAX_RATIO * packed)
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise a `DataError` if the compressed members together are larger than the archive.
-
-    Parameters
-    ----------
-    archive : ZipFile
-    size : int
-        Size of the archive in bytes.
-    """
+    """Raise a `DataError` if the compressed members exceed the archive's `size` in bytes."""
     total = sum(info.compress_size for info in archive.infolist())
     if total > size:
         raise DataError(
@@ -35,11 +28,7 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
 def check_member(info: zipfile.ZipInfo, unchecked: int) -> None:
     """Raise a `DataError` if a member is a zip bomb or declares a wrong size.
 
-    Parameters
-    ----------
-    info : ZipInfo
-    unchecked : int
-        Bytes to which a member may unpack at any compression ratio.
+    A member may unpack to `unchecked` bytes at any compression ratio.
     """
     stored = info.compress_type == zipfile.ZIP_STORED
     if stored and info.file_size != info.compress_size:

@@ -25,20 +25,14 @@ def is_svhn(path: Path) -> bool:
 
 
 def open_svhn(path: Path, split: str | None) -> Source:
-    """Open a folder of SVHN's published files; torchvision verifies their checksums.
-
-    Raises
-    ------
-    DataError
-        The split does not exist, or its file differs from the published one.
-    """
+    """Open a folder of SVHN's published files; torchvision verifies their checksums."""
     available = [each for each in TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
     selected = chosen_splits(path, split, available)
     return _source("svhn", split, [_torchvision("svhn", part, path, False) for part in selected])
 
 
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
-    """Open one of `names.NAMES`; ``all`` (or None) joins training and test set, in this order.
+    """Open one of `names.NAMES`; ``all`` (or None) joins the training set and the test set.
 
     Raises
     ------

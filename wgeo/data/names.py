@@ -50,7 +50,7 @@ def advice_on(ending: str) -> str:
 
 
 def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
-    """Return a data set's name and None, or the kind of a file ("" if not given) and its path.
+    """Return a data set's name and None, or a prefix of `KINDS` ("" if not given) and a path.
 
     Raises
     ------

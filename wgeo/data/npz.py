@@ -32,19 +32,17 @@ _RATIO_CHECK_ABOVE = 2**26
 def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open an ``.npz`` with keys ``x, y``, or ``x_train, y_train, x_test, y_test``.
 
-    Similar keys such as ``X, Y``, ``images, labels``, ``data, labels`` and ``data, target`` are
-    accepted too, with the split as a suffix or prefix (``train_images``), as are two unnamed
-    arrays.
+    Other usual keys, such as ``images, labels`` or ``data, target``, and two unnamed arrays are
+    accepted too. The split may be a suffix or a prefix (``train_images``).
 
-    Images have shape (n, h, w), (n, h, w, c) or (n, c, h, w), see `from_array`; labels are
-    integers or text, (n,), or one-hot, (n, K). If the labels of all splits run from 1 to K, they
-    are shifted to 0 to K - 1, with a note. The classes have the names in ``class_names``, if it is
-    present. Python objects (pickle) are never loaded.
+    Images are those of `from_array`. Labels are integers or text, (n,), or one-hot, (n, K). An
+    array ``class_names`` is optional. If the labels of all splits run from 1 to K, they are shifted
+    to 0 to K - 1, with a note. Python objects (pickle) are never loaded.
 
     Raises
     ------
     DataError
-        The archive is unreadable, keys or the split are missing, or the labels do not fit.
+        The archive is unreadable, keys or the split are missing, or images or labels are invalid.
     """
     path = Path(path)
     name = path.name
@@ -70,9 +68,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
 def index_labels(
     labels: Mapping[K, np.ndarray], source: str, classes: list[str] | None
 ) -> tuple[dict[K, np.ndarray], list[str], tuple[str, ...]]:
-    """Return the class indices of each split, the names of the classes, and notes.
-
-    The indices are common to all splits.
+    """Return the class indices of each split, the class names common to all splits, and notes.
 
     Raises
     ------
@@ -146,7 +142,6 @@ def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
 
 
 def _has_affixes(key: str, start: str, end: str) -> bool:
-    """Return whether a key has this prefix and suffix, with some characters between them."""
     middle = len(key) - len(start) - len(end)
     return middle > 0 and key.startswith(start) and key.endswith(end)
 

@@ -1,8 +1,8 @@
 """Read plain values from a pickle without running it: lists, dicts, text, numbers, array bytes.
 
-The CIFAR data sets are distributed as pickles, and a pickle is a program. Its instructions are read
-here (`pickletools.genops` executes none of them), and only those that build plain values are
-followed; imports are stored as a `Name`, and calls as a `Call`.
+The CIFAR data sets are distributed as pickles, and a pickle is a program. `pickletools.genops`
+reads its instructions without executing them. Only those that build plain values are followed;
+imports are stored as a `Name`, and calls as a `Call`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Call:
 
 
 def plain_values(body: bytes) -> Any:
-    """Return the value of a pickle; anything but a plain value in it is a `Name` or `Call`.
+    """Return the value of a pickle; objects in it other than plain values are a `Name` or `Call`.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def pixels_of(value: Any) -> np.ndarray:
 
 
 def _bytes_of(function: Any, arguments: Any) -> Any:
-    """Return a call, or the bytes that Python 3 stores as a call in the protocols of Python 2."""
+    """Return a call, or the bytes that it builds; protocols before 3 store bytes as calls."""
     if function == Name("_codecs.encode") and isinstance(arguments, tuple):
         match arguments:
             case (str() as text, "latin1"):

@@ -23,8 +23,7 @@ class Source:
 
     ``fetch(rows, size)`` reads the pixels of some images, (k, c, h, w), scaled to `size` unless it
     is None. ``broken(rows)`` maps the rows that cannot be read to their names; it is None if images
-    cannot be damaged individually. ``notes`` are sentences without a period on what could be
-    unexpected, such as the numbering of the classes.
+    cannot be damaged individually. ``notes`` have no period at the end.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Source:
 
 
 def chosen_splits(path: Path, split: str | None, available: Sequence[str]) -> list[str]:
-    """Return the splits to read: all for None or ``all``; DataError if one does not exist."""
+    """Return the splits to read, all for None or ``all``; check that `split` exists."""
     if split in (None, "all"):
         return list(available)
     if split not in available:
@@ -55,7 +54,7 @@ def joined(
     Raises
     ------
     DataError
-        A part has different numbers of images and labels, or the shapes or types differ.
+        A part has different numbers of images and labels, or image shapes or types differ.
     """
     for x, y in parts:
         if x.ndim == 0 or len(x) != len(y):
@@ -78,16 +77,9 @@ def joined(
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:
     """Return the rows of a seeded subset, balanced over the classes as far as possible.
 
-    Every class is shuffled separately, then rows are drawn from the classes in turn until there are
-    `limit`; exhausted classes are skipped. The rows are returned in their original order, and for
-    one seed a smaller subset is contained in every larger one.
-
-    Parameters
-    ----------
-    labels : ndarray of int, (n,)
-    limit : int or None
-        Total number of rows; None, or more than there are, selects every row.
-    seed : int
+    Every class is shuffled, then rows are drawn from the classes in turn until there are `limit`.
+    Rows keep their original order. With one seed, larger subsets contain all smaller ones. If
+    `limit` is None, every row is selected.
     """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
@@ -99,20 +91,13 @@ def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int
 
 
 def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[np.ndarray, " n"]:
-    """Return class indices as int64.
-
-    Parameters
-    ----------
-    labels : ndarray, (n,) or (n, 1)
-    source : str
-        Origin of the labels, for errors.
-    classes : int or None
-        Number of classes; None allows up to 100,000.
+    """Return labels, (n,) or (n, 1), as int64.
 
     Raises
     ------
     DataError
-        The labels have another shape, are not whole numbers, or are out of range.
+        They have another shape or are not whole numbers, or one is negative or not below `classes`
+        (100,000 if None).
     """
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if y.ndim != 1 or y.size == 0:
@@ -134,10 +119,9 @@ def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[
 
 
 def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
-    """Return the label of class 0, and notes about it.
+    """Return the label of the first class, given the labels of all splits, and notes about it.
 
-    It is 1 if the distinct labels are exactly 1, 2, ..., K, with K > 1, and 0 otherwise. `labels`
-    must be those of all splits.
+    It is 1 if the distinct labels are exactly 1, 2, ..., K, with K > 1, and 0 otherwise.
     """
     present = np.unique(labels)
     if len(present) < 2 or present[0] != 1 or present[-1] != len(present):
@@ -173,15 +157,15 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
     Parameters
     ----------
     x : ndarray, (n, h, w), (n, h, w, c) or (n, c, h, w), c = 1 or 3
-        Integers in [0, 255], or floats in [0, 1].
+        Integers in [0, 255], floats in [0, 1], or booleans.
     source : str
-        Origin of the pixels, for error messages.
+        Origin of the pixels, for errors.
 
     Raises
     ------
     DataError
-        The shape or type is not supported; or values are NaN or infinite (the message names the
-        first such image), out of range, or integers of only 0 and 1.
+        The shape or type is not supported, values are NaN, infinite or out of range, or the largest
+        uint8 pixel is 1.
     """
     if x.ndim == 3:
         x = x[:, None]

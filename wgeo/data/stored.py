@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import struct
@@ -35,12 +36,9 @@ class _Part:
 
 
 def find_stored(path: Path) -> Path | None:
-    """Return the folder with batches, IDX files or STL10: `path` or one below it; None if missing.
+    """Return the folder with CIFAR batches, IDX files or STL10 files: `path` or one below it.
 
-    Raises
-    ------
-    DataError
-        There are several such folders.
+    Return None if there is no such folder; several are a `DataError`.
     """
     inside = ("", *_CIFAR, "stl10_binary", "raw", *(f"{name}/raw" for name in _PRESETS))
     folders = [path / name for name in inside if _batches(path / name) or _pairs(path / name)]
@@ -53,12 +51,7 @@ def find_stored(path: Path) -> Path | None:
 def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open ``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, ..., or the folder around one.
 
-    Batches are pickles; nothing in them is run (`plain_values`).
-
-    Raises
-    ------
-    DataError
-        The split does not exist, or a file is damaged.
+    CIFAR's batches are pickles; nothing in them is run (`plain_values`).
     """
     folder = find_stored(Path(path))
     if folder is None:
@@ -114,7 +107,7 @@ def _batches(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pairs(folder: Path) -> list[_Part]:
-    """Return the image files with their label files; uncompressed ones if both kinds exist."""
+    """Return the image files and label files of each split; uncompressed ones are preferred."""
     parts: dict[str, _Part] = {}
     names = _files(folder)  # sorted: the uncompressed file comes before the compressed one
     for split in ("train", "test"):
@@ -153,7 +146,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _images(file: Path) -> np.ndarray:
-    """Return images (n, h, w) of an IDX file, or (n, 3, 96, 96) of STL10, stored column-major."""
+    """Return images (n, h, w) of an IDX file, or (n, 3, 96, 96) of STL10's column-major file."""
     if file.suffix != ".bin":
         return _array(file, 3)
     pixels = np.frombuffer(_bytes(file), np.uint8)
@@ -172,9 +165,7 @@ def _array(file: Path, dimensions: int) -> np.ndarray:
     """Return the uint8 array of an IDX file."""
     body, head = _bytes(file), 4 + 4 * dimensions
     magic, *shape = struct.unpack(f">{1 + dimensions}I", body[:head].ljust(head, b"\0"))
-    size = 1
-    for n in shape:
-        size *= n
+    size = math.prod(shape)
     if magic != 0x800 + dimensions or size != len(body) - head or size == 0:
         raise DataError(f"{file} is not a complete IDX file of bytes in {dimensions} dimensions.")
     return np.frombuffer(body, np.uint8, offset=head).reshape(shape)

@@ -17,7 +17,7 @@ Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
 
 MAX_BYTES = 2**26  # of a table; a million rows take about half of this
-_MAX_TABLES = 50  # number of tables that are read
+_MAX_TABLES = 50
 _LISTS = re.compile(
     r"(train|val|test)(_annotations|_list)?|(file_?)?list|labels|annotations|.*ground_truth.*|.*synset_labels.*"
 )
@@ -34,24 +34,12 @@ _SPLIT = ("split", "subset", "partition", "set")
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """Labels of images, as read from a table.
+    """Labels of images, as read from a table."""
 
-    Attributes
-    ----------
-    labels : dict of str to str
-        Label of every image file that the table names.
-    values : set of str
-        All labels in the table, including those of missing images.
-    splits : dict of str to str
-        Split of every image file, if the table has a column of splits.
-    notes : tuple of str
-        Numbers of rows that were ignored, and why.
-    """
-
-    labels: dict[str, str]
-    values: set[str]
-    splits: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    labels: dict[str, str]  # by image file
+    values: set[str]  # all labels, including those of missing images
+    splits: dict[str, str] = field(default_factory=dict)  # by image file, if there is a column
+    notes: tuple[str, ...] = ()  # numbers of rows that were ignored, and why
 
 
 def is_table(name: str) -> bool:
@@ -67,7 +55,7 @@ def labels_of(
 ) -> LabelTable | None:
     """Return the labels from the table that names the most image files; None if no table does.
 
-    Only images in `files` get a label; other paths in a table are never opened.
+    Paths in a table are only compared with `files`, never opened.
 
     Raises
     ------
@@ -118,7 +106,7 @@ def _text(read: Callable[[str], bytes], path: str, name: str) -> str:
 
 
 class _Finder:
-    """Finds the image file that a table refers to: by its path, or by a name that no other has."""
+    """Finds the image file that a table refers to: by its path, or by a unique name."""
 
     def __init__(self, files: Iterable[Entry], folder: Parts) -> None:
         self.folder = folder
@@ -193,7 +181,6 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
 
 
 def _no_label_column(head: list[str], file: int, name: str) -> str:
-    """Return the message for a table with a column of names but none of labels."""
     columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
     return (
         f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Give the column "
@@ -241,7 +228,7 @@ def _rows(text: str, name: str) -> list[list[str]]:
 
 
 def _json_rows(lines: list[str], name: str) -> list[list[str]]:
-    """Return rows from lines with one JSON object each, as in a Hugging Face folder of images."""
+    """Return rows from lines of one JSON object each, as in a Hugging Face folder of images."""
     try:
         objects = [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from .source import Source, chosen_splits
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _MAX_IMAGE = 2**28  # bytes
-_BATCH_ROWS = 64  # rows decoded at a time
+_BATCH_ROWS = 64
 _INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[hf]'."
 
 
@@ -51,10 +51,10 @@ def _parts(path: Path) -> dict[str, list[Path]]:
 def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
-    A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``. Only
-    the bytes are read; paths are never followed. A column ``label`` contains text or class indices;
-    the names of the classes may be in the file's ``huggingface`` metadata. The indices are common
-    to all splits. A split whose labels are missing, or all -1, is left out unless it is chosen.
+    A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``; paths
+    are never followed. A column ``label`` contains text or class indices, common to all splits. The
+    class names may be in the file's ``huggingface`` metadata. A split whose labels are missing, or
+    all -1, is left out; if no other split is selected, it is an error.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Networks by name: wgeo's own, torchvision's, timm's and the user's.
-
-`build` returns a randomly initialized network.
-"""
+"""Networks by name: wgeo's own, torchvision's, timm's and the user's."""
 
 from typing import TYPE_CHECKING
 

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class FixedLinear(nn.Linear):
-    """A linear map without bias whose weight is a buffer: saved and moved, but never trained.
-
-    Parameters
-    ----------
-    weight : Tensor, (K, d)
-    """
+    """A linear map without bias whose weight is a buffer: saved and moved, but never trained."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         nn.Module.__init__(self)
@@ -39,11 +34,10 @@ class FixedLinear(nn.Linear):
 def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
     """Return K unit vectors in R^d with pairwise cosine -1/(K-1), rows of a (K, d) tensor.
 
-    W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), with P^T P = I.
-    The columns of P are the normalized indicators of K consecutive groups of features, so that
-    nonnegative features (after a ReLU) can align with every class: h = P e_k gives logits W h
-    proportional to W w_k, where w_k is row k of W. With a random P, features could have to be
-    negative.
+    W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), where J is the
+    K x K matrix of ones, and the columns of P are the normalized indicators of K consecutive groups
+    of features. With this P, nonnegative features (after a ReLU) can align with every class: P e_k
+    and row k of W give proportional logits. A random P could require negative features.
 
     Parameters
     ----------
@@ -86,21 +80,19 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     Parameters
     ----------
     net : nn.Module
-        For ``dim="keep"`` any network with a linear head; for ``dim="K"`` a torchvision ResNet
-        (or a network of the same blocks) or a CIFAR ResNet, since the last residual block is made
-        narrower.
+        With ``dim="keep"``, any network with a linear head; with ``dim="K"``, a network whose last
+        residual block is one of torchvision's ResNets or wgeo's CIFAR ResNets.
     dim : ``"K"``, ``"keep"``
-        ``"K"``: the last residual block has K output features instead of d. Its last convolution
-        has K filters, and its shortcut becomes a 1 x 1 projection with batch norm. At K = 10, this
-        saves 20.7 % of ResNet-18's parameters and 4.5 % of ResNet-50's; a projection after the
-        pooling would save none. If d = K already, the block is not changed.
-        ``"keep"``: the features are not changed, and only the head is fixed.
+        ``"K"``: the last residual block gets K output features instead of d, if d is not K. Its
+        last convolution has K filters, and its shortcut becomes a 1 x 1 projection with batch norm.
+        At K = 10, this saves 20.7 % of ResNet-18's parameters and 4.5 % of ResNet-50's.
+        ``"keep"``: the features are not changed.
 
     Returns
     -------
     nn.Module
         New layers are randomly initialized; the rest is copied. In the state dict, the fixed
-        classifier has the old head's name. Loading recognizes it by the missing bias.
+        classifier has the old head's name; `load_checkpoint` recognizes it by the missing bias.
 
     Raises
     ------
@@ -126,9 +118,8 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     if named_head is None:
         raise ArgumentError(f"{type(net).__name__} has no linear classifier to replace.")
     name, head = named_head
-    width = head.in_features
-    if dim == "K" and width != head.out_features:
-        width = head.out_features
+    width = head.out_features if dim == "K" else head.in_features
+    if width != head.in_features:
         _narrow(_last_block(net, head.in_features), width)
     classifier = FixedLinear(simplex_etf(head.out_features, width)).to(head.weight.device)
     owner, _, attribute = name.rpartition(".")

@@ -36,31 +36,26 @@ class Arch:
     name : str
     build : callable
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
-    normalize : str or None
-        The normalization of its published checkpoints, in the format of
-        `wgeo.data.images.normalization`.
     infer : callable
         ``infer(state, options)`` returns the arguments of `build` that fit a state dict;
         ``options`` are settings that its shapes do not determine.
+    normalize : str or None
+        The normalization of its published checkpoints, in the format of
+        `wgeo.data.images.normalization`.
     rename : tuple of (pattern, replacement)
         Regular expressions that convert other common names of keys to those of this architecture.
     required_key : str
-        Regular expression that matches at least one key of every such network. A state dict
-        without such a key is excluded before any network is built. The default matches nothing: the
-        architecture is never chosen automatically.
+        Regular expression that matches at least one key of every such network. An architecture is
+        tried automatically only if a key of the state dict matches. The default matches nothing.
     determined_by_shapes : bool
-        Whether the shapes of a state dict determine the network. If they do not, for example if
-        they leave the activation or the number of heads open, the architecture is not chosen
-        automatically.
+        Whether the shapes of a state dict determine the network, including its activation and
+        number of heads. Only then is the architecture chosen automatically.
     user_code : bool
-        Whether its code is the user's. If so, the network is built completely before shapes are
-        compared.
+        Whether its code is the user's, which may not support the meta device.
     imports : str
-        A module that `build` imports. It is imported earlier, because it must not be imported for
-        the first time on the meta device, and because its errors are not those of the settings.
+        A module that `build` imports and that must not be imported on the meta device first.
     translate : callable or None
-        ``translate(state, settings)`` converts the names of tensors in older files to those in the
-        network that the library builds today.
+        ``translate(state, settings)`` converts the names in older files to those of today.
     """
 
     name: str
@@ -168,7 +163,10 @@ def _build_torchvision_resnet(
     activation: str = "relu",
     stem: str = "auto",
 ) -> nn.Module:
-    """Build a ResNet; `stem` is ``imagenet`` (7 x 7, max-pool), ``cifar`` (3 x 3) or ``auto``."""
+    """Build a ResNet; `stem` is ``imagenet`` (7 x 7, max-pool), ``cifar`` (3 x 3) or ``auto``.
+
+    ``auto`` is ``cifar`` for images of up to 64 pixels per side, else ``imagenet``.
+    """
     if stem not in ("auto", "imagenet", "cifar"):
         raise ArgumentError(f"stem must be auto, imagenet or cifar, not {stem!r}.")
     from torchvision.models import ResNet, get_model
@@ -217,7 +215,6 @@ def _build_torchvision(
 
 
 def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a torchvision network from its state dict."""
     settings = infer_head(state, options)
     if "encoder.pos_embedding" in state:
         patch = axis_length(state, "conv_proj.weight", 2, 16)
@@ -229,10 +226,9 @@ def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any
 def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the probable number of classes and of input channels of an unknown network.
 
-    The number of classes is the number of rows of the head's weight. The head is the weight with
-    one of the usual names (the last one of a ``classifier`` with several layers), or otherwise the
-    last weight with two or four axes. The channels are those of the first convolution; if it has
-    neither 1 nor 3, but another convolution has 3, they are 3.
+    The classes are the rows of the head's weight. The head has one of the usual names (the last
+    layer of a ``classifier`` with several), or else is the last weight with two or four axes. The
+    channels are those of the first convolution, or 3 if it has neither 1 nor 3 but another has 3.
     """
     usual = [f"{name}.weight" for name in HEADS]
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
@@ -246,9 +242,9 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_timm(config: Any, state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the classes and channels of the layers that timm's config names, and the image size.
+    """Return the classes and channels of the layers that timm's config names.
 
-    The image size is passed on: shapes do not determine it in networks without position embeddings.
+    Shapes need not determine the image size, so it is taken from `options`.
     """
     settings = infer_head(state, options)
     named = (("num_classes", "classifier", 0), ("in_channels", "first_conv", 1))
@@ -268,7 +264,7 @@ def _refuse_activation(name: str, activation: str) -> None:
 
 
 def _with_channels(net: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution by one with `channels` input channels, unless it has these."""
+    """Give the first convolution this number of input channels."""
     name, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != old.in_channels:
         if old.groups != 1:
@@ -294,8 +290,7 @@ def timm_arch(name: str) -> Arch:
     DependencyError
         timm is not installed.
     ArgumentError
-        timm has no such network (names that begin with ``hf-hub:``, which would download, are not
-        accepted).
+        timm has no such network. Names that would download (``hf-hub:...``) are not accepted.
     """
     try:
         import timm
@@ -356,8 +351,7 @@ def user_arch(name: str) -> Arch:
     Raises
     ------
     ArgumentError
-        The module cannot be imported or has no such factory. `Arch.build` raises it if the factory
-        fails or does not accept an option.
+        The module cannot be imported or has no such factory.
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -17,10 +17,10 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
     """Return a randomly initialized copy, on the CPU, and the names of parameters left unchanged.
 
     The ``reset_parameters`` method of every module is called. In PyTorch's layers, it draws weights
-    from their default initialization and resets batch statistics. The network's author may have
-    used another initialization, and parameters that no such method resets (a class token, a layer
-    scale, a parametrized weight) keep their trained values. A checkpoint of epoch 0, if there is
-    one, is therefore a better reference.
+    from their default initialization, which the network's author may not have used, and resets
+    batch statistics. Parameters that no such method resets (a class token, a layer scale, a
+    parametrized weight) keep their trained values. A checkpoint of epoch 0 is therefore a better
+    reference, if there is one.
 
     Parameters
     ----------
@@ -73,21 +73,19 @@ def _reset(module: nn.Module) -> None:
 
 
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Set the running statistics of batch normalization to those of `batches`, in one pass.
+    """Set the running statistics of batch normalization to averages over `batches`, in one pass.
 
     After a reset, the running statistics are mean 0 and variance 1. With these, a network in eval
-    mode is not the function from which training starts, because in train mode batch normalization
-    uses the statistics of each batch. During the pass, batch normalization uses these as well, and
-    stores their average over all batches; everything else, including dropout, is in eval mode.
-    Afterwards, every module returns to its previous mode. Networks without running statistics are
-    not changed.
+    mode is not the function from which training starts, since training normalizes with the
+    statistics of each batch. In this pass, batch normalization does so too; everything else,
+    including dropout, is in eval mode. Networks without running statistics are not changed.
 
     Parameters
     ----------
     module : nn.Module
+        Its modules return to their previous modes.
     batches : iterable of Tensor, (b, ...)
-        Normalized inputs on the network's device; all batches have equal weight, whatever their
-        size.
+        Normalized inputs on the network's device; each batch has the same weight in the averages.
     """
     norms = [
         submodule

@@ -30,13 +30,7 @@ def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> s
     """Return the architecture named in a checkpoint's ``config.json``, or None.
 
     A ResNet of transformers in a standard size also gives None: it is torchvision's with other
-    names, and is recognized by its tensors.
-
-    Parameters
-    ----------
-    config : mapping
-    path : path
-        The checkpoint, or its folder.
+    names, and is recognized by its tensors. `path` is the checkpoint, or its folder.
     """
     kind, timm_name = config.get("model_type"), config.get("architecture")
     if isinstance(timm_name, str) and kind is None:  # a folder written by timm
@@ -47,16 +41,10 @@ def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> s
 
 
 def normalization_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
-    """Return the normalization stored in the folder of a checkpoint; None if there is none.
+    """Return the normalization stored in the folder of a checkpoint; None if it has none.
 
-    It is in timm's ``config.json``, or in the ``preprocessor_config.json`` of transformers.
-
-    Parameters
-    ----------
-    config : mapping
-        The checkpoint's ``config.json``; empty if there is none.
-    path : path
-        The checkpoint, or its folder.
+    It is in timm's ``config.json``, or in the ``preprocessor_config.json`` of transformers. `path`
+    is the checkpoint, or its folder; without a ``config.json``, `config` is empty.
     """
     timm_settings = config.get("pretrained_cfg")
     if isinstance(timm_settings, dict):
@@ -85,8 +73,7 @@ def _is_torchvision_resnet(config: Mapping[str, Any]) -> bool:
 def huggingface_arch(folder: str) -> Arch:
     """Return the `Arch` described by a folder's ``config.json``.
 
-    Only settings that determine shapes are read from the file; weights, code and paths that it may
-    name are ignored.
+    Weights, code and paths that the file may name are ignored.
 
     Raises
     ------
@@ -172,12 +159,12 @@ def _translate(
     """Return a state under the names that transformers uses today; unchanged if it does not fit.
 
     transformers itself loads the state and maps older names. An encoder saved without a head gets
-    the names that it has within the classifier. The number of weights is compared with the
-    network's first, so that a file cannot make transformers allocate much memory.
+    the names that it has within the classifier.
     """
     with shapes_only():
         net = _build(config_class, shapes, **settings)
     sizes = [sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)]
+    # A small file must not make transformers allocate a large network.
     if state.keys() == net.state_dict().keys() or sizes[0] > 2 * sizes[1]:
         return state
     model_class: Any = type(net)
@@ -186,7 +173,7 @@ def _translate(
             loaded, info = model_class.from_pretrained(
                 None, config=net.config, state_dict=dict(state), output_loading_info=True
             )
-    except Exception:  # it does not fit; the later comparison reports the differences
+    except Exception:  # the later comparison reports the differences
         return state
     missing = set(info.get("missing_keys", ()))
     head = head_of(net)
@@ -214,7 +201,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:
-    """Return the logits of an output that has them, else the output itself."""
     return getattr(output, "logits", output)
 
 

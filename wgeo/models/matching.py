@@ -24,7 +24,7 @@ from .registry import ARCHS, find
 _MAX_LISTED = 5  # names in a message
 # Tensors of batch norm, weight averaging and profilers, which affect no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
-# Parts that self-supervised networks and transformers have in place of a classifier.
+# Parts that self-supervised networks and transformers have instead of a classifier.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
 # Name of a classifier outside the backbone, but not of a projector.
 _HEAD_WORDS = re.compile(
@@ -45,11 +45,11 @@ class KeyReport(Result):
     missing, unexpected : tuple of str
         Names only in the network, and only in the file.
     misshapen : tuple of str
-        Names in both with different shapes, or with integers in place of weights; both shapes or
+        Names in both whose shapes differ, or whose tensor in the file has integers; both shapes or
         dtypes follow the name.
     ignored : tuple of str
         Names on one side only that do not matter: bookkeeping tensors and, if `no_head` is set,
-        the parts that the file has in place of the head.
+        the parts that the file has instead of the head.
     matched : int
         Number of tensors that fit.
     no_head : str
@@ -138,35 +138,19 @@ def _shape(tensor: torch.Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A network with the weights of a state dict, and details of the match.
+    """A network with the weights of a state dict, and details of the match."""
 
-    Attributes
-    ----------
-    module : nn.Module
-        In eval mode.
-    arch : Arch
-    settings : dict
-        Settings of the architecture, inferred from the shapes or passed; ``num_classes`` is None
-        for an encoder without a head.
-    keys : KeyReport
-    renamed : tuple of str
-        Tensors whose name in the file differs from the network's, as ``old -> new``.
-    """
-
-    module: nn.Module
+    module: nn.Module  # in eval mode
     arch: Arch
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # inferred or passed; without a head, num_classes is None
     keys: KeyReport
-    renamed: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()  # tensors with other names in the file, as "old -> new"
 
 
 def from_state(
     name: str, state: State, num_classes: int | None = None, **options: Any
 ) -> nn.Module:
     """Build the network that fits a state dict, and load the weights.
-
-    Depth, width, channels, classes, shortcut option and stem are inferred from the tensors'
-    shapes.
 
     Parameters
     ----------
@@ -194,7 +178,7 @@ def from_state(
 
 
 def fit(name: str, state: State, num_classes: int | None = None, **options: Any) -> Fit:
-    """Build a network as `from_state` does, with the same arguments, and return details as well."""
+    """Build a network as `from_state` does, and return details of the match as well."""
     arch = find(name)
     names = _new_names(arch, state)
     state = {names[key]: tensor for key, tensor in state.items()}
@@ -223,7 +207,7 @@ def fit(name: str, state: State, num_classes: int | None = None, **options: Any)
 def exact_fits(state: State) -> list[str]:
     """Return the names of all searched architectures that fit a state dict exactly.
 
-    Those that fit except for a missing head are returned only if no architecture fits completely.
+    If none fits completely, return those that fit except for a missing head.
     """
     reports = {name: report for name, report in _rank(state) if report.fits}
     complete = [name for name, report in reports.items() if not report.no_head]
@@ -231,10 +215,10 @@ def exact_fits(state: State) -> list[str]:
 
 
 def closest(state: State) -> tuple[str, KeyReport] | None:
-    """Return the architecture closest to a state dict and its report; None if all differ too much.
+    """Return the architecture with the most tensors in common with a state, and its report.
 
-    The closest one has the largest fraction of tensors that agree in name and shape, among wgeo's
-    own architectures and torchvision's ResNets and vision transformers.
+    wgeo's own architectures and torchvision's ResNets and vision transformers are searched. Return
+    None if all differ too much.
     """
     ranking = _rank(state)
     return ranking[0] if ranking and ranking[0][1].matched_fraction >= _MIN_MATCHED else None
@@ -292,9 +276,9 @@ def _compare(
     """Compare a state with the network that the settings describe.
 
     The network is built on the meta device, so that no file can exhaust memory. Users' factories
-    may not support this, nor do torchvision's RegNets, which compute their widths with tensors;
-    their network is built in memory and returned as well. The third result maps the file's names of
-    the head's tensors to the network's, if these differ.
+    may not support this, nor do torchvision's RegNets, which compute their widths with tensors.
+    Their networks are built in memory and returned as well. The third result maps the file's names
+    of the head's tensors to the network's, if they differ.
     """
     if not arch.user_code:
         if arch.imports:
@@ -329,8 +313,7 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # Tensors that have the head's name but are not a linear layer belong to a projector, which is
-    # used in training only.
+    # Tensors that have the head's name but are not a linear layer belong to a projector.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
@@ -379,10 +362,10 @@ def _new_names(arch: Arch, state: State) -> dict[str, str]:
 
 
 def _other_head(state: State) -> str:
-    """Return the name of a head that has none of the usual names; empty if there is none.
+    """Return the name of a head with an unusual name; empty if it is not certain.
 
-    It is the only linear layer outside the backbone whose name is that of a classifier. Its shape
-    alone would not tell it from a projector used in training.
+    It is the only linear layer outside the backbone whose name suggests a classifier. Its shape
+    alone would not distinguish it from a projector used in training.
     """
     linear = [key.removesuffix(".weight") for key, t in state.items() if t.ndim == 2]
     short = [name for name in linear if len(name) <= _MAX_HEAD_NAME]

@@ -27,9 +27,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# He et al. 2015 for ReLU and similar functions; 5 / 3 as usual for tanh; for sigmoid the inverse of
-# the slope at zero, as in Glorot and Bengio 2010 (with gain 1, six sigmoid layers never start to
-# learn).
+# He et al. 2015 for ReLU and similar functions; 5 / 3 as usual for tanh. For sigmoid the inverse of
+# the slope at zero (Glorot and Bengio 2010): with gain 1, six layers never start to learn.
 _GAINS = {
     "linear": 1.0,
     "relu": 2**0.5,
@@ -46,25 +45,13 @@ class Block(nn.Module):
 
     Residual blocks are recognized by what they compute, whatever their class. Plain blocks, which
     add nothing to their branch, are recognized by this class.
-
-    Attributes
-    ----------
-    shortcut : nn.Module or None
-        The map whose output the block adds to its branch: ``nn.Identity``, or a module that
-        changes the space. None in a plain block. Set it in ``__init__``.
     """
 
-    shortcut: nn.Module | None
+    shortcut: nn.Module | None  # its output is added to the branch; None in a plain block
 
 
 def activation(name: str) -> nn.Module:
-    """Return a new activation module, so that each use can have its own hook.
-
-    Raises
-    ------
-    ArgumentError
-        The name is unknown.
-    """
+    """Return a new activation module, so that each use can have its own hook."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ArgumentError(f"Unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]()
@@ -81,8 +68,7 @@ def conv_stem(inputs: int, width: int, kernel: int, stride: int) -> nn.Sequentia
 def initialize(module: nn.Module, activation: str) -> None:
     """Draw weights that preserve the signal's variance through the layers (He et al. 2015).
 
-    Weights are normal with variance gain^2 / fan_in, with the gain of the activation (``linear``:
-    1); biases are zero.
+    Weights are normal with variance gain^2 / fan_in, with the gain of the activation; biases are 0.
     """
     gain = _GAINS[activation]
     for part in module.modules():
@@ -94,7 +80,7 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Do not draw initial weights: for tensors without values, torch loads its compiler first."""
+    """Skips drawing initial weights, for which torch would load its compiler on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -112,9 +98,9 @@ def shapes_only() -> Iterator[None]:
 
 
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the name of the outermost linear layer with a usual classifier name, and the layer.
+    """Return the outermost linear layer with a usual name of classifiers, and its full name.
 
-    Its full name may have a prefix. Return None if there is not exactly one.
+    The name may have a prefix. Return None if there is not exactly one such layer.
     """
     layers = [
         (name, part)
@@ -129,9 +115,9 @@ def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
     """Return the name of a network's classifier and the layer, without running the network.
 
-    The classifier is the linear layer that `usual_head` returns, if its full name is a usual one
-    (such as ``fc`` or ``head.fc``); otherwise it is the linear layer that was registered last.
-    Return None if there is no linear layer, or the network was loaded without its head.
+    The classifier is the layer of `usual_head` if its name has no prefix, otherwise the linear
+    layer that was registered last. Return None if there is no linear layer, or the network was
+    loaded without its head.
     """
     if getattr(module, _HEADLESS, False):
         return None
@@ -171,24 +157,24 @@ def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
 
 
 def require_positive(**settings: Any) -> None:
-    """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
+    """Raise `ArgumentError` for a setting that is not a whole number of at least 1."""
     for name, value in settings.items():
         as_count(value, name, 1)
 
 
 def axis_length(state: State, key: str, axis: int, default: int) -> int:
-    """Return a tensor's length along one axis; `default` if it is 0, or there is no such axis.
+    """Return a tensor's length along one axis; `default` if the axis is missing or empty.
 
-    A missing tensor is not an error here: the comparison with the network reports it later.
+    The comparison with the network reports missing tensors later.
     """
     shape = state[key].shape if key in state else ()
     return int(shape[axis]) if -len(shape) <= axis < len(shape) and shape[axis] > 0 else default
 
 
 def count_children(state: State, prefix: str) -> int:
-    """Return the number of numbered children of a module: distinct i in keys ``prefix.i.*``.
+    """Return the number of distinct numbers i in keys ``prefix.i.*``.
 
-    The largest number is not used, so that a state cannot declare more layers than it has keys.
+    Unlike the largest i, it cannot exceed the number of keys.
     """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}

@@ -22,7 +22,7 @@ from .parts import (
 
 
 class DenseBlock(Block):
-    """One hidden layer of a plain MLP: y = act(norm(W x + b)); the norm is optional."""
+    """One hidden layer of a plain MLP: y = act(norm(W x + b))."""
 
     def __init__(self, width: int, activation_name: str, batch_norm: bool) -> None:
         super().__init__()
@@ -104,8 +104,7 @@ def resmlp(
     ]
     net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
     for block in blocks:
-        # Each branch adds variance. With weights scaled by 1 / sqrt(depth), the sum does not grow
-        # with the depth, even without a norm.
+        # Each branch adds variance; this scale bounds the sum for any depth, even without a norm.
         assert isinstance(block, DenseResidualBlock)
         initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)
@@ -135,7 +134,6 @@ def _mlp(
 
 
 def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a plain MLP from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "inputs": axis_length(state, "stem.weight", 1, 1),
@@ -146,7 +144,6 @@ def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def infer_resmlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a residual MLP from the shapes in its state dict."""
     hidden = axis_length(state, "blocks.0.fc1.weight", 0, 128)
     return {**infer_mlp(state, options), "hidden": hidden}
 
@@ -209,7 +206,6 @@ def vgg(
 
 
 def infer_vgg(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a VGG from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),

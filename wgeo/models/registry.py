@@ -105,7 +105,8 @@ def build(
     Parameters
     ----------
     name : str
-        A name for `find`.
+        A name from ``wgeo list archs``, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER``, or your
+        own function as ``package.module:factory``.
     num_classes, in_channels : int
         At least 1.
     image_size : int, optional

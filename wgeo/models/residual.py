@@ -22,21 +22,12 @@ from .parts import (
 
 
 class ConvBlock(Block):
-    """Two 3 x 3 convolutions, each with batch norm, and a shortcut around them.
+    """Two 3 x 3 convolutions, each with batch norm, and a shortcut s around them.
 
     y = act2(s(x) + F(x)),  F = bn2 . conv2 . act1 . bn1 . conv1
 
-    Parameters
-    ----------
-    inputs, outputs : int
-        Channels.
-    shortcut : nn.Module or None
-        s; None for a plain block, y = act2(F(x)).
-    activation_name : str
-    stride : int
-        Stride of the first convolution.
-    final_activation : bool
-        Whether an activation follows the sum; otherwise act2 is the identity.
+    Without a shortcut, y = act2(F(x)). Without a final activation, act2 is the identity. The stride
+    is that of the first convolution.
     """
 
     def __init__(
@@ -133,14 +124,7 @@ def cifar_resnet(
     width: int = 16,
     option: str = "A",
 ) -> nn.Module:
-    """Build the CIFAR ResNet of `depth` = 6n + 2 layers.
-
-    Raises
-    ------
-    ArgumentError
-        The depth is not of this form, or the option is neither ``A`` (padding) nor ``B``
-        (projection).
-    """
+    """Build the CIFAR ResNet of `depth` = 6n + 2 layers, with shortcuts of `option` A or B."""
     if depth < 8 or depth % 6 != 2:
         raise ArgumentError(
             f"A CIFAR ResNet has 6n + 2 layers (20, 32, 44, 56, 110, ...), not {depth}."
@@ -155,7 +139,6 @@ def cifar_resnet(
 
 
 def infer_cifar_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a CIFAR ResNet from the shapes in its state dict."""
     has_projection = any(key.startswith("layer2.0.shortcut.") for key in state)
     return {
         "num_classes": axis_length(state, "linear.weight", 0, 10),
@@ -171,11 +154,10 @@ class IsoResNet(nn.Module):
     x_0 = stem(image);  x_{l+1} = x_l + F_l(x_l);  logits = head(mean over space of x_L)
 
     Nothing follows the sum, so each block moves features by exactly F_l, and the classifier reads
-    the last block's features; a pre-activation network would have a norm and a ReLU in between.
-    This form and a pre-activation network train equally well (digits, width 16, depth 8, 12 epochs,
-    two seeds: training accuracy 1, test accuracy 0.967 and 0.966). If every F_l is 0 at the start,
-    training is slower. `residual=False` is the plain counterpart, x_{l+1} = F_l(x_l), whose weights
-    have the same names and shapes.
+    the last block's features. A pre-activation network has a norm and a ReLU before the classifier;
+    it does not train better (digits, width 16, depth 8, 12 epochs, two seeds: training accuracy 1
+    for both, test accuracy 0.967 here and 0.966 with pre-activation). `residual=False` is the plain
+    counterpart, x_{l+1} = F_l(x_l), whose weights have the same names and shapes.
     """
 
     def __init__(
@@ -234,7 +216,6 @@ def isotropic(
 
 
 def infer_iso(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of an isotropic network from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),

@@ -1,4 +1,4 @@
-"""A small vision transformer: torchvision's, with blocks that are instances of `Block`."""
+"""A small vision transformer: torchvision's, with other defaults and any activation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def vit(
     ----------
     num_classes, in_channels : int
     image_size : int
-        Pixels per side; required, because every patch has a position embedding.
+        Pixels per side; required.
     activation : str
         Name of the activation in each block's MLP.
     width, depth : int
@@ -82,26 +82,21 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a ViT from its state dict's shapes; they do not determine `heads`."""
+    """Infer the settings of a ViT from the shapes in its state dict, and `heads` from `options`."""
     patch = axis_length(state, "conv_proj.weight", 2, 4)
     tokens = axis_length(state, "encoder.pos_embedding", 1, 65)
     width = axis_length(state, "conv_proj.weight", 0, 64)
+    layers = {key.split(".")[2] for key in state if key.startswith("encoder.layers.encoder_layer_")}
     return {
         "num_classes": axis_length(state, "heads.head.weight", 0, 10),
         "in_channels": axis_length(state, "conv_proj.weight", 1, 3),
         "image_size": patch * max(1, isqrt(tokens - 1)),
         "width": width,
-        "depth": max(1, _depth(state)),
+        "depth": max(1, len(layers)),
         "hidden": axis_length(state, "encoder.layers.encoder_layer_0.mlp.0.weight", 0, 2 * width),
         "patch": patch,
         **({"heads": options["heads"]} if "heads" in options else {}),
     }
-
-
-def _depth(state: State) -> int:
-    """Return the number of encoder layers in a state."""
-    names = {key.split(".")[2] for key in state if key.startswith("encoder.layers.encoder_layer_")}
-    return len(names)
 
 
 def __getattr__(name: str) -> Any:
