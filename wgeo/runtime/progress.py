@@ -22,7 +22,7 @@ _display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", def
 
 
 class _Lines:
-    """Progress for a pipe or a log file: a line every few seconds, none for short computations."""
+    """Progress for a pipe or a log file: a line every few seconds."""
 
     SECONDS = 5.0
 

@@ -29,9 +29,8 @@ _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assig
 class Bounds:
     """Bounds on W2^2 between the clouds as given, with their proofs, and a summary of the plan.
 
-    `potentials` prove `lower`, and `coupling` proves `upper`. If `upper` comes from the rounded
-    plan (`upper_from` is ``plan``), `coupling` is None until `with_plan` forms that plan from the
-    state `rounded`.
+    `potentials` prove `lower`, and `coupling` proves `upper`. If `upper_from` is ``plan``,
+    `coupling` is None until `with_plan` forms the rounded plan from the state `rounded`.
     """
 
     lower: float
@@ -95,8 +94,8 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
 
-    Negligible entries are left out, so that the plan is sparse if epsilon is small. `coupling`
-    remains None if more than `MAX_ENTRIES` entries are left.
+    Negligible entries are left out, so that the plan is sparse if epsilon is small. If more than
+    `MAX_ENTRIES` entries remain, `coupling` remains None.
     """
     if bounds.upper_from != "plan":
         return bounds
@@ -143,8 +142,7 @@ def couple_in_order(
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
     """Return an upper bound of W2^2 from the centered cost of a coupling.
 
-    The bound allows for rounding errors of the coupling's marginals, which are sums of at most
-    n + m terms.
+    The bound allows for rounding errors of the coupling's marginals.
     """
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
@@ -154,9 +152,9 @@ def _plan_bound(clouds: PointClouds, cost: float) -> float:
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
     """Return a permutation near the plan: each row goes to the column with most of its mass.
 
-    If this is the same column for several rows, the row with the largest mass gets it. The other
-    rows are assigned to the free columns at least cost. Return None if there are more than
-    `_MAX_UNASSIGNED` such rows, which means that epsilon is too large.
+    If several rows have the same such column, the row with the largest mass gets it, and the others
+    are assigned to the free columns at least cost. Return None if these are too many, because
+    epsilon is too large.
     """
     heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(heaviest)
