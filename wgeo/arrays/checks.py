@@ -84,7 +84,7 @@ def check_plain(x: torch.Tensor, name: str) -> None:
 
 
 def as_count(value: Any, name: str, minimum: int = 0) -> int:
-    """Return an integer as an int; raise `ArgumentError` for other types, bool, or small values."""
+    """Return `value` as an int; raise `ArgumentError` if it is not an integer, or too small."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
     return int(value)

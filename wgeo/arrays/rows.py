@@ -78,8 +78,7 @@ def as_float64(features: np.ndarray) -> np.ndarray:
 def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
     """Return slices of the rows from `start` to `stop`, for rows of `width` entries.
 
-    Each slice has at least one row, and otherwise takes at most 16 MiB in float64, or less under a
-    memory limit.
+    A slice takes at most 16 MiB in float64, or less under a memory limit, unless it is one row.
     """
     step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
@@ -235,7 +234,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     for rows, parts in row_chunks(*features):
         position[rows] = sum(part @ line for part, line in zip(parts, directions, strict=True))
     lengths = [float(np.linalg.norm(line)) for line in directions]
-    rounding = 1e-9 * float(np.abs(position).max())  # of the sums
+    rounding = 1e-9 * float(np.abs(position).max())  # of the projections
     reach = float(np.dot(margins, lengths)) + rounding
     order = np.argsort(position, kind="stable")
     group = np.arange(n)

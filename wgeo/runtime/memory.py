@@ -121,7 +121,7 @@ def total_memory() -> int:
 
 
 def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the smallest limit of this process's Linux control groups, at most `sys.maxsize`."""
+    """Return the smallest memory limit of this process's Linux control groups, or a huge number."""
     limit = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the command line reports errors before it loads libraries
 T = TypeVar("T")
 
 _CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
-_WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for the others; a lost one is seen at once
+_WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for others; a lost process is noticed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def launched_world_size() -> int:
 
 def local_world_size() -> int:
     """Return the number of launched processes on this machine, also inside `local_only`."""
-    if _launch is None or not _launch.hosts:  # before they connect, only the launcher may know
+    if _launch is None or not _launch.hosts:  # before they connect, only the launcher knows
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_world_size() > 1 else 1
     return _launch.hosts.count(_launch.hosts[_launch.rank])
 
@@ -290,11 +290,8 @@ def _broadcast(outcome: Any, source: int) -> Any:
         try:
             message = [pickle.dumps(outcome)]
         except Exception as error:  # the others are waiting for a message
-            message = [
-                pickle.dumps(
-                    (None, WgeoError(f"A result cannot be sent to other processes: {error}"))
-                )
-            ]
+            failure = WgeoError(f"A result cannot be sent to other processes: {error}")
+            message = [pickle.dumps((None, failure))]
     with _connected():
         dist.broadcast_object_list(message, source)
     result, remote_error = pickle.loads(message[0])

@@ -17,7 +17,7 @@ from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 from .tiles import reduce_tiles
 
-_MAX_GROUPS = 8  # if a column has more undecided groups of pairs, only the lowest are listed
+_MAX_GROUPS = 8  # number of undecided groups per column up to which all their pairs are computed
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
 _GATHER_ENTRIES = 1 << 18  # entries of groups copied at a time
 
@@ -99,8 +99,8 @@ def find_violations(
     """Test ``f_i + g_j <= c_ij`` for all pairs, or only for the pairs of the points x in `rows`.
 
     Pairs are listed if their slack is below ``-threshold``. Slacks that may be negative, given the
-    error of the products, are computed again from differences in float64. If a block has very many
-    such pairs, this is left out (`Violations.undecided`), unless the test is `thorough`.
+    error of the products, are computed again from differences in float64. If a block has very many,
+    only the lowest are computed (`Violations.undecided`), unless the test is `thorough`.
     """
     target = geometry.y
     excess = np.zeros(target.n)

@@ -89,11 +89,6 @@ class _Problem:
     y: Float[np.ndarray, "m d"]
 
     @property
-    def memory_bytes(self) -> int:
-        """Approximate memory of the solver."""
-        return solver_bytes(self.x.size + self.y.size)
-
-    @property
     def key(self) -> tuple[int, int]:
         """The identities of the two arrays; problems with equal keys are solved once."""
         return id(self.x), id(self.y)
@@ -177,7 +172,7 @@ def map_pairs(
     """Return ``keep(result, x, y)`` for each pair; only what `keep` returns stays in memory."""
     problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
-    largest = max((problem.memory_bytes for problem in distinct.values()), default=1)
+    largest = max((solver_bytes(x.size + y.size) for _, x, y in pairs), default=1)
     clouds = {id(cloud): cloud for problem in problems for cloud in (problem.x, problem.y)}
     with shared_statistics(clouds.values()):
         results = thread_map(

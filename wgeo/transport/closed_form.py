@@ -175,10 +175,10 @@ class Sliced:
         start_time = time.perf_counter()
         clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
         directions = self._directions(clouds)
-        axes = _principal_axes(clouds, self.seed)
-        costs = _projected_costs(clouds, torch.cat([directions, axes]))
+        lines = torch.cat([directions, _principal_axes(clouds, self.seed)])
+        costs = _projected_costs(clouds, lines)
         frames = [*costs[: len(directions)].split(clouds.x.shape[1]), costs[len(directions) :]]
-        cost, plan, origin = _best_coupling(clouds, torch.cat([directions, axes]), costs)
+        cost, plan, origin = _best_coupling(clouds, lines, costs)
         # `costs` are centered, so the squared shift along each direction is added.
         with_shift = costs[: len(directions)] + (directions @ clouds.offset).square()
         return clouds.result(

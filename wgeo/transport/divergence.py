@@ -151,7 +151,4 @@ def _centered_gradients(
     onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
     x, y = clouds.centered(torch.float64)
     mass = clouds.b * state.log_ratio.exp()
-    return (
-        2 * (clouds.a[:, None] * x - onto_x),
-        2 * (mass[:, None] * y - onto_y),
-    )
+    return 2 * (clouds.a[:, None] * x - onto_x), 2 * (mass[:, None] * y - onto_y)

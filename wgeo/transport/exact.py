@@ -92,8 +92,8 @@ class Exact:
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
-        `potentials` f, g of a similar problem between as many points do not change W2. They save
-        time if the problem is large and the given coupling is far from optimal.
+        `potentials` (f, g) of a similar problem are a starting point. They do not change W2, but
+        save time if the problem is large and the given coupling is far from optimal.
 
         Raises
         ------

@@ -253,10 +253,7 @@ class Kernel:
     def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        """Return ``P y`` and ``P^T x``, for gradients.
-
-        P is the plan with potentials f and g; x and y are the centered points.
-        """
+        """Return P y and P^T x for the plan P with potentials f, g and the centered points x, y."""
         clouds = self.clouds
 
         def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

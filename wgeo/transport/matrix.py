@@ -97,11 +97,9 @@ class Distances(Result):
 
     def _description(self) -> str:
         pairs = [self.certified[pair] for pair in _pairs(self.distance.shape, self.symmetric)]
-        with_others = (
-            "" if self.symmetric else f" and {counted(len(self.other_names), 'other cloud')}"
-        )
+        others = "" if self.symmetric else f" and {counted(len(self.other_names), 'other cloud')}"
         return (
-            f"W2 between {counted(len(self.names), 'cloud')}{with_others}; "
+            f"W2 between {counted(len(self.names), 'cloud')}{others}; "
             f"{sum(map(int, pairs))} of {counted(len(pairs), 'pair')} certified, by {self.solver} "
             f"in {self.seconds:.2g} s"
         )

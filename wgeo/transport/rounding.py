@@ -1,7 +1,7 @@
 """Bounds on W2 from the solution of an entropic problem: its potentials and its plan.
 
 A plan is *rounded* to exact marginals: its columns are scaled down, and the mass that is then
-missing is coupled in some other way (Altschuler, Weed, Rigollet 2017).
+missing is coupled separately (Altschuler, Weed, Rigollet 2017).
 """
 
 from __future__ import annotations
@@ -110,14 +110,9 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
         for index, w in ((entries.i, a), (entries.j, b))
     )
     rest = couple_in_order(clouds, *missing)
-    mass, i, j = (
-        np.concatenate(both)
-        for both in (
-            (entries.mass, rest.data),
-            (entries.i, rest.coords[0]),
-            (entries.j, rest.coords[1]),
-        )
-    )
+    mass = np.concatenate((entries.mass, rest.data))
+    i = np.concatenate((entries.i, rest.coords[0]))
+    j = np.concatenate((entries.j, rest.coords[1]))
     upper = _plan_bound(clouds, entries.cost + clouds.plan_cost(rest, centered=True))
     plan = csr_array((mass, (i, j)), shape=(len(a), len(b)))
     plan.eliminate_zeros()  # rows of weight 0
@@ -129,7 +124,7 @@ def couple_in_order(
 ) -> coo_array:
     """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
 
-    The result has at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
+    This has fewer pairs than the product of a and b, and usually costs less.
     """
     total, sum_a = float(b.sum()), float(a.sum())
     if not (total > 0 and sum_a > 0):
@@ -140,10 +135,7 @@ def couple_in_order(
 
 
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
-    """Return an upper bound of W2^2 from the centered cost of a coupling.
-
-    The bound allows for rounding errors of the coupling's marginals.
-    """
+    """Return an upper bound of W2^2 from a coupling's centered cost; it allows for rounding."""
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
     return clouds.translation_cost + cost + slack
@@ -152,9 +144,8 @@ def _plan_bound(clouds: PointClouds, cost: float) -> float:
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
     """Return a permutation near the plan: each row goes to the column with most of its mass.
 
-    If several rows have the same such column, the row with the largest mass gets it, and the others
-    are assigned to the free columns at least cost. Return None if these are too many, because
-    epsilon is too large.
+    If rows compete for a column, the one with the largest mass gets it. The others are assigned to
+    the free columns at least cost. Return None if there are too many, because epsilon is too large.
     """
     heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(heaviest)

@@ -15,7 +15,7 @@ from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
 from .geometry import Geometry
 
-_NOISE = 2.0**-51  # rounding error of the duals, per point and as a fraction of the largest cost
+_NOISE = 2.0**-51  # rounding error of the duals per point, as a fraction of the largest cost
 
 
 def network_simplex(
@@ -88,12 +88,11 @@ def shortest_path_labels(
 ) -> Potentials:
     """Return the optimal potentials for `cost` that have the least f >= 0, and so the largest g.
 
-    They are unique, while the duals of a simplex are arbitrary at points with few arcs.
-
-    They are shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). In the graph, each
-    arc leads from its row to its column, with its cost as length. Each used arc also leads
-    backwards, with minus its cost, and arcs of length 0 lead from a source to every row. If p_i and
-    q_j are the distances of rows and columns from the source, then ``f = -p`` and ``g = q``.
+    These are unique, while the duals of a simplex are arbitrary at points with few arcs. They are
+    shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). In the graph, each arc
+    leads from its row to its column, with its cost as length. Each used arc also leads backwards,
+    with minus its cost, and arcs of length 0 lead from a source to every row. If p_i and q_j are
+    the distances of rows and columns from the source, then ``f = -p`` and ``g = q``.
 
     Given optimal duals u and v, the lengths can be replaced by ``cost - u - v``. These are
     nonnegative, and 0 on used arcs, so that Dijkstra's algorithm can be used.
@@ -101,9 +100,8 @@ def shortest_path_labels(
     n, m = arcs.shape
     length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)
     length[used] = 0.0
-    nodes = np.arange(n)
     tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m)])
-    heads = np.concatenate([n + arcs.j, arcs.i[used], nodes])
+    heads = np.concatenate([n + arcs.j, arcs.i[used], np.arange(n)])
     lengths = np.concatenate([length, np.zeros(len(used)), u - u.min()])
     order = np.argsort(tails, kind="stable")
     pointers = np.searchsorted(tails[order], np.arange(n + m + 2))

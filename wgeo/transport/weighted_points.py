@@ -15,7 +15,7 @@ from .tiles import chunks
 
 _FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
 
-_NOT_COPIED = (np.float32, np.float64)  # by `as_points`
+_NOT_COPIED = (np.float32, np.float64)  # dtypes that `as_points` does not convert
 
 _Key = tuple[torch.device, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 
@@ -29,7 +29,7 @@ class WeightedPoints:
 
     @classmethod
     def of(cls, points: torch.Tensor, weights: np.ndarray | None = None) -> WeightedPoints:
-        """Return the cloud, with uniform weights by default; `shared_statistics` may hold it."""
+        """Return the cloud, uniform by default; inside `shared_statistics`, a shared one if any."""
         if weights is None:
             shared = _shared.get(_key(points))
             if shared is not None:
@@ -122,15 +122,9 @@ def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[No
                 del _shared[key]
 
 
-def _key(points: torch.Tensor) -> _Key:
+def _key(x: torch.Tensor) -> _Key:
     """Return a key of a tensor's contents, valid while its memory is in use and unchanged."""
-    return (
-        points.device,
-        points.dtype,
-        points.data_ptr(),
-        tuple(points.shape),
-        tuple(points.stride()),
-    )
+    return x.device, x.dtype, x.data_ptr(), tuple(x.shape), tuple(x.stride())
 
 
 def centered_rows(
