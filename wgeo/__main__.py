@@ -22,8 +22,7 @@ def main() -> None:
 def _keep_streams() -> None:
     """Open the null device in place of each closed standard stream.
 
-    Otherwise the next opened file would get the free descriptor, and a message printed to that
-    descriptor would be written to the file.
+    Otherwise a file opened later would get the stream's descriptor, and messages would end in it.
     """
     for number in range(3):
         try:

@@ -101,10 +101,9 @@ _MOVED: dict[str, dict[str, str]] = {
 
 
 def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a module, which finds objects that have moved since version 0.1.
+    """Return a ``__getattr__`` for a module that finds objects moved since version 0.1.
 
-    `stacklevel` is 3 if the module's own ``__getattr__`` calls the returned function, so that the
-    warning points to the user's line.
+    If the module's own ``__getattr__`` calls the returned function, `stacklevel` is 3.
     """
 
     def find(name: str) -> Any:
@@ -122,10 +121,7 @@ def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
 
 
 def renamed_parameter(old: str, new: str) -> Callable[[Function], Function]:
-    """Return a decorator that accepts a parameter under its former name, with a warning.
-
-    The decorated function raises an `ArgumentError` if both names are given.
-    """
+    """Return a decorator that accepts a parameter under its former name, with a warning."""
 
     def decorate(function: Function) -> Function:
         @wraps(function)

@@ -12,10 +12,9 @@ from ._deprecated import moved_names
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``.
+    """Return a package's ``__getattr__``; `homes` maps each name to the submodule that defines it.
 
-    It finds the names of `homes`, which maps each to the submodule that defines it; submodules; and
-    names that have moved since version 0.1.
+    Submodules, and names that have moved since version 0.1, are found as well.
     """
     moved = moved_names(package, stacklevel=3)
 

@@ -43,7 +43,7 @@ class Displayed:
         return "", ()
 
     def _pictures(self) -> Sequence[str]:
-        """Return small figures for notebooks, as HTML; by default that of `_curve`."""
+        """Return small figures for notebooks, as HTML; by default a figure of `_curve`."""
         curve = _curve(*self._curve())
         return [curve] if curve else []
 
@@ -76,8 +76,8 @@ class Displayed:
 class Result(Displayed):
     """A dataclass of numbers, which can be converted to plain values or a table.
 
-    The plain values are the fields, without arrays and fields declared with ``repr=False``. A class
-    lists exceptions: properties and arrays to add (`_included`), and fields to omit (`_omitted`).
+    The plain values are the fields, except arrays and fields declared with ``repr=False``. A class
+    can add properties and arrays (`_included`) and omit fields (`_omitted`).
     """
 
     _included: ClassVar[tuple[str, ...]] = ()
@@ -148,13 +148,7 @@ def defined(value: float) -> float | None:
 
 
 def as_table(rows: Any) -> pd.DataFrame:
-    """Return a list of rows, or a mapping of columns, as a pandas table.
-
-    Raises
-    ------
-    DependencyError
-        pandas is not installed.
-    """
+    """Return a list of rows, or a mapping of columns, as a pandas table."""
     try:
         import pandas as pd
     except ImportError as error:
@@ -171,7 +165,7 @@ def _has_arrays(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as short text: four significant digits, lists in brackets."""
+    """Return a value as short text."""
     if value is None:
         return ""
     if isinstance(value, bool | np.bool_):
@@ -227,7 +221,7 @@ def _escaped(text: str) -> str:
 
 
 def _curve(title: str, values: Sequence[float | None]) -> str:
-    """Return a small curve as SVG, with its first and last value; undefined values are left out."""
+    """Return a small curve as SVG, labeled with its first and last defined value."""
     points = [(k, float(v)) for k, v in enumerate(values) if v is not None and np.isfinite(v)]
     if len(points) < 2:
         return ""

@@ -27,7 +27,7 @@ def counted(number: int, noun: str) -> str:
 def stage_number(stage: int | None, index: int = 0) -> int:
     """Return the number of a stage for readers, from 1; records count from 0.
 
-    `index` is the stage's position, used if the record does not say which stage it is.
+    `index` is the stage's position, for records that do not contain `stage`.
     """
     return (index if stage is None else stage) + 1
 

@@ -20,10 +20,9 @@ POWER_MARGIN = 0.05
 
 
 def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
-    """Return whether a score exceeds the null scores by more than the `margin`.
+    """Return whether a score exceeds the null scores by more than the `margin`, entry by entry.
 
-    `low` is a lower bound of the score, and `null` an upper bound of the null scores. Arrays are
-    compared entry by entry.
+    `low` is a lower bound of the score, and `null` an upper bound of the null scores.
     """
     return low > null + margin(samples)
 
@@ -31,9 +30,9 @@ def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
 def margin(samples: int | None) -> float:
     """Return the amount by which a score must exceed its null scores to be evidence.
 
-    It is max(`POWER_MARGIN`, 1 / sqrt(n)) for n samples, and 1 if n is unknown. The standard
-    deviation of the score of an unrelated pairing is about 1 / sqrt(n) in one dimension, and less
-    in more dimensions. A rotation by 18 degrees reduces the score of an optimal map by about 0.05 =
-    1 - cos(18 degrees).
+    It is max(`POWER_MARGIN`, 1 / sqrt(n)) for n samples, and 1 if n is unknown. In one dimension,
+    the score of an unrelated pairing has a standard deviation of about 1 / sqrt(n); in more
+    dimensions, it is smaller. A rotation by 18 degrees lowers the score of an optimal map by about
+    1 - cos(18 degrees) = 0.05.
     """
     return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))

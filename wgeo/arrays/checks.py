@@ -22,19 +22,19 @@ def as_points(
     ----------
     x : array_like, (n, d) or (n,)
         NumPy or torch; rows are samples. One-dimensional input is n points on a line. Half
-        precision is converted to float32; integers, booleans and extended precision to float64.
+        precision becomes float32; integers, booleans and extended precision become float64.
     name : str
         Name of the array in error messages.
     dtype : torch.dtype, optional
-        Convert to this dtype.
+        Dtype of the result.
     start : int
         Sample number of the first row, if `x` is one batch of many.
 
     Raises
     ------
     FeatureError
-        The array is not real, dense and 1-D or 2-D; or it is empty, has masked entries, or contains
-        NaN or infinity (the message names the first such row).
+        The array is not real, not dense or not 1-D or 2-D; or it is empty, has masked entries, or
+        contains NaN or infinity.
     """
     if isinstance(x, torch.Tensor):
         check_plain(x, name)
@@ -84,24 +84,14 @@ def check_plain(x: torch.Tensor, name: str) -> None:
 
 
 def as_count(value: Any, name: str, minimum: int = 0) -> int:
-    """Return `value` as an int of at least `minimum`.
-
-    Raises
-    ------
-    ArgumentError
-        `value` is not an integer (True and False do not count as integers), or is too small.
-    """
+    """Return `value` as an int; raise `ArgumentError` if it is not an integer, or too small."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
     return int(value)
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:
-    """Raise `FeatureError` if a row contains NaN or infinity.
-
-    The message names the rows that were checked and the first such row, counted from `start`, and
-    ends with `advice`.
-    """
+    """Raise `FeatureError` if a row contains NaN or infinity; rows are counted from `start`."""
     if bool(torch.isfinite(x.detach().sum())):  # one pass: a finite sum has finite entries
         return
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
@@ -125,13 +115,9 @@ def as_numpy(x: Any) -> np.ndarray:
 
 
 def as_array(x: Any, name: str) -> np.ndarray:
-    """Return real numbers as a NumPy array.
+    """Return real numbers as a NumPy array; raise `FeatureError` if `x` is anything else.
 
-    Raises
-    ------
-    FeatureError
-        `x` is not an array of real numbers, has masked entries, or is a memory map of a file that
-        was truncated.
+    Arrays with masked entries, and memory maps of truncated files, are rejected as well.
     """
     if np.ma.is_masked(x):
         raise FeatureError(f"{name} has masked entries, which would count as numbers; fill them.")
@@ -148,8 +134,8 @@ def as_array(x: Any, name: str) -> np.ndarray:
 def require_whole(array: Any) -> None:
     """Raise `FeatureError` if the file of a memory map was truncated after it was opened.
 
-    Reading beyond the end of the file would end the process. The size of the open file counts, not
-    that of the file that now has its name: a file that was deleted or replaced can still be read.
+    Reading beyond the end of the file would end the process. A file that was deleted or replaced
+    can still be read.
     """
     if not isinstance(array, np.memmap) or array.filename is None:
         return
@@ -164,12 +150,8 @@ def require_whole(array: Any) -> None:
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     """Return class labels as int64.
 
-    Raises
-    ------
-    ArgumentError
-        The labels are not a list of integers >= 0, or there are not `n` of them.
-    FeatureError
-        They are not numbers.
+    Raise `FeatureError` if they are not numbers, and `ArgumentError` if they are not a list of `n`
+    whole numbers >= 0.
     """
     if isinstance(labels, torch.Tensor):
         check_plain(labels, "labels")
@@ -196,10 +178,7 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
 def pick_device(device: str | torch.device) -> torch.device:
     """Return a torch device; ``auto`` is CUDA if available, else the CPU.
 
-    Raises
-    ------
-    ArgumentError
-        The device cannot be used on this machine; it is never silently replaced.
+    A device that cannot be used raises `ArgumentError`; it is never replaced by another.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,14 +23,9 @@ def anonymous_array(
     """Return an array in an anonymous temporary file, which is removed together with the array.
 
     ``compute(rows)`` yields the rows of a slice in chunks. This is a collective operation: the
-    processes of one host share a file, of which each writes a shard. If they cannot share one, each
-    writes all rows to its own. The file is in `folder`, by default the system's folder for
-    temporary files.
-
-    Raises
-    ------
-    OSError
-        The file cannot be created, or the disk is full.
+    processes of one host share a file, and each writes a shard. If they cannot share a file, each
+    writes all rows to a file of its own. The file is in `folder`, by default the system's folder
+    for temporary files. `OSError` is raised if it cannot be created, or the disk is full.
     """
     n, row_bytes = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with ExitStack() as stack:
@@ -53,12 +48,12 @@ def anonymous_array(
 
 @contextmanager
 def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
-    """Yield an anonymous temporary file that this host's processes share; None if they cannot.
+    """Yield a temporary file that this host's processes share; None if they cannot share one.
 
-    One process creates it; its name is removed as soon as the others have opened it.
+    The first process creates it, and removes its name as soon as the others have opened it.
     """
     ranks, path = local_ranks(), None
-    all_gather(None)  # wait for all, so that the file has a name only for a moment
+    all_gather(None)  # wait for all processes, so that the file has a name only for a moment
     if ranks[0] == rank():
         with (
             suppress(OSError),

@@ -1,4 +1,4 @@
-"""Features in chunks of rows, so that large arrays are never read or computed as a whole."""
+"""Read and compute features in chunks of rows, so that large arrays need little memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .mapped import anonymous_array
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
 _SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
-_NEIGHBORS = 64  # samples this many places apart on the random line are not compared
+_NEIGHBORS = 64  # samples at least this many places apart on the random line are not compared
 
 
 @runtime_checkable
@@ -40,28 +40,18 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """Features whose rows are computed when they are indexed.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (n, d).
-    compute : callable
-        Takes a slice or an array of row numbers, and returns these rows.
-    width : int
-        Number of entries in memory per row during the computation, if more than d.
-    """
+    """Features whose rows are computed when they are indexed."""
 
     shape: tuple[int, ...]
-    compute: Callable[[Any], Float[np.ndarray, "b d"]]
-    width: int = 0
+    compute: Callable[[Any], Float[np.ndarray, "b d"]]  # of a slice or an array of row numbers
+    width: int = 0  # number of entries in memory per row during the computation, if more than d
 
     def __getitem__(self, rows: Any) -> Float[np.ndarray, "b d"]:
         return self.compute(rows)
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Return whether features are on disk; a copy in memory can have the type np.memmap, too."""
+    """Return whether features are on disk; np.memmap alone may also be a copy in memory."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
@@ -86,10 +76,9 @@ def as_float64(features: np.ndarray) -> np.ndarray:
 
 
 def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
-    """Return slices of the rows from `start` to `stop`.
+    """Return slices of the rows from `start` to `stop`, for rows of `width` entries.
 
-    Each slice has at most 16 MiB in float64 for rows of `width` entries, or less if memory is
-    limited (`wgeo.runtime.memory`), but at least one row.
+    A slice takes at most 16 MiB in float64, or less under a memory limit, unless it is one row.
     """
     step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
@@ -105,8 +94,7 @@ def row_chunks(
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
     """Yield slices of rows, and these rows of each of the features in float64.
 
-    `within` restricts the rows to a slice. Chunks are sized for rows of `width` entries, if the
-    features are narrower.
+    `within` restricts the rows. Chunks are sized for rows of at least `width` entries.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
@@ -119,11 +107,6 @@ def check_features(features: Any, name: str) -> np.ndarray:
     """Return features as an array (n, d), checked like `as_points`.
 
     A two-dimensional NumPy array is returned as it is, without a copy.
-
-    Raises
-    ------
-    FeatureError
-        As for `as_points`.
     """
     array = features
     if not isinstance(features, np.ndarray):
@@ -140,8 +123,8 @@ def sum_over_rows(
 ) -> list[Any]:
     """Sum ``terms(rows, *chunks)``, a sequence of arrays or numbers, over all rows.
 
-    This is a collective operation (`wgeo.runtime.processes`): each process sums its own shard, and
-    all have the result. The first call of `terms` is for zero rows and determines the shapes.
+    This is a collective operation (`wgeo.runtime.processes`). The first call of `terms` is for zero
+    rows and determines the shapes.
     """
     shard = processes.shard(features[0].shape[0])
     empty = slice(shard.start, shard.start)
@@ -157,8 +140,8 @@ def map_rows(
 ) -> list[np.ndarray]:
     """Return ``values(rows, *chunks)``, a sequence of arrays with one entry per row, for all rows.
 
-    This is a collective operation: each process computes its own shard, and all have the result.
-    The first call of `values` is for zero rows and determines the shapes.
+    This is a collective operation. The first call of `values` is for zero rows and determines the
+    shapes.
     """
     n = features[0].shape[0]
     shard = processes.shard(n)
@@ -197,15 +180,10 @@ def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.
 def materialize(
     layers: Sequence[np.ndarray], rows: LazyRows, dtype: Any = np.float64
 ) -> np.ndarray:
-    """Compute `rows` as an array, on disk or in memory.
+    """Compute `rows`, which depend on `layers`, as an array on disk or in memory.
 
-    The array is on disk if one of `layers`, from which it is computed, is; or if memory is limited
-    (`wgeo.runtime.memory`) and the array would take more than an eighth of the available memory.
-
-    Raises
-    ------
-    RecordError
-        The disk is full.
+    The array is on disk if one of the layers is on disk, or if it would take more than an eighth of
+    the memory available under a memory limit. `RecordError` is raised if the disk is full.
     """
     dtype, shape = np.dtype(dtype), rows.shape
     maps = [layer for layer in layers if is_memmapped(layer)]
@@ -222,12 +200,7 @@ def materialize(
 def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.memmap:
     """Compute `rows` into an anonymous temporary file, if possible in `folder`.
 
-    Each process of a job computes a shard (`wgeo.arrays.mapped.anonymous_array`).
-
-    Raises
-    ------
-    RecordError
-        The disk is full.
+    Each process of a job computes a shard. `RecordError` is raised if the disk is full.
     """
     target = folder if folder is not None and os.access(folder, os.W_OK) else None
 
@@ -248,10 +221,8 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     """Return for every sample the index of the first sample of which it is a copy, or its own.
 
     Two samples are copies if in each of `features` their distance is at most 1e-6 times the median
-    distance between samples. Copies that differ by rounding or invisible noise are that close;
-    different images are not. Samples of a single number are copies only if they are equal. Copies
-    are neighbors in a random projection to a line, so only samples that are near each other on the
-    line are compared, and O(n d) numbers are read.
+    distance between samples. Samples of a single number are copies only if they are equal. Copies
+    are neighbors in a random projection to a line, so only neighbors on the line are compared.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]
     single = sum(each.shape[1] for each in features) == 1
@@ -263,7 +234,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     for rows, parts in row_chunks(*features):
         position[rows] = sum(part @ line for part, line in zip(parts, directions, strict=True))
     lengths = [float(np.linalg.norm(line)) for line in directions]
-    rounding = 1e-9 * float(np.abs(position).max())  # of the sums
+    rounding = 1e-9 * float(np.abs(position).max())  # of the projections
     reach = float(np.dot(margins, lengths)) + rounding
     order = np.argsort(position, kind="stable")
     group = np.arange(n)
@@ -291,7 +262,7 @@ def _typical_distance(features: Sliceable, rng: np.random.Generator) -> float:
 def _are_copies(
     features: Sequence[Sliceable], margins: Sequence[float], pairs: Int[np.ndarray, "2 m"]
 ) -> np.ndarray:
-    """Return which pairs of samples are within the margins in all of the features."""
+    """Return for each pair of samples whether its distances are within the margins."""
     within = np.ones(pairs.shape[1], bool)
     for each, margin in zip(features, margins, strict=True):
         for rows, (x, y) in row_chunks(select_rows(each, pairs[0]), select_rows(each, pairs[1])):
@@ -302,7 +273,7 @@ def _are_copies(
 def _merge_groups(
     group: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "2 m"]
 ) -> Int[np.ndarray, " n"]:
-    """Merge the groups of each pair of samples; return group numbers 0, 1, ..."""
+    """Merge the groups of each pair of samples; return the new group of each sample."""
     if not pairs.size:
         return group
     n = len(group)

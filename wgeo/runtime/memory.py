@@ -1,6 +1,6 @@
-"""A memory limit, which determines block sizes; these are halved when a GPU runs out of memory.
+"""A memory limit that determines block sizes, which are halved when a GPU runs out of memory.
 
-The order of sums depends on block sizes, so these change results, but only by rounding.
+The order of sums depends on block sizes, so results depend on them, but only by rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LIBRARY_BYTES = 2**29  # memory that Python and its libraries occupy
 _MAX_HALVINGS = 14
 OUT_OF_MEMORY = torch.OutOfMemoryError
-"""Raised if a GPU has too little memory, which says nothing about the network or the data."""
+"""Raised by torch if a GPU has too little memory."""
 
 _state: dict[str, int | None] = {"limit": None, "halvings": 0}
 
@@ -29,12 +29,7 @@ _state: dict[str, int | None] = {"limit": None, "halvings": 0}
 def parse_bytes(memory: str | float | int) -> int:
     """Return a number of bytes, from a number or text such as ``"1GiB"``, ``"512 MB"``.
 
-    Units are powers of 1024.
-
-    Raises
-    ------
-    ArgumentError
-        `memory` is neither, or is not positive.
+    Units are powers of 1024. `ArgumentError` is raised for other text, and if the size is 0.
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
     try:
@@ -50,15 +45,10 @@ def parse_bytes(memory: str | float | int) -> int:
 def memory_limit(memory: str | int | None) -> Iterator[None]:
     """Limit memory inside the ``with`` block, on a GPU too; None for no limit.
 
-    The limit determines block sizes, the features kept in memory, and the number of problems solved
-    concurrently. Features on disk (memory maps) do not count, because the system reclaims their
-    pages when needed. On the current GPU, PyTorch's allocator enforces the limit, and blocks are
-    halved if an allocation fails.
-
-    Raises
-    ------
-    ArgumentError
-        `memory` is not a size, or is less than 1 GiB.
+    The limit determines block sizes, whether features are kept in memory, and how many problems are
+    solved concurrently. Features on disk (memory maps) do not count, because the system reclaims
+    their pages when needed. On the current GPU, PyTorch's allocator enforces the limit.
+    `ArgumentError` is raised if `memory` is not a size of at least 1 GiB.
     """
     size = None if memory is None else parse_bytes(memory)
     if size is not None and size < 2 * _LIBRARY_BYTES:
@@ -131,10 +121,7 @@ def total_memory() -> int:
 
 
 def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the smallest memory limit of this process's control groups (Linux, v1 and v2).
-
-    It is `sys.maxsize` if there is none.
-    """
+    """Return the smallest memory limit of this process's Linux control groups, or a huge number."""
     limit = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():

@@ -1,12 +1,11 @@
 """Several processes on one job: ``torchrun --nproc-per-node=4 --no-python wgeo analyze ...``.
 
-Every process runs the same program on the same features and calls the functions below in the same
-order (they are collective operations). Heavy loops take a process's `shard` of the rows, contiguous
-and without padding, and combine the results (`all_reduce_sum`, `all_gather`); indivisible work is
-done by one process for all (`on_rank_zero`); several such pieces are dealt out to the processes
-(`map_over_ranks`). The result equals that of a single process, except for rounding, since sums are
-formed in another order; every process has the result. With one process, or inside `local_only`,
-these functions only call the given function or return the given value.
+Every process runs the same program on the same features, and calls the functions below in the same
+order: they are collective operations. A loop over rows processes a `shard` of the rows;
+`all_reduce_sum` or `all_gather` then combines the results. Work that cannot be divided is done by
+one process (`on_rank_zero`), or distributed if there are several pieces (`map_over_ranks`). Every
+process has the result, which differs from that of a single process only by rounding. With one
+process, or inside `local_only`, these functions only call the given function or return the value.
 """
 
 from __future__ import annotations
@@ -32,14 +31,15 @@ if TYPE_CHECKING:  # the command line reports errors before it loads libraries
 T = TypeVar("T")
 
 _CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
-_WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for the others; a lost one is seen at once
+_WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for others; a lost process is noticed at once
 
 
 @dataclass(frozen=True, eq=False)
 class _Launch:
-    """A running launch: this process's rank, the number of processes, the group for GPU tensors.
+    """The connected processes of a launch.
 
-    `store` is torch.distributed's key-value store; `hosts` are the machines' names by rank.
+    `hosts` are the machines' names by rank, `store` is torch.distributed's key-value store, and
+    `device_group` is the process group for GPU tensors.
     """
 
     rank: int
@@ -60,7 +60,7 @@ def launched_world_size() -> int:
 
 def local_world_size() -> int:
     """Return the number of launched processes on this machine, also inside `local_only`."""
-    if _launch is None or not _launch.hosts:  # before they connect, only the launcher may know
+    if _launch is None or not _launch.hosts:  # before they connect, only the launcher knows
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_world_size() > 1 else 1
     return _launch.hosts.count(_launch.hosts[_launch.rank])
 
@@ -77,11 +77,11 @@ def local_ranks() -> list[int]:
 def launched() -> Iterator[None]:
     """Connect the processes of a ``torchrun`` launch inside the ``with`` block.
 
-    They communicate through gloo, and for tensors on a GPU through NCCL if every process has a GPU
-    of its own. Each process uses the GPU of its local rank. A script opens this context around its
-    calls of wgeo, and every process must make the same calls: if one takes another path, for
-    example after catching an error, the others wait for it. What each process does by itself, such
-    as reading images, belongs inside `local_only`.
+    They communicate through gloo; GPU tensors use NCCL if every process has its own GPU. Each
+    process uses the GPU of its local rank. A script opens this context around its calls of wgeo.
+    Every process must make the same calls: if one takes another path, for example after it catches
+    an error, the others wait for it. Work that each process does by itself, such as reading images,
+    belongs inside `local_only`.
 
     Raises
     ------
@@ -231,10 +231,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
-    """Return ``work()``, called only in the process of rank 0; the others wait for the result.
-
-    An error in that process is raised in all processes.
-    """
+    """Return ``work()``, called only in the process of rank 0, or raise its error in all."""
     if world_size() == 1:
         return work()
     return _broadcast(_attempt(work) if rank() == 0 else None, 0)
@@ -243,7 +240,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
 def raise_on_any(work: Callable[[], T]) -> T:
     """Return ``work()`` of this process; if it fails in any process, raise the first error in all.
 
-    `work` typically processes this process's shard. It must not call collective operations.
+    `work` must not call collective operations.
     """
     if world_size() == 1:
         return work()
@@ -257,8 +254,8 @@ def raise_on_any(work: Callable[[], T]) -> T:
 def map_over_ranks(works: Sequence[Callable[[], T]], what: str) -> list[T]:
     """Call all functions in `works`, distributed over the processes, and return their results.
 
-    The first error is raised. Progress is shown with the description `what`. The functions must not
-    call collective operations.
+    The first error is raised. The progress bar shows `what`. The functions must not call collective
+    operations.
     """
     if world_size() == 1:
         return [work() for work in track(works, what)]
@@ -285,7 +282,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _broadcast(outcome: Any, source: int) -> Any:
-    """Send the outcome of the process `source` to all; return its result or raise its error."""
+    """Send the outcome of the process `source` to all; return the result or raise the error."""
     import torch.distributed as dist
 
     message: list[Any] = [None]
@@ -293,11 +290,8 @@ def _broadcast(outcome: Any, source: int) -> Any:
         try:
             message = [pickle.dumps(outcome)]
         except Exception as error:  # the others are waiting for a message
-            message = [
-                pickle.dumps(
-                    (None, WgeoError(f"A result cannot be sent to other processes: {error}"))
-                )
-            ]
+            failure = WgeoError(f"A result cannot be sent to other processes: {error}")
+            message = [pickle.dumps((None, failure))]
     with _connected():
         dist.broadcast_object_list(message, source)
     result, remote_error = pickle.loads(message[0])

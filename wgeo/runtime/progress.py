@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +22,7 @@ _display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", def
 
 
 class _Lines:
-    """Progress for a pipe or a log file: a line every few seconds, none for short computations."""
+    """Progress for a pipe or a log file: a line every few seconds."""
 
     SECONDS = 5.0
 
@@ -50,13 +50,15 @@ def show_progress() -> Iterator[None]:
     if _display.get() is not None or sys.stderr is None:  # standard error is closed, as by ``2>&-``
         yield
         return
-    if not sys.stderr.isatty():
-        token = _display.set(_Lines())
-        try:
-            yield
-        finally:
-            _display.reset(token)
-        return
+    with ExitStack() as stack:
+        terminal = sys.stderr.isatty()
+        display: Progress | _Lines = stack.enter_context(_bar()) if terminal else _Lines()
+        stack.callback(_display.reset, _display.set(display))
+        yield
+
+
+def _bar() -> Progress:
+    """Return a progress bar for a terminal, on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,12 +76,7 @@ def show_progress() -> Iterator[None]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        token = _display.set(bar)
-        try:
-            yield
-        finally:
-            _display.reset(token)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

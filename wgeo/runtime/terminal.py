@@ -13,13 +13,9 @@ from ..text import printable
 class Terminal(Console):
     """A console for tables and sentences that contain names of files, layers and classes.
 
-    Strings (cells, titles, sentences) are printed literally: brackets are not markup, and control
-    characters are escaped. Styles are set by `rich.text.Text` or ``style=``.
-
-    Parameters
-    ----------
-    width : int
-        Number of columns if the output is not a terminal.
+    Strings are printed literally: brackets are not markup, and control characters are escaped.
+    Styles are set by `rich.text.Text` or ``style=``. `width` is the number of columns if the output
+    is not a terminal.
     """
 
     def __init__(self, width: int) -> None:

@@ -40,13 +40,10 @@ def thread_map(
     """Return ``[work(item) for item in items]``, computed by a pool of threads.
 
     The pool has as many threads as torch may use, but at most `max_threads`; torch's own threads
-    are divided among them. After the first error, or Ctrl-C, every other thread stops at its next
-    call of `raise_if_interrupted`, or else when its item is finished. The caller waits for them for
-    at most a second, and the interpreter does not wait for them when it exits, because they are
-    daemons. If a GPU is available, or several processes share the work, items are computed one
-    after the other.
-
-    `what` is the description on the progress bar.
+    are divided among them. After an error or Ctrl-C, the other threads stop at their next call of
+    `raise_if_interrupted` or at the end of their item; the caller waits for them for at most a
+    second. If a GPU is available, or there are several processes, items are computed one after the
+    other. The progress bar shows `what`.
     """
     cores = torch.get_num_threads()
     threads = min(cores, len(items), max_threads or cores)
@@ -61,7 +58,7 @@ def thread_map(
 
     def run_tasks() -> None:
         _local.interrupt = interrupt
-        torch.set_num_threads(max(1, cores // threads))  # a thread that starts later as well
+        torch.set_num_threads(max(1, cores // threads))  # each thread has its own setting
         while not interrupt.is_set():
             try:
                 i, item = tasks.get_nowait()
@@ -98,9 +95,8 @@ def map_over_cores(
 ) -> list[R]:
     """Call all functions in `works`, in several processes or else threads; return their results.
 
-    Under a memory limit, only as many run at once as fit into memory: each needs `nbytes`, and the
-    features need `feature_bytes`. The functions must not call collective operations. On a machine
-    with a GPU, a process runs them one after another; see `map_over_ranks` and `thread_map`.
+    See `map_over_ranks` and `thread_map`. Under a memory limit, only as many functions run at once
+    as fit into memory: each needs `nbytes`, and the features need `feature_bytes`.
     """
     if processes.world_size() > 1:
         return processes.map_over_ranks(works, what)
@@ -110,10 +106,7 @@ def map_over_cores(
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Return ``work()``, a long call into compiled code that Ctrl-C could not interrupt otherwise.
-
-    The call runs in a daemon thread, while this thread waits for the result or an interrupt.
-    """
+    """Return ``work()``, a long call into compiled code; Ctrl-C interrupts the wait for it."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -137,9 +130,8 @@ def interruptible(work: Callable[[], T]) -> T:
 def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
-    On arrays that fit into a cache, threads spend more time waiting for each other than working:
-    when other processes competed for two cores, several threads were 20 to 60 times slower than
-    one, and they were never much faster.
+    On arrays that fit into a cache, several threads are never much faster than one. When other
+    processes competed for two cores, they were 20 to 60 times slower.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

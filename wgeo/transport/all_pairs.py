@@ -17,7 +17,7 @@ from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 from .tiles import reduce_tiles
 
-_MAX_GROUPS = 8  # undecided groups of pairs per column, above which only the lowest are listed
+_MAX_GROUPS = 8  # number of undecided groups per column up to which all their pairs are computed
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
 _GATHER_ENTRIES = 1 << 18  # entries of groups copied at a time
 
@@ -29,23 +29,15 @@ Pairs = list[Indices]
 class Violations:
     """Constraints ``f_i + g_j <= c_ij`` that potentials violate.
 
-    Attributes
-    ----------
-    excess : ndarray, (m,)
-        ``(f, g - excess)`` is feasible, with all rounding accounted for.
-    i, j : ndarray of int
-        Pairs with negative slack, to be added to the arcs.
-    undecided : ndarray of bool, (m,)
-        Columns (points y) whose excess is only bounded, to the precision of the products.
-    dtype : torch.dtype
-        Type of the products.
+    ``(f, g - excess)`` is feasible, with all rounding accounted for. If a point y is `undecided`,
+    its excess was computed only to the precision of the products.
     """
 
     excess: Float[np.ndarray, " m"]
-    i: Int[np.ndarray, " k"]
+    i: Int[np.ndarray, " k"]  # pairs (i, j) with negative slack, to be added to the arcs
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the products
 
 
 def nearest(
@@ -58,8 +50,8 @@ def nearest(
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
     """Return the c-transform ``g_j = min_i c_ij - f_i``, and k pairs (i, j) of small slack per j.
 
-    Each of the k pairs has the least slack of its group, and their groups are those with the least
-    slacks. Ties are broken at random, so that the pairs are distributed over copies of a point.
+    Each pair has the least slack of its group (`PointCloud.groups`). Slacks that differ by rounding
+    are ordered at random, so that the pairs are distributed over copies of a point.
     """
     k = min(k, source.groups)
     device = f.device
@@ -104,24 +96,11 @@ def find_violations(
     thorough: bool = False,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> Violations:
-    """Test ``f_i + g_j <= c_ij`` for all pairs.
+    """Test ``f_i + g_j <= c_ij`` for all pairs, or only for the pairs of the points x in `rows`.
 
-    Pairs whose slack may be negative, given the error of the products, are computed again from
-    differences in float64. If a block has very many such pairs, its columns keep the bound computed
-    from the products (`Violations.undecided`), unless the test is `thorough`.
-
-    Parameters
-    ----------
-    geometry : Geometry
-        The costs c_ij.
-    potentials : Potentials
-        f and g.
-    threshold : float
-        Pairs are listed if their slack is below minus this value.
-    thorough : bool
-        Whether to compute all undecided pairs in float64.
-    rows : ndarray of int, optional
-        Test only pairs of these points x; the excess then accounts only for these.
+    Pairs are listed if their slack is below ``-threshold``. Slacks that may be negative, given the
+    error of the products, are computed again from differences in float64. If a block has very many,
+    only the lowest are computed (`Violations.undecided`), unless the test is `thorough`.
     """
     target = geometry.y
     excess = np.zeros(target.n)
@@ -161,7 +140,10 @@ def _operands(
     potentials: Potentials,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
-    """Return both clouds, the bias of blocks, and the limit above which no slack is negative."""
+    """Return both clouds, the bias of blocks, and each column's limit.
+
+    If an entry of a block is above the limit, the slack of its pair is nonnegative.
+    """
     f, g = (torch.from_numpy(z).to(source.norms.device) for z in (potentials.f, potentials.g))
     if rows is not None:
         source, f = source.take(rows), f[torch.from_numpy(rows).to(f.device)]
@@ -179,8 +161,7 @@ def _screen(
     """Return the undecided columns, and the excess and violated pairs of the others.
 
     A column is decided if the low-dimensional bound leaves only a few groups of pairs, whose slack
-    is then computed. If too many columns remain undecided, all columns are returned, because
-    screening would not save time.
+    is then computed. If many columns remain, screening saves no time, and all are returned.
     """
     reduced_x, reduced_y = geometry.reduced
     target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
@@ -241,7 +222,7 @@ def _violated(
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a block split into groups, its minima, and row and group of minima within `bound`."""
+    """Return a block split into groups, the groups' minima, and the indices of those in `bound`."""
     grouped = block.unflatten(1, (-1, groups))
     minima = grouped.amin(1)
     row, group = (minima <= bound[:, None]).nonzero(as_tuple=True)
@@ -251,7 +232,7 @@ def _undecided_groups(
 def _global_indices(
     i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Return pairs as indices into the whole clouds; if `rows` is given, i indexes `rows`."""
+    """Return pairs as indices into the whole clouds; i indexes `rows`, unless it is None."""
     local_i, local_j = torch.stack((i, j)).cpu().numpy()  # one copy, which waits for the device
     return local_i if rows is None else rows[local_i], local_j
 

@@ -1,9 +1,9 @@
 """Accelerated Sinkhorn iterations, with epsilon lowered step by step (annealing).
 
-The semi-dual ``D(g) = <f(g), a> + <g, b>``, in which f(g) is the softmin of g, is concave and has
-the gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on D. At small epsilon,
-Anderson acceleration reduces the number of passes by a factor of about ten. The value of the
-semi-dual shows whether an extrapolation failed.
+Let f(g) be the softmin of g. The semi-dual ``D(g) = <f(g), a> + <g, b>`` is concave and has the
+gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on D. At small epsilon,
+Anderson acceleration reduces the number of passes by a factor of about ten. If an extrapolation
+fails, D decreases.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ _LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate eps
 
 @dataclass
 class Budget:
-    """A limit on the number of iterations.
-
-    Each is a pass over all pairs; the pass that ends the work at an epsilon is not counted.
-    """
+    """A limit on the number of iterations; the last pass at each epsilon is not counted."""
 
     left: int
     spent: int = 0
@@ -95,8 +92,7 @@ class _Anderson:
         point_differences = torch.stack(self.points).diff(dim=0).T
         step_differences = torch.stack(self.steps).diff(dim=0).T
         weighted = step_differences * self.weights[:, None]
-        # Old steps are larger by orders of magnitude; without scaling they would dominate the new
-        # ones.
+        # Without scaling, old steps would dominate: they are larger by orders of magnitude.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
         # On the CPU, because the matrix is small; a GPU would take longer.
@@ -148,13 +144,11 @@ def anneal(
     g: Float[torch.Tensor, " m"] | None = None,
     fused: bool = False,
 ) -> tuple[SinkhornState, bool]:
-    """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
+    """Solve at `eps`; unless an initial potential `g` is given, lower epsilon to it step by step.
 
-    The first g is 0, which for equal centered clouds is optimal in the limit of a small epsilon,
-    and the first epsilon is about the geometric mean of `scale` and the total variance. All
-    epsilons but the last use a looser tolerance.
-
-    Steps for which float32 suffices use `FusedKernel` if `fused`; the last pass never does.
+    The first epsilon is then about the geometric mean of `scale` and the total variance, and the
+    first g is 0, the optimum of equal centered clouds in the limit of a small epsilon. Larger
+    epsilons have a looser tolerance. If `fused`, steps in float32 use `FusedKernel`.
     """
     steps = [eps]
     if g is None:
@@ -202,7 +196,7 @@ def solve_itself(
 
 
 def require_epsilon(clouds: PointClouds, eps: float) -> None:
-    """Raise `ArgumentError` if epsilon is below `smallest_epsilon`."""
+    """Raise `ArgumentError` if epsilon is too small."""
     floor = smallest_epsilon(clouds)
     if eps < floor:
         raise ArgumentError(

@@ -1,8 +1,8 @@
 """A growing list of candidate pairs (arcs).
 
-An optimal coupling uses few of the n m pairs. If the problem is solved on candidates alone, its
-potentials either satisfy the constraints of all other pairs too, which proves the coupling optimal,
-or identify the pairs that are missing.
+An optimal coupling uses few of the n m pairs, so the problem is solved on candidates alone. If its
+potentials satisfy the constraints of all other pairs, the coupling is optimal. Otherwise the
+violated pairs are new candidates.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Potentials:
 
     @classmethod
     def zeros(cls, n: int, m: int) -> Potentials:
-        """Return potentials that are zero, for clouds of n and m points."""
+        """Return zero potentials of clouds of n and m points."""
         return cls(np.zeros(n), np.zeros(m))
 
 
@@ -64,7 +64,7 @@ class Arcs:
         return len(key)
 
     def index_of(self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-        """Return the positions of pairs in the list; all of them must be in it."""
+        """Return the positions of pairs, all of which must be in the list."""
         return np.searchsorted(self._key, np.asarray(j, np.int64) * self.shape[0] + i)
 
     def slack(self, potentials: Potentials) -> Float[np.ndarray, " k"]:

@@ -89,21 +89,15 @@ class _Problem:
     y: Float[np.ndarray, "m d"]
 
     @property
-    def memory_bytes(self) -> int:
-        """Approximate memory of a solver."""
-        return solver_bytes(self.x.size + self.y.size)
-
-    @property
     def key(self) -> tuple[int, int]:
-        """Return a key of the two array objects; problems with equal keys are solved once."""
+        """The identities of the two arrays; problems with equal keys are solved once."""
         return id(self.x), id(self.y)
 
 
 def solver_bytes(entries: int) -> int:
-    """Return the approximate memory of a solver, in bytes.
+    """Return the approximate bytes that a solver needs for two clouds of `entries` numbers in all.
 
-    A solver stores copies of both clouds, which have `entries` numbers together, and a part of the
-    costs.
+    It stores copies of both clouds and a part of the costs.
     """
     return 12 * entries + limited_size(_COST_BLOCKS, 1 / 8)
 
@@ -111,8 +105,8 @@ def solver_bytes(entries: int) -> int:
 def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     """Measure W2 over every block of a trajectory, and from end to end of every segment.
 
-    A pair that occurs twice (as in a segment of one block) is solved once. Pairs are solved
-    concurrently on the cores of the CPU; Ctrl-C interrupts them all.
+    If a segment is a single block, their common pair is solved once. Pairs are solved concurrently
+    on the cores of the CPU; Ctrl-C interrupts them all.
 
     Parameters
     ----------
@@ -127,14 +121,14 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     Raises
     ------
     FeatureError
-        There is a memory limit, and it is too small for a single pair.
+        The memory limit is too small for a single pair.
     WgeoError
         The solver failed. The error has the type that the solver raised, and its message names
         the layers and their shapes.
 
     Examples
     --------
-    On a geodesic the blocks' distances sum to that from end to end:
+    On a geodesic the blocks' distances sum to the distance from end to end:
 
     >>> import numpy as np
     >>> import wgeo
@@ -160,11 +154,10 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
 def solve_pairs(
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], solver: Solver, *, feature_bytes: int = 0
 ) -> list[TransportResult]:
-    """Measure W2 between pairs of clouds, as `chain` does.
+    """Measure W2 between pairs (name for error messages, x, y), as `chain` does.
 
-    A pair is (name for error messages, x, y). `feature_bytes` is the memory that the features
-    already use in this process; with a memory limit, it determines how many pairs are solved
-    concurrently.
+    `feature_bytes` is the memory that the features use in this process. If memory is limited, fewer
+    pairs are then solved concurrently.
     """
     return map_pairs(lambda result, *_: result, pairs, solver, feature_bytes=feature_bytes)
 
@@ -179,7 +172,7 @@ def map_pairs(
     """Return ``keep(result, x, y)`` for each pair; only what `keep` returns stays in memory."""
     problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
-    largest = max((problem.memory_bytes for problem in distinct.values()), default=1)
+    largest = max((solver_bytes(x.size + y.size) for _, x, y in pairs), default=1)
     clouds = {id(cloud): cloud for problem in problems for cloud in (problem.x, problem.y)}
     with shared_statistics(clouds.values()):
         results = thread_map(
@@ -193,13 +186,7 @@ def map_pairs(
 
 
 def _max_concurrent(size: int, feature_bytes: int) -> int | None:
-    """Return the number of problems of `size` bytes that fit in memory, or None without a limit.
-
-    Raises
-    ------
-    FeatureError
-        Not even one problem fits.
-    """
+    """Return the number of problems of `size` bytes that fit in memory, or None without a limit."""
     available = available_bytes()
     if available is None:
         return None

@@ -34,14 +34,11 @@ class Gaussian:
     .. math:: B^2 = \|m_x - m_y\|^2 + \mathrm{tr}\,\Sigma_x + \mathrm{tr}\,\Sigma_y
               - 2\,\mathrm{tr}\,(\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2}
 
-    B^2 is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
-    2.1), so B is the lower end of the interval. The upper end is the root of the cost of
-    ``coupling``: the pairing or the product coupling, whichever is cheaper. ``coupling`` is None if
-    it is a product of more than 2^22 entries. ``cost`` is B^2, not the cost of ``coupling``.
+    B^2 is W2^2 between the Gaussians, and at most W2^2 between the clouds (Gelbrich 1990, Theorem
+    2.1). Covariances are divided by n, not n - 1. ``cost`` is B^2, and ``lower`` is B.
 
-    Covariances are weighted means of squares (divided by n, not n - 1). No d x d matrix is formed
-    unless d is smaller than the number of points: if X and Y are the centered rows times the roots
-    of their weights, so that Sigma_x = X^T X, the last trace is the nuclear norm of X Y^T.
+    ``coupling`` is the cheaper of the pairing and the product coupling, and ``upper`` is the root
+    of its cost. ``coupling`` is None if it is a product of more than 2^22 entries.
 
     Parameters
     ----------
@@ -97,7 +94,10 @@ class Gaussian:
 
 
 def _bures(clouds: PointClouds) -> tuple[float, float]:
-    """Return B^2 between the centered clouds, and a bound on its rounding error."""
+    """Return B^2 between the centered clouds, and a bound on its rounding error.
+
+    If Sigma_x = R_x^T R_x and Sigma_y = R_y^T R_y, the last trace is the nuclear norm of R_x R_y^T.
+    """
     factor_x, factor_y = clouds.source.factor(), clouds.target.factor()
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
@@ -108,8 +108,8 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     value = clouds.total_variance - 2 * float(values.sum())
     if value > 1e-4 * clouds.total_variance:
         return value, slack
-    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 has the same value, and
-    # its relative error is small even if the clouds nearly coincide.
+    # The traces nearly cancel. The Procrustes residual min_U ||R_x - U R_y||^2 has the same value
+    # and a smaller relative error.
     left, _, right = torch.linalg.svd(product, full_matrices=False)
     common = right @ factor_y
     outside = factor_y - right.T @ common
@@ -124,13 +124,15 @@ class Sliced:
     .. math:: SW_2^2 = E_\theta\, W_2^2(\theta^T x, \theta^T y), \qquad \|\theta\| = 1
 
     (Rabin, Peyre, Delon, Bernot 2011). ``stats["sliced"]`` estimates SW_2, and
-    ``stats["sliced_error"]`` is the standard error of this estimate. For orthonormal directions,
-    sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an optimal coupling is feasible on
-    every line. Directions are drawn as random orthonormal frames, in which each direction is
-    uniformly distributed; ``lower`` comes from the best frame or from the principal axes. Sorting
-    along a line couples the clouds; ``upper`` and ``cost`` come from the cheapest of a few such
-    couplings, measured in full dimension, or from the given pairing. In one dimension the coupling
-    is optimal, and the interval is as narrow as rounding allows.
+    ``stats["sliced_error"]`` is the standard error of this estimate.
+
+    For orthonormal directions, sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an
+    optimal coupling is feasible on every line. Random directions are therefore drawn as orthonormal
+    frames, and ``lower`` comes from the best frame or from the principal axes.
+
+    Sorting along a line couples the clouds. ``upper`` and ``cost`` come from the cheapest of a few
+    such couplings and the given pairing, measured in full dimension. In one dimension the coupling
+    is optimal.
 
     Parameters
     ----------
@@ -173,10 +175,10 @@ class Sliced:
         start_time = time.perf_counter()
         clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
         directions = self._directions(clouds)
-        axes = _principal_axes(clouds, self.seed)
-        costs = _projected_costs(clouds, torch.cat([directions, axes]))
+        lines = torch.cat([directions, _principal_axes(clouds, self.seed)])
+        costs = _projected_costs(clouds, lines)
         frames = [*costs[: len(directions)].split(clouds.x.shape[1]), costs[len(directions) :]]
-        cost, plan, origin = _best_coupling(clouds, torch.cat([directions, axes]), costs)
+        cost, plan, origin = _best_coupling(clouds, lines, costs)
         # `costs` are centered, so the squared shift along each direction is added.
         with_shift = costs[: len(directions)] + (directions @ clouds.offset).square()
         return clouds.result(
@@ -195,7 +197,7 @@ class Sliced:
         )
 
     def _directions(self, clouds: PointClouds) -> Float[torch.Tensor, "k d"]:
-        """Draw directions; every d consecutive ones form an orthonormal frame."""
+        """Draw uniformly distributed directions; every d consecutive ones are orthonormal."""
         d = clouds.x.shape[1]
         count = -(-self.projections // d)
         generator = np.random.default_rng(self.seed)
@@ -245,7 +247,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
-    """Return the principal axes of the pooled clouds, or a few leading ones if there are many."""
+    """Return the pooled clouds' principal axes, or approximately the first 64 if there are many."""
     pooled = torch.cat([clouds.source.factor(), clouds.target.factor()])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
@@ -287,10 +289,7 @@ def _line_coupling(
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:
-    """Return the standard error of the root mean, by the delta method.
-
-    Directions are treated as independent.
-    """
+    """Return the standard error of the root mean of independent costs, by the delta method."""
     if len(costs) < 2 or not float(costs.mean()) > 0:
         return None
     error_of_mean = float(costs.std()) / math.sqrt(len(costs))

@@ -1,9 +1,8 @@
 """A coarse problem between a few representatives of both clouds, as a start for all points.
 
-Each point belongs to its nearest representative. The plan of the coarse problem, expanded to the
-points, gives pairs on which a feasible plan exists. Its potentials, extended to the points, account
-for the distribution of mass over the clouds. A solver that begins with nearest neighbors instead
-needs hundreds of small steps if the clouds are long and thin.
+Each point belongs to its nearest representative, of either cloud. The coarse plan, expanded to the
+points, gives pairs on which a feasible plan exists. A solver that begins with nearest neighbors
+instead needs hundreds of small steps if the clouds are long and thin.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ _POINTS_EACH = 8  # number of points per representative, at least
 def solve_coarse(
     geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
-    """Return pairs (i, j) on which a feasible plan exists, and a potential f of the first cloud.
-
-    The representatives are points of both clouds, and both clouds' masses are assigned to the
-    nearest of them. The dense problem between these masses is solved.
-    """
+    """Return pairs (i, j) on which a feasible plan exists, and a potential f of the first cloud."""
     x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
     count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
     centers = torch.cat([x[:count], y[:count]])

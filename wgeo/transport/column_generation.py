@@ -32,24 +32,13 @@ _PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A coupling, potentials, and the constraints that the potentials violate.
+    """A coupling, potentials, and the constraints that the potentials violate."""
 
-    Attributes
-    ----------
-    plan : sparse array, (n, m)
-        Plan between the masses of the geometry; rows and columns are in the geometry's order.
-    potentials : Potentials
-    violations : Violations
-        ``(f, g - violations.excess)`` is feasible.
-    arcs, rounds : int
-        Number of pairs in the last sparse problem, and number of problems solved.
-    """
-
-    plan: coo_array
+    plan: coo_array  # (n, m), between the masses of the geometry, in its order
     potentials: Potentials
     violations: Violations
-    arcs: int
-    rounds: int
+    arcs: int  # number of pairs in the last sparse problem
+    rounds: int  # number of problems solved
 
     @property
     def feasible(self) -> Potentials:
@@ -66,9 +55,9 @@ def generate_columns(
     """Call ``solve(potentials)`` on more and more `arcs` until no pair is violated.
 
     `solve` returns a plan, potentials that are feasible on the arcs and close to those given, and
-    the slack that counts as zero. (With the potentials of the sparse solver itself, which are
-    arbitrary at points with few arcs, tens of rounds would be needed.) One process solves, and all
-    processes test pairs. After `_MAX_ROUNDS` rounds, pairs may remain violated.
+    the slack that counts as zero. (The simplex's own potentials are arbitrary at points with few
+    arcs, and would need tens of rounds.) One process solves, and all processes test pairs. After
+    `_MAX_ROUNDS` rounds, pairs may remain violated.
     """
     rounds: Iterator[int] = count(1)
     if geometry.x.n * geometry.y.n >= _PROGRESS_FROM:
@@ -80,8 +69,8 @@ def generate_columns(
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
         arcs.add(plan.row, plan.col)  # new if `solve` used pairs that are not arcs
         last = number >= _MAX_ROUNDS
-        # Rows whose f rose are tested first. In the other rows a slack can fall only because g
-        # rose, and g rises little.
+        # Rows whose f rose are tested first. In other rows, slacks fall only as much as g rises,
+        # which is little.
         raised = np.flatnonzero(potentials.f > before)
         n, m = arcs.shape
         if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
@@ -105,14 +94,13 @@ def verify(
 ) -> tuple[Violations, int]:
     """Test all pairs, add violated ones to `arcs`, and return the violations and how many are new.
 
-    The threshold is the larger of `tolerance` and the rounding error. A pair whose slack is
-    negative by less than the threshold is not added, but counts as excess. A point y with too many
-    pairs of nearly zero slack stays undecided.
+    A pair whose slack is negative by less than `tolerance`, or by less than the rounding error, is
+    not added, but counts as excess.
 
-    If points are undecided, all pairs are tested again with products in float64 in three cases: no
-    new pair was found; the result must be `complete`; or most points are undecided and fewer than m
-    new pairs were found. If an excess above the threshold remains, and no new pair was found or the
-    result must be `complete`, the undecided pairs are then computed from differences.
+    Points y with very many pairs of nearly zero slack are undecided. If no new pair was found, or
+    the result must be `complete`, all pairs are then tested again with products in float64, and
+    thoroughly if an excess above the threshold remains. The test in float64 is also made if most
+    points are undecided and few new pairs were found.
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
@@ -132,7 +120,7 @@ def verify(
 
 
 def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
-    """Add each point's pairs of least slack; return the c-transform g of f, and g's as new f."""
+    """Add each point's pairs of least slack; return the c-transform g of f, and that of g."""
     g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
     arcs.add(i, j)
     f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)

@@ -42,17 +42,17 @@ def sinkhorn_divergence(
               - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
-    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem, the potentials can be
-    treated as constants, so no iterations are differentiated, and memory is proportional to
-    (n + m) d. Only first derivatives are available.
+    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem, the potentials count as
+    constants, so iterations are not differentiated. Only first derivatives are available. Memory
+    grows with (n + m) d.
 
     Parameters
     ----------
     x, y : array_like, (n, d), (m, d)
         Torch tensors, if gradients are needed.
     epsilon : float
-        Absolute and positive, in the units of ||x - y||^2. (If it were a fraction of the data's
-        scale, it would itself contribute to the gradient.)
+        Absolute and positive, in the units of ||x - y||^2. (A fraction of the data's scale would
+        contribute to the gradient.)
     a, b : array_like, (n,), (m,), optional
         Weights; they are not differentiated.
     marginal_tolerance : float
@@ -63,8 +63,8 @@ def sinkhorn_divergence(
     Returns
     -------
     Tensor, ()
-        In squared units, with the dtype of x. It can be slightly negative, because the marginals
-        are exact only to the tolerance.
+        In squared units, with the dtype of x (at least float32). It can be slightly negative,
+        because the marginals are exact only to the tolerance.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def sinkhorn_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Computes the gradients in the forward pass; the backward pass multiplies the stored ones."""
+    """Computes and stores the gradients in the forward pass."""
 
     @staticmethod
     def forward(
@@ -151,7 +151,4 @@ def _centered_gradients(
     onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
     x, y = clouds.centered(torch.float64)
     mass = clouds.b * state.log_ratio.exp()
-    return (
-        2 * (clouds.a[:, None] * x - onto_x),
-        2 * (mass[:, None] * y - onto_y),
-    )
+    return 2 * (clouds.a[:, None] * x - onto_x), 2 * (mass[:, None] * y - onto_y)

@@ -20,15 +20,7 @@ _CHUNK_ROWS = 1024  # number of rows copied to float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """Clouds of distinct points, and the index of each original point among them.
-
-    Attributes
-    ----------
-    clouds : PointClouds
-        The same two measures, with fewer points.
-    index_x, index_y : ndarray of int, (n,), (m,)
-        Which of the distinct points each original point equals.
-    """
+    """The same two measures on distinct points, and which of these each original point equals."""
 
     clouds: PointClouds
     index_x: Int[np.ndarray, " n"]
@@ -58,7 +50,7 @@ def merge_equal_points(clouds: PointClouds) -> Merged | None:
     return Merged(PointClouds(source, target, integer_masses=masses), index_x, index_y)
 
 
-Indices = tuple[np.ndarray, np.ndarray]  # index of each distinct row's first copy; see `_distinct`
+Indices = tuple[np.ndarray, np.ndarray]  # what `_distinct` returns
 
 
 def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
@@ -90,7 +82,7 @@ def _distinct(x: Float[torch.Tensor, "n d"], limit: float) -> Indices | None:
 
 
 def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
-    """Return a number for each row, equal for equal rows and almost surely different for others."""
+    """Return a number for each row: equal for equal rows, almost surely different for others."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
     return torch.cat([rows.double() @ direction for rows in x.split(_CHUNK_ROWS)])
@@ -99,7 +91,7 @@ def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
 def _sum_groups(
     mass: Float[np.ndarray, " n"], index: Int[np.ndarray, " n"], count: int
 ) -> Float[np.ndarray, " k"]:
-    """Return the total mass of each group, computed in extended precision and rounded once."""
+    """Return the total mass of each group, summed in extended precision."""
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(count))
     return np.add.reduceat(mass[order].astype(np.longdouble), starts).astype(np.float64)

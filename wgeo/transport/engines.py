@@ -1,7 +1,7 @@
 """Sinkhorn iterations of other packages, which return potentials at one epsilon.
 
-Epsilon refers to the cost ||x - y||^2. GeomLoss uses the cost ||x - y||^2 / 2: for the same plan,
-its epsilon and its potentials are half of ours, and ``blur = sqrt(eps / 2)``.
+Epsilon refers to the cost ||x - y||^2. GeomLoss uses half this cost: for the same plan, its epsilon
+and its potentials are half of ours, and ``blur = sqrt(eps / 2)``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
-# Sums of squares may leave float64's range if a coordinate is larger, or all are below 1e-120.
+# If a coordinate is larger, or all are below 1e-120, squares may leave float64's range.
 _LARGEST_COORDINATE = 1e120
 
 
@@ -24,7 +24,8 @@ class Solver(Protocol):
 
     ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device. ``a`` and
     ``b`` are float64 weights that sum to 1, or None if uniform. ``coupling`` is a permutation to
-    start from, or None; for clouds of equal size with uniform weights, None pairs row i with row i.
+    start from. If it is None, clouds of equal size and uniform weights start with row i paired with
+    row i.
 
     Examples
     --------
@@ -71,7 +72,7 @@ def wasserstein(
     ----------
     x : array_like, (n, d)
         NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
-        line. The solver's ``device``, not that of the clouds, is where W2 is computed.
+        line. W2 is computed on the solver's ``device``, wherever the clouds are.
     y : array_like, (m, d)
         The number of samples may differ from that of x, but the width must be the same.
     solver : Solver, optional
@@ -80,21 +81,21 @@ def wasserstein(
         Nonnegative weights, normalized to sum to 1. Uniform by default.
     coupling : array_like of int, (n,), optional
         A permutation to start from, for clouds of equal size and uniform weights: it pairs row i of
-        x with row ``coupling[i]`` of y. By default row i is paired with row i; if rows are the same
-        samples at two layers, this is the network's own pairing. A good start makes a solver
-        faster or its bounds tighter; it does not change W2.
+        x with row ``coupling[i]`` of y. By default row i is paired with row i, as the network does
+        if rows are the same samples at two layers. A good start makes a solver faster or its bounds
+        tighter.
 
     Returns
     -------
     TransportResult
-        ``lower <= W2 <= upper`` in the units of the features. ``cost``, never halved, is W2^2 for
-        `Exact`, and an estimate of it for the other solvers.
+        ``lower <= W2 <= upper`` in the units of the features. ``cost`` is W2^2 for `Exact`, and an
+        estimate of it for the other solvers; it is not halved.
 
     Raises
     ------
     FeatureError
-        NaN, infinity, an empty cloud, clouds of different widths, or a largest coordinate that is
-        not 0 and outside [1e-120, 1e120].
+        NaN, infinity, an empty cloud, clouds of different widths, or a largest absolute coordinate
+        outside [1e-120, 1e120] (0 is accepted).
     ArgumentError
         Weights that are negative, not finite or all zero; a coupling that is not a permutation; an
         object that is not a solver.
@@ -122,14 +123,13 @@ def wasserstein(
     result = solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
     if uniform or result.weights is not None:
         return result
-    uniform_a, uniform_b = np.full(n, 1 / n), np.full(m, 1 / m)
-    a = uniform_a if weights_a is None else weights_a
-    b = uniform_b if weights_b is None else weights_b
+    a = np.full(n, 1 / n) if weights_a is None else weights_a
+    b = np.full(m, 1 / m) if weights_b is None else weights_b
     return replace(result, weights=(a, b))
 
 
 def checked_solver(solver: Any) -> Solver:
-    """Return the solver; raise an error if it has no `solve` method, or is a class."""
+    """Return the solver; raise `ArgumentError` if it has no `solve` method, or is a class."""
     if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
         raise ArgumentError(
             f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
@@ -140,10 +140,7 @@ def checked_solver(solver: Any) -> Solver:
 def comparable_points(
     x: Any, y: Any
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-    """Return two clouds on one device; raise an error if W2 between them cannot be computed.
-
-    Their widths must be equal, and their largest coordinate neither too large nor too small.
-    """
+    """Return two clouds on one device; raise `FeatureError` if they cannot be compared."""
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     d, width = x.shape[1], y.shape[1]
     if d != width:
@@ -169,7 +166,7 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
     """Check weights and return them in float64 with sum 1, or None if they are uniform."""
     if w is None:
         return None
-    values = np.asarray(as_numpy(w))
+    values = as_numpy(w)
     if values.shape != (n,) or values.dtype.kind not in "fiub":
         raise ArgumentError(
             f"weights {name} must be {n} numbers, one per sample; "
@@ -207,7 +204,7 @@ def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
             f"{n} and {m} samples{'' if uniform else ', with weights that are not uniform'}. "
             "Leave it out."
         )
-    values = np.asarray(as_numpy(coupling))
+    values = as_numpy(coupling)
     if values.shape != (n,) or values.dtype.kind not in "iu":
         raise ArgumentError(
             f"coupling must be {n} row numbers of y; "

@@ -39,24 +39,21 @@ class Exact:
     At the optimum the two bounds agree. Both are evaluated in float64, and their rounding errors
     are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
-    Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
-    nearest neighbors. If neither is nearly optimal, a coarse problem between a few points of each
-    cloud suggests pairs and potentials. The problem is then solved on few pairs; the potentials are
-    tested on all pairs, and it is solved again with the violated pairs added, until none is
-    violated (column generation). Small problems are solved on all pairs. If many points are equal,
-    they are merged first.
+    The given pairing is tested first, because neighboring layers nearly coincide. If it is not
+    nearly optimal, a small problem is solved on all pairs. In a large problem, the pairing of
+    nearest neighbors is tested next. If that is not nearly optimal either, a coarse problem between
+    a few points of each cloud suggests pairs. The problem is then solved on few pairs, its
+    potentials are tested on all pairs, and it is solved again with the violated pairs, until no
+    pair is violated (column generation).
 
-    The n m costs of a large problem are computed several times instead of being stored. Two things
-    are stored if `memory` suffices: the inner products of points with many features, and the costs
-    of one dense problem if many pairs are still missing after ten rounds. Pairs of points with many
-    features are first screened by a low-dimensional lower bound of their cost, which decides most
-    of them if layers nearly coincide.
+    The n m costs of a large problem are computed again for every test. For points with many
+    features, inner products are stored if `memory` suffices.
 
     Parameters
     ----------
     tolerance : float
         Largest relative width of the interval of a certified result; positive. The solver computes
-        the optimum in any case; a wider interval means that float64 cannot resolve it further.
+        the optimum in any case: a wider interval is due to the rounding of float64.
     memory : str or int
         Approximate memory for costs, in bytes or as ``"1GiB"``. It affects speed, and results only
         by rounding.
@@ -95,9 +92,8 @@ class Exact:
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
-        `potentials` f, g of a similar problem, one value for each of these points, save time. They
-        do not change W2, and are not used if the problem is small or one-dimensional, if points are
-        merged or have weight 0, or if the given coupling is nearly optimal.
+        `potentials` (f, g) of a similar problem are a starting point. They do not change W2, but
+        save time if the problem is large and the given coupling is far from optimal.
 
         Raises
         ------

@@ -28,24 +28,21 @@ _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many new pairs were added
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
 _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relative to the cost
-# The sparse solver clips slacks at a limit, which makes its rounding errors smaller. The limit is
-# this multiple of the largest violation, or of the noise.
+# The sparse solver clips slacks at this multiple of the largest violation, or of the noise, which
+# makes its rounding errors smaller.
 _LIMIT_FACTOR = 2.0**10
 
 
 def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Find an optimal plan between the clouds' masses, which must all be positive.
 
-    First the clouds' pairing is tested for optimality; if there is none or it is far from optimal,
-    and the problem is not small, the pairing of nearest neighbors is. If no tested pairing is
-    optimal, the problem is solved on few pairs and then on more and more (`column_generation`). The
-    first pairs are those of the tested pairings, and the violated pairs that these tests found. If
-    neither pairing is nearly optimal, `_start` adds pairs of a coarse problem and every point's
-    pairs of least slack. Small problems are solved on all pairs, unless the clouds' pairing is
-    nearly optimal.
+    The clouds' pairing, if they have one, is tested for optimality first. If it is not nearly
+    optimal, small problems are solved on all pairs, while in large problems the pairing of nearest
+    neighbors is tested. If that is not nearly optimal either, `_start` adds pairs of a coarse
+    problem and every point's pairs of least slack. Column generation begins with these pairs, those
+    of the tested pairings, and the violated pairs that the tests found.
 
-    `start`, a nearly optimal potential f, replaces those of a translation and of the coarse problem
-    in `_start`. Nearest neighbors are then not tried.
+    `start` is a nearly optimal potential f. Nearest neighbors are then not tested.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -60,9 +57,9 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
         potentials = Potentials.zeros(n, m)
     else:
         if paired is None and start is None:
-            paired = _nearest_pairing(geometry, arcs, masses, f)
+            paired = _nearest_pairing(geometry, arcs, f)
         if paired is None:
-            potentials = _start(geometry, arcs, masses, f, start)
+            potentials = _start(geometry, arcs, f, start)
         else:
             solution, optimal = paired
             if optimal:
@@ -122,10 +119,8 @@ def _test_pairing(
 ) -> tuple[Solution, bool] | None:
     """Return the coupling of the pairs (i[j], j), and whether its potentials prove it optimal.
 
-    The coupling is a `Solution`, and the proof holds to a tolerance. Its potentials are f and the g
-    for which these pairs have no slack. Return None if the coupling is far from optimal with these
-    potentials. A coupling is optimal if and only if there are potentials with
-    ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
+    Its potentials are f and the g for which these pairs have zero slack. If they are feasible, to a
+    tolerance, the coupling is optimal. Return None if many points y have a violated pair.
     """
     j = np.arange(len(i))
     potentials, cost = _tight_potentials(geometry, i, f)
@@ -140,16 +135,13 @@ def _test_pairing(
 
 
 def _nearest_pairing(
-    geometry: Geometry,
-    arcs: Arcs,
-    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
-    f: Float[np.ndarray, " n"],
+    geometry: Geometry, arcs: Arcs, f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
     """Test the pairing of each y with the x of least c_ij - f_i, if that is a permutation.
 
-    This is the x nearest to y after the translation that f belongs to.
+    If f is the potential of a translation, this x is nearest to y after the translation.
     """
-    a, b = masses
+    a, b = geometry.masses
     if len(a) != len(b):
         return None
     start = torch.from_numpy(f).to(geometry.x.norms)
@@ -166,32 +158,26 @@ def _nearest_pairing(
 def _start(
     geometry: Geometry,
     arcs: Arcs,
-    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
     known: Float[np.ndarray, " n"] | None,
 ) -> Potentials:
     """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
 
-    Return potentials computed from `known`. Without it, they are computed from f (the potential of
-    a translation) or from the potential of the coarse problem, whichever has the larger dual
-    objective.
+    Return potentials computed from `known`, or without it from f or the potential of the coarse
+    problem, whichever has the larger dual objective.
     """
-    i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
+    i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *geometry.masses))
     arcs.add(i, j)
     candidates = (f, coarse) if known is None else (known,)
     starts = [torch.from_numpy(z).to(geometry.x.norms) for z in candidates]
-    values = [_dual_value(geometry, masses, start) for start in starts]
+    values = [_dual_value(geometry, start) for start in starts]
     return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
 
 
-def _dual_value(
-    geometry: Geometry,
-    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
-    f: Float[torch.Tensor, " n"],
-) -> float:
+def _dual_value(geometry: Geometry, f: Float[torch.Tensor, " n"]) -> float:
     """Estimate the dual objective of f and its c-transform from a sample of the points y."""
     head = geometry.y.head(_DUAL_SAMPLE)
-    a, b = (torch.from_numpy(mass).to(f) for mass in masses)
+    a, b = (torch.from_numpy(mass).to(f) for mass in geometry.masses)
     g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]
     value = float(f @ a / a.sum() + g @ b / b.sum())
     return processes.on_rank_zero(lambda: value)

@@ -2,8 +2,8 @@ r"""The Gibbs kernel in two calls of torch's fused attention (`flex_attention`),
 
 Attention with queries ``2 x_i / eps``, keys y_j and the bias ``log b_j + (g_j - ||y_j||^2) / eps``
 has scores whose log-sum-exp is ``(||x_i||^2 - f_i) / eps``, where f is the softmin of g. A fused
-kernel keeps the scores on the GPU's chip, while `Kernel` writes each block of them to memory and
-reads it back, about six times in all. The fused products are in float32, without TF32.
+kernel keeps the scores on the GPU's chip, while `Kernel` writes and reads each block of them about
+six times. The fused products are in float32, without TF32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FusedKernel(Kernel):
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
-        """Return the same as `Kernel.softmin`; a second call, from y to x, sums the columns."""
+        """Return the same as `Kernel.softmin`; a second attention, from y to x, sums columns."""
         clouds, (x, y) = self.clouds, self._points
         bias_y = (g - clouds.target.norms) / eps
         f = clouds.source.norms - eps * _attend(x, y, bias_y + clouds.b.log(), eps)
@@ -72,9 +72,9 @@ def _padded(points: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "1 1 n pa
 
 @cache
 def _log_sum_exp() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return `log_sum_exp` as compiled by torch.
+    """Return `log_sum_exp` as compiled by torch; uncompiled, it would store all scores.
 
-    If it cannot be compiled, its first call raises an error. Uncompiled, it would store all scores.
+    If it cannot be compiled, its first call raises an error.
     """
     return torch.compile(log_sum_exp, fullgraph=True)
 
@@ -100,15 +100,9 @@ def log_sum_exp(
 def uses_fused(engine: str, clouds: PointClouds) -> bool:
     """Return whether iterations on these clouds use `FusedKernel`.
 
-    With ``fused``, they do if the points have at most `_MAX_WIDTH` features. With ``auto``, they do
-    if, in addition, the clouds are on CUDA, there are too many pairs to store their products, and
-    a sample agrees with `Kernel`.
-
-    Raises
-    ------
-    DependencyError
-        `engine` is ``fused``, but the clouds are not on a CUDA device, torch cannot compile the
-        kernel, or the sample does not agree.
+    It needs a CUDA device, points with at most `_MAX_WIDTH` features, and agreement with `Kernel`
+    on a sample. Without a device or agreement, the engine ``fused`` raises `DependencyError`. With
+    ``auto``, the fused kernel is used only if there are too many pairs to store their products.
     """
     n, m, kind = len(clouds.x), len(clouds.y), clouds.x.device.type
     if engine == "fused" and kind != "cuda":

@@ -1,10 +1,9 @@
 """Squared Euclidean costs as an exact solver needs them: fast, and with bounds on their error.
 
 Matrix products in float32, a block at a time, show which pairs could have negative slack; the costs
-of these few pairs are computed again from differences in float64. The selection is rigorous,
-because the error of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is to
-first order at most ``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 2002,
-Section 3.1).
+of these few pairs are computed again from differences in float64. No pair is missed, because the
+error of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is to first order at
+most ``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 2002, Section 3.1).
 """
 
 from __future__ import annotations
@@ -37,35 +36,19 @@ _FAR_CENTERS = 0.125
 
 @dataclass(frozen=True, eq=False)
 class PointCloud:
-    """One cloud, centered and scaled, in the solver's order, with rows of zeros as padding.
+    """One cloud, centered and scaled, in the solver's order, padded with rows of zeros.
 
-    Attributes
-    ----------
-    points : Tensor, (padded, d)
-        ``padded`` is n rounded up to a multiple of `groups`.
-    norms : Tensor of float64, (n,)
-        ||x_i||^2 of the points before they were rounded to the precision of `points`.
-    groups : int
-        Number of groups: point i belongs to group i mod `groups`. Searches over all pairs compute
-        the minimum of each group instead of sorting all points.
-    offset_error : float
-        Bound on the norm of the rounding error of the offset (the difference of the centers).
-    index : Tensor of int, (n,), optional
-        Indices of these points in a larger cloud.
-    product_error : float
-        Bound on how far ``2 <x, y>`` of reduced points can fall short, relative to
-        ``||x||^2 + ||y||^2`` (see `screening`).
-    is_y : bool
-        Whether this is the second cloud.
+    Point i belongs to group i mod `groups`, and the number of rows is a multiple of `groups`.
+    Searches over all pairs compute the minimum of each group first.
     """
 
     points: Float[torch.Tensor, "padded d"]
-    norms: Float[torch.Tensor, " n"]
+    norms: Float[torch.Tensor, " n"]  # ||x_i||^2 before rounding to the precision of `points`
     groups: int
-    offset_error: float = 0.0
-    index: Int[torch.Tensor, " n"] | None = None
-    product_error: float = 0.0
-    is_y: bool = False
+    offset_error: float = 0.0  # bound on the norm of the rounding error of `Geometry.offset`
+    index: Int[torch.Tensor, " n"] | None = None  # indices of these points in a larger cloud
+    product_error: float = 0.0  # of reduced points (`screening.inner_product_error`)
+    is_y: bool = False  # whether this is the second cloud
 
     @property
     def n(self) -> int:
@@ -77,10 +60,7 @@ class PointCloud:
         return torch.finfo(self.points.dtype).eps / 2
 
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
-        """Return each point's part of a bound on the error of ``bias_i - 2 x_i.y_j``.
-
-        The bound is the sum of a part for x_i and a part for y_j.
-        """
+        """Return e_i for these points: the error of ``bias_i - 2 x_i.y_j`` is at most e_i + e_j."""
         relative = (roundings(self.points.shape[1]) + 6) * self.unit + self.product_error
         error = 1.01 * relative * (self.norms + abs(bias))
         return error + self.offset_error * (1 + self.norms) + 1e-30
@@ -104,29 +84,15 @@ class Geometry:
 
     The order is random, so that the first points are a fair sample and neighbors fall into
     different groups. If there is a pairing, it pairs point i of x with point i of y in this order.
-
-    Attributes
-    ----------
-    clouds : PointClouds
-        The clouds as given.
-    order_x, order_y : ndarray of int, (n,), (m,)
-        For each point in order, its row of `clouds.x` or `clouds.y`.
-    scale : float
-        A power of two that makes the total variance of the clouds about 1.
-    memory : int
-        Bytes that may be used in addition to the points.
-    dtype : torch.dtype
-        Of the products.
-    visits : Counter
-        ``visits["features"]`` is the number of pairs visited, each times its number of features.
+    ``visits["features"]`` is the number of pairs visited, each times its number of features.
     """
 
-    clouds: PointClouds
-    order_x: Int[np.ndarray, " n"]
+    clouds: PointClouds  # as given
+    order_x: Int[np.ndarray, " n"]  # row of `clouds.x` of each point in order
     order_y: Int[np.ndarray, " m"]
-    scale: float
-    memory: int
-    dtype: torch.dtype = torch.float32
+    scale: float  # a power of two that makes the total variance of the clouds about 1
+    memory: int  # bytes that may be used in addition to the points
+    dtype: torch.dtype = torch.float32  # of the products
     visits: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -154,7 +120,7 @@ class Geometry:
 
     @property
     def passes(self) -> float:
-        """Number of passes over all pairs; passes over fewer pairs or features count in part."""
+        """Number of passes over all pairs; visits of some pairs or features count in part."""
         visited = processes.all_reduce_sum(float(self.visits["features"]))
         return round(visited / (self.x.n * self.y.n * self.clouds.x.shape[1]), 2)
 
@@ -170,10 +136,10 @@ class Geometry:
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
-        """Difference of the centers; 0 if they are not far apart (`has_offset`).
+        """Difference of the centers if they are far apart, otherwise 0.
 
-        Subtracting a small offset from every x_i - y_j would only add rounding errors. Both clouds
-        then have the same center, and `translation_potential` accounts for the difference.
+        Subtracting a small offset would only add rounding errors. Both clouds then use the center
+        of x, and `translation_potential` accounts for the difference.
         """
         return self.clouds.offset if self.has_offset else torch.zeros_like(self.clouds.offset)
 
@@ -201,10 +167,9 @@ class Geometry:
 
     @property
     def screens(self) -> bool:
-        """Whether testing the reduced points first saves time.
+        """Whether testing the reduced points first saves time; processes can differ in this.
 
-        It does if points have many features and their products are not stored. Processes can
-        differ in this, because each stores the products when it first needs them.
+        It does if points have many features and this process has not stored their products.
         """
         stored = self.__dict__.get("products") is not None
         return not stored and self.clouds.x.shape[1] >= _SCREEN_FROM
@@ -244,7 +209,7 @@ class Geometry:
         return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        """Bound the error of `pair_costs`, relative to c_ij plus the squared offset."""
+        """Return bounds on the errors of costs that `pair_costs` computed."""
         shift = self._offset_square * self.scale**2
         return (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + shift)
 
@@ -276,7 +241,7 @@ class Geometry:
     def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Return inner products of a direction with the centered points, in the given order."""
+        """Return inner products of a direction with the centered points, in the clouds' order."""
         along_x, along_y = self.clouds.project(direction[None])
         return along_x[0].cpu().numpy(), along_y[0].cpu().numpy()
 
@@ -335,10 +300,7 @@ class Geometry:
 
 
 def _groups(n: int) -> int:
-    """Return the number of groups of n points: about sqrt(n), or n if n is small.
-
-    With sqrt(n), the number of groups and the size of each group are both small.
-    """
+    """Return the number of groups of n points: about sqrt(n), or n if n is small."""
     return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
 
 

@@ -2,9 +2,9 @@
 
 No n x m matrix is stored, except the products ``x_i.y_j`` of a small problem.
 
-With centered points, ``C_ij = ||x_i||^2 + ||y_j||^2 - 2 x_i.y_j``. A whole Sinkhorn iteration takes
-one matrix product and one exponential per pair: the sums of a block's rows give its row potentials,
-and the same exponentials, divided by these sums, give its part of the column masses.
+For centered points, ``C_ij = ||x_i||^2 + ||y_j||^2 - 2 x_i.y_j``. A Sinkhorn iteration takes one
+matrix product and one exponential per pair: the sums of a block's rows give its row potentials, and
+the same exponentials, divided by these sums, give its part of the column masses.
 """
 
 from __future__ import annotations
@@ -30,30 +30,15 @@ _NEGLIGIBLE = 1e-12  # fraction of a row's weight below which entries are left o
 
 @dataclass(frozen=True, eq=False)
 class PlanSummary:
-    """Costs and marginals of an entropic plan.
+    """Costs and marginals of an entropic plan, and of the *scaled* plan (`Kernel.round_plan`)."""
 
-    Attributes
-    ----------
-    cost : float
-        Centered cost of the plan with its columns scaled down (`Kernel.round_plan`).
-    missing_x, missing_y : Tensor, (n,), (m,)
-        Mass that is missing from the rows and columns of that plan; both have equal sums up to
-        rounding.
-    entropic_cost : float
-        Centered cost of the plan itself, whose column marginal is not exact.
-    row_error, column_error : float
-        L1 distance of the plan's marginals from a and b.
-    heaviest, heaviest_mass : Tensor of int, (n,), Tensor, (n,)
-        Column with the largest mass in each row, and that mass.
-    """
-
-    cost: float
-    missing_x: Float[torch.Tensor, " n"]
-    missing_y: Float[torch.Tensor, " m"]
-    entropic_cost: float
-    row_error: float
+    cost: float  # centered cost of the scaled plan
+    missing_x: Float[torch.Tensor, " n"]  # mass that the scaled plan's rows lack
+    missing_y: Float[torch.Tensor, " m"]  # mass that its columns lack, with the same sum
+    entropic_cost: float  # centered cost of the entropic plan
+    row_error: float  # L1 distance of its marginals from a and b
     column_error: float
-    heaviest: Int[torch.Tensor, " n"]
+    heaviest: Int[torch.Tensor, " n"]  # column with the largest mass in each row
     heaviest_mass: Float[torch.Tensor, " n"]
 
 
@@ -76,8 +61,7 @@ class PlanEntries:
 class Kernel:
     """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` between two clouds, in one precision.
 
-    `reused` means that more passes over the same clouds follow, in this kernel or another, so that
-    the products of a small problem are worth storing.
+    `reused` means that more passes over these clouds follow, so that products are worth storing.
     """
 
     clouds: PointClouds
@@ -196,8 +180,8 @@ class Kernel:
     ) -> PlanSummary:
         """Return what is needed to round the entropic plan, without storing the plan.
 
-        Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
-        here no row has too much mass). `rounding.couple_in_order` then couples the missing mass.
+        Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2);
+        no row has too much mass.
         """
         clouds = self.clouds
         column_scale = (-log_ratio).clamp(max=0).exp()
@@ -239,10 +223,9 @@ class Kernel:
         eps: float,
         limit: int,
     ) -> PlanEntries | None:
-        """Return the entries of the plan that `round_plan` summarizes, with columns scaled down.
+        """Return the entries of the plan that `round_plan` summarizes; None if more than `limit`.
 
-        Entries of at most `_NEGLIGIBLE` times their row's weight are left out. Return None if more
-        than `limit` entries remain.
+        Entries of at most `_NEGLIGIBLE` times their row's weight are left out.
         """
         clouds = self.clouds
         bias = self._bias(g, eps) + (-log_ratio).clamp(max=0)
@@ -270,10 +253,7 @@ class Kernel:
     def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        """Return ``P y`` and ``P^T x``, for gradients.
-
-        P is the plan with potentials f and g; x and y are the centered points.
-        """
+        """Return P y and P^T x for the plan P with potentials f, g and the centered points x, y."""
         clouds = self.clouds
 
         def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,15 +29,13 @@ from .solved_pairs import PairSummary, SolvedPairs
 class Distances(Result):
     """W2 between all pairs of clouds, as matrices.
 
-    Rows stand for the clouds, and columns for the clouds with which they are compared.
-
     ``to_pandas()`` is a table with a row per pair: ``source``, ``target``, ``distance``, ``lower``,
     ``upper``, ``certified``. If the clouds are compared with each other, each pair is listed once.
 
     Attributes
     ----------
     names, other_names : tuple of str
-        Names of the clouds in the rows and in the columns.
+        Names of the clouds in the rows, and of those in the columns.
     distance : ndarray, (B, C)
         W2 as the solver computes it. Without `others` the matrix is symmetric, with zeros on the
         diagonal.
@@ -99,11 +97,9 @@ class Distances(Result):
 
     def _description(self) -> str:
         pairs = [self.certified[pair] for pair in _pairs(self.distance.shape, self.symmetric)]
-        with_others = (
-            "" if self.symmetric else f" and {counted(len(self.other_names), 'other cloud')}"
-        )
+        others = "" if self.symmetric else f" and {counted(len(self.other_names), 'other cloud')}"
         return (
-            f"W2 between {counted(len(self.names), 'cloud')}{with_others}; "
+            f"W2 between {counted(len(self.names), 'cloud')}{others}; "
             f"{sum(map(int, pairs))} of {counted(len(pairs), 'pair')} certified, by {self.solver} "
             f"in {self.seconds:.2g} s"
         )
@@ -118,8 +114,8 @@ def distances(
 ) -> Distances:
     """Measure W2 between all pairs of clouds, each with an interval that contains it.
 
-    Each pair is solved once, and several pairs are solved concurrently on the cores of the CPU;
-    Ctrl-C interrupts them all. Plans are not kept; use `wasserstein` for the plan of a single pair.
+    Pairs are solved concurrently on the cores of the CPU; Ctrl-C interrupts them all. Plans are not
+    kept: use `wasserstein` for the plan of a pair.
 
     Parameters
     ----------
@@ -134,8 +130,8 @@ def distances(
         Default `Exact`.
     store : path, optional
         A JSON file of solved pairs, created if needed. Pairs that it contains are not solved
-        again, so an interrupted call can be repeated, and clouds can be added. A pair is solved
-        again if a cloud, the solver, its options or the version of wgeo has changed.
+        again, so an interrupted call can be continued, and clouds can be added. If a cloud, the
+        solver, its options or the version of wgeo has changed, the pair is solved again.
 
     Returns
     -------
@@ -219,7 +215,7 @@ class _Cloud(NamedTuple):
 
 
 def _clouds(value: Any, argument: str) -> list[_Cloud]:
-    """Return the clouds of an argument of `distances`, checked."""
+    """Check an argument of `distances` and return its clouds."""
     if isinstance(value, Trajectory):
         return _layers(value)
     is_array = isinstance(value, np.ndarray | torch.Tensor)

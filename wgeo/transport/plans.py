@@ -10,11 +10,11 @@ from scipy.sparse import coo_array, csr_array
 from .point_clouds import PointClouds
 
 MAX_ENTRIES = 1 << 22
-"""Largest number of entries of a plan that need not be sparse: 48 MiB."""
+"""Largest number of entries of a plan that may be dense: 48 MiB."""
 
 
 def product_plan(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> csr_array | None:
-    """Return the plan a_i b_j, nonzero entries only; None if it has more than `MAX_ENTRIES`."""
+    """Return the plan a_i b_j; None if it has more than `MAX_ENTRIES` nonzero entries."""
     large = np.count_nonzero(a) * np.count_nonzero(b) > MAX_ENTRIES
     return None if large else csr_array(csr_array(a[:, None]) @ csr_array(b[None]))
 
@@ -42,10 +42,7 @@ def couple_along(
     a: Float[torch.Tensor, " n"],
     b: Float[torch.Tensor, " m"],
 ) -> coo_array:
-    """Couple the masses a and b in the order of the points along a direction.
-
-    The result has at most n + m - 1 pairs.
-    """
+    """Couple the masses a and b, in at most n + m - 1 pairs, in order along a direction."""
     order_x, order_y = (along[0].argsort() for along in clouds.project(direction))
     i, j, mass = northwest_corner(a[order_x], b[order_y])
     kept = mass > 0
@@ -79,7 +76,7 @@ def _distribute(
 ) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
     """Distribute pieces of mass over the points of their groups; return point, piece and mass.
 
-    Rounding may assign a tiny mass to a point of the next group; that mass is dropped.
+    Mass that rounding assigns to a point of another group is dropped.
     """
     points, pieces = np.argsort(point_group, kind="stable"), np.argsort(group, kind="stable")
     sorted_masses = torch.from_numpy(point_mass[points]), torch.from_numpy(mass[pieces])

@@ -1,8 +1,8 @@
 """The two point clouds of a transport problem, with their weights and a pairing if they have one.
 
-Centering both clouds changes W2^2 by a known amount and does not change which coupling is optimal:
-``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. Centered points have smaller
-inner products, which therefore have smaller rounding errors.
+Centering both clouds changes W2^2 by a known amount and keeps optimal couplings optimal:
+``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. Inner products of centered
+points are smaller, and so are their rounding errors.
 """
 
 from __future__ import annotations
@@ -28,20 +28,13 @@ UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
 class PointClouds:
     """Two weighted point clouds on one device.
 
-    Norms, products, `radius` and `total_variance` are those of the centered points. The costs of
-    pairs, permutations and plans are those of the points as given, unless a shift is subtracted.
+    `x` and `y` are the points as given, (n, d) and (m, d), and `a` and `b` their weights. Norms,
+    products, `radius` and `total_variance` are those of the centered points. The costs of pairs,
+    permutations and plans are those of the points as given, unless a shift is subtracted.
 
-    Attributes
-    ----------
-    source, target : WeightedPoints
-        The clouds; `x`, `y` are their points as given, (n, d) and (m, d), and `a`, `b` their
-        weights.
-    pairing : ndarray of int, (n,), or None
-        The given permutation, or by default row i with row i; None for clouds of different sizes
-        or with weights.
-    integer_masses : tuple of ndarray, (n,), (m,), or None
-        Masses proportional to the weights: whole numbers if the clouds were given without weights,
-        or the summed masses of merged points (`duplicates`).
+    `pairing` is the given permutation, or by default the identity; it is None for clouds of
+    different sizes or with weights. `integer_masses` are proportional to the weights: whole numbers
+    for clouds without weights, or the summed masses of merged points (`duplicates`).
     """
 
     source: WeightedPoints
@@ -88,12 +81,10 @@ class PointClouds:
 
     @property
     def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Masses proportional to the weights: if possible, whole numbers, whose sums are exact."""
-        return (
-            (self.a.cpu().numpy(), self.b.cpu().numpy())
-            if self.integer_masses is None
-            else self.integer_masses
-        )
+        """Masses proportional to the weights: if possible, whole numbers with exact sums."""
+        if self.integer_masses is None:
+            return self.a.cpu().numpy(), self.b.cpu().numpy()
+        return self.integer_masses
 
     @property
     def transposed(self) -> PointClouds:
@@ -103,10 +94,7 @@ class PointClouds:
     @property
     def self_problems(self) -> tuple[PointClouds, PointClouds]:
         """The problems of each cloud with itself, which debiasing needs."""
-        return (
-            PointClouds(self.source, self.source),
-            PointClouds(self.target, self.target),
-        )
+        return PointClouds(self.source, self.source), PointClouds(self.target, self.target)
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
@@ -115,13 +103,13 @@ class PointClouds:
 
     @cached_property
     def translation_cost(self) -> float:
-        """Part of W2^2 that centering removes; it accounts for the rounding of the centers."""
+        """Part of W2^2 that centering removes, corrected for the rounding of the centers."""
         remainder = self.source.rounding_of_center - self.target.rounding_of_center
         return float(self.offset @ self.offset + 2 * self.offset @ remainder)
 
     @cached_property
     def total_variance(self) -> float:
-        """tr cov x + tr cov y, the product coupling's centered cost; bounds W2^2 from above."""
+        """tr cov x + tr cov y, which is the centered cost of the product coupling."""
         return float(self.source.total_variance + self.target.total_variance)
 
     @cached_property
@@ -175,10 +163,7 @@ class PointClouds:
         return float((torch.from_numpy(plan.data).to(costs) * costs).sum())
 
     def marginal_error(self, plan: Any) -> float:
-        """Return the L1 distance of a sparse plan's marginals from the weights.
-
-        Moving at most that much mass makes the marginals exact.
-        """
+        """Return the L1 distance of a sparse plan's marginals from the weights."""
         return sum(
             float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
             for axis, w in ((1, self.a), (0, self.b))
@@ -226,9 +211,8 @@ class PointClouds:
     ) -> TransportResult:
         """Return the result for bounds `lower` and `upper` on W2^2.
 
-        `lower` must allow for its rounding error; `upper` is increased by that of a cost. `cost`
-        is `upper` by default, the cost of a feasible coupling. A given cost is clipped to the
-        interval.
+        `lower` must already allow for rounding; `upper` is increased here by the rounding error of
+        a cost. `cost` is `upper` by default; a given cost is clipped to the interval.
         """
         low = float(np.sqrt(max(lower, 0.0)))
         high = float(np.sqrt(upper * (1 + self.relative_rounding)))

@@ -38,22 +38,21 @@ class Status(StrEnum):
 class TransportResult(Result):
     r"""W2 between two point clouds, an interval that contains it, and the proof of the interval.
 
-    ``lower <= W2 <= upper`` always. ``upper`` comes from a feasible coupling; ``lower`` comes from
-    feasible dual potentials (Kantorovich duality), or from the lower bounds of `Gaussian` and
-    `Sliced`, which return no potentials. Both are evaluated in float64.
+    ``upper`` comes from a feasible coupling. ``lower`` comes from feasible dual potentials
+    (Kantorovich duality); `Gaussian` and `Sliced` have lower bounds of their own, and return no
+    potentials.
 
-    If optimal potentials are unique up to a constant, they are the gradient of W2^2 with respect to
-    the weights: for changes da and db of the weights, each of which sums to 0,
+    Optimal potentials are a subgradient of W2^2 with respect to the weights (Peyre, Cuturi 2019,
+    Section 9.1). If they are unique up to a constant, they are the gradient: for changes da and db
+    of the weights, each of which sums to 0,
 
     .. math:: \mathrm{d} W_2^2 = \sum_i f_i\, \mathrm{d}a_i + \sum_j g_j\, \mathrm{d}b_j.
-
-    If they are not unique, they are a subgradient (Peyre, Cuturi 2019, Section 9.1).
 
     Attributes
     ----------
     cost : float
-        Mean squared Euclidean displacement under `coupling`, never halved: W2^2 if the coupling is
-        optimal, as that of `Exact` is. For `Gaussian` it is W2^2 between the Gaussians instead.
+        Mean squared Euclidean displacement under `coupling`, not halved: W2^2 if the coupling is
+        optimal, as that of `Exact` is. For `Gaussian`, W2^2 between the Gaussians instead.
     lower, upper : float
         Interval that contains W2, in the units of the features.
     status : Status
@@ -64,8 +63,8 @@ class TransportResult(Result):
     seconds : float
         Wall-clock time of the solver.
     coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
-        The permutation i -> coupling[i] if the coupling is one, otherwise the transport plan.
-        `plan` is always a sparse array.
+        The permutation i -> coupling[i], or the transport plan if that is not a permutation.
+        `plan` is a sparse array in both cases.
     potentials : tuple of ndarray (n,), (m,), or None
         Feasible potentials f, g: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
     divergence : float or None
@@ -143,8 +142,8 @@ class TransportResult(Result):
 
         .. math:: T(x_i) = \frac{1}{a_i} \sum_j P_{ij}\, y_j
 
-        For a permutation these are the rows ``y[coupling]``. If the plan is optimal and splits the
-        mass of no point, T is the optimal map.
+        For a permutation these are the rows ``y[coupling]``. If the plan is optimal and moves each
+        point as a whole, T is the optimal map.
 
         Parameters
         ----------
@@ -159,8 +158,7 @@ class TransportResult(Result):
         Raises
         ------
         ArgumentError
-            The number of rows of `y` differs from the number of columns of the plan, or there is no
-            plan.
+            The plan does not have a column for each row of `y`, or there is no plan.
         FeatureError
             `y` is empty, not numeric, or contains NaN or infinity.
 
@@ -233,9 +231,8 @@ class TransportResult(Result):
     def verify(self, x: Any, y: Any) -> Verification:
         """Check the proof of this result against its clouds, without trusting the solver.
 
-        The marginals and the cost of the plan are computed again, and so is the potentials' slack
-        ``||x_i - y_j||^2 - f_i - g_j`` for all pairs, a block at a time. Together they give an
-        independent interval.
+        The marginals and the cost of the plan, and the potentials' slack
+        ``||x_i - y_j||^2 - f_i - g_j`` for all pairs, are computed again and give an interval.
 
         Parameters
         ----------
@@ -272,13 +269,12 @@ class TransportResult(Result):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result with its coupling and potentials to a NumPy archive, without pickles.
 
-        The file is recorded in its folder's ``.wgeo.json``. A later `save` may then replace it, but
-        never replaces a file that wgeo did not write.
+        The folder's ``.wgeo.json`` lists the files that wgeo wrote; only these are ever replaced.
 
         Parameters
         ----------
         path : path
-            Such as ``results/layer3.npz``; the folder is created if needed.
+            For example ``results/layer3.npz``; the folder is created if needed.
 
         Raises
         ------
@@ -300,7 +296,7 @@ class TransportResult(Result):
     def load(cls, path: str | os.PathLike[str]) -> TransportResult:
         """Read a result that `save` wrote.
 
-        Its arrays are checked for consistency. Use `verify` to check that they prove the distance.
+        Arrays are checked for consistency; `verify` checks that they prove the distance.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Bounds on W2 from the solution of an entropic problem: its potentials and its plan.
 
 A plan is *rounded* to exact marginals: its columns are scaled down, and the mass that is then
-missing is coupled in some other way (Altschuler, Weed, Rigollet 2017).
+missing is coupled separately (Altschuler, Weed, Rigollet 2017).
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assig
 class Bounds:
     """Bounds on W2^2 between the clouds as given, with their proofs, and a summary of the plan.
 
-    `potentials` prove `lower`, and `coupling` proves `upper`. If `upper` comes from the rounded
-    plan (`upper_from` is ``plan``), `coupling` is None until `with_plan` forms that plan from the
-    state `rounded`.
+    `potentials` prove `lower`, and `coupling` proves `upper`. If `upper_from` is ``plan``,
+    `coupling` is None until `with_plan` forms the rounded plan from the state `rounded`.
     """
 
     lower: float
@@ -95,8 +94,8 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
 
-    Negligible entries are left out, so that the plan is sparse if epsilon is small. `coupling`
-    remains None if more than `MAX_ENTRIES` entries are left.
+    Negligible entries are left out, so that the plan is sparse if epsilon is small. If more than
+    `MAX_ENTRIES` entries remain, `coupling` remains None.
     """
     if bounds.upper_from != "plan":
         return bounds
@@ -111,14 +110,9 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
         for index, w in ((entries.i, a), (entries.j, b))
     )
     rest = couple_in_order(clouds, *missing)
-    mass, i, j = (
-        np.concatenate(both)
-        for both in (
-            (entries.mass, rest.data),
-            (entries.i, rest.coords[0]),
-            (entries.j, rest.coords[1]),
-        )
-    )
+    mass = np.concatenate((entries.mass, rest.data))
+    i = np.concatenate((entries.i, rest.coords[0]))
+    j = np.concatenate((entries.j, rest.coords[1]))
     upper = _plan_bound(clouds, entries.cost + clouds.plan_cost(rest, centered=True))
     plan = csr_array((mass, (i, j)), shape=(len(a), len(b)))
     plan.eliminate_zeros()  # rows of weight 0
@@ -130,7 +124,7 @@ def couple_in_order(
 ) -> coo_array:
     """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
 
-    The result has at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
+    This has fewer pairs than the product of a and b, and usually costs less.
     """
     total, sum_a = float(b.sum()), float(a.sum())
     if not (total > 0 and sum_a > 0):
@@ -141,11 +135,7 @@ def couple_in_order(
 
 
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
-    """Return an upper bound of W2^2 from the centered cost of a coupling.
-
-    The bound allows for rounding errors of the coupling's marginals, which are sums of at most
-    n + m terms.
-    """
+    """Return an upper bound of W2^2 from a coupling's centered cost; it allows for rounding."""
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
     return clouds.translation_cost + cost + slack
@@ -154,9 +144,8 @@ def _plan_bound(clouds: PointClouds, cost: float) -> float:
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
     """Return a permutation near the plan: each row goes to the column with most of its mass.
 
-    If this is the same column for several rows, the row with the largest mass gets it. The other
-    rows are assigned to the free columns at least cost. Return None if there are more than
-    `_MAX_UNASSIGNED` such rows, which means that epsilon is too large.
+    If rows compete for a column, the one with the largest mass gets it. The others are assigned to
+    the free columns at least cost. Return None if there are too many, because epsilon is too large.
     """
     heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(heaviest)

@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str]) -> TransportResult:
 
 
 def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read all arrays of an archive; raise an error if the sizes of its members are implausible."""
+    """Read all arrays of an archive, unless the sizes of its members are implausible."""
     require_regular(path)
     with open(path, "rb") as file:
         with zipfile.ZipFile(file) as members:

@@ -5,8 +5,8 @@ inequality,
 
     <x, y> <= <V^T x, V^T y> + ||x - V V^T x|| ||y - V V^T y||,
 
-so distances between the reduced points are lower bounds. If a pair's slack is nonnegative with this
-bound in place of the cost, it is nonnegative.
+so distances between the reduced points are lower bounds. A pair whose slack is nonnegative for this
+bound also has nonnegative slack for its cost.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def principal_directions(
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
     """Bound how far 2 <x, y> of reduced points can fall short, relative to ||x||^2 + ||y||^2.
 
-    The bound accounts for the computed difference of V^T V from the identity, for the rounding
-    error of that difference, and for the rounding of each inner product with a column of V.
+    The causes are that V^T V is not exactly the identity, and the rounding of products with V.
     """
     d, count = v.shape
     skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
@@ -52,8 +51,7 @@ def reduce_dimension(
     """Return (V^T x, r) for float64 rows x, with r at least the distance of x from V's range.
 
     Therefore r^2 is ||x||^2 - ||V^T x||^2 plus a bound on its error: `error` and the rounding of
-    the sums, relative to ||x||^2. For x and y in the range of V, r is at most about the root of
-    this bound, so the product r_x r_y is only of the bound's size.
+    the sums, relative to ||x||^2.
     """
     projection = points @ v
     square = points.square().sum(1)

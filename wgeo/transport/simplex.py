@@ -15,7 +15,7 @@ from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
 from .geometry import Geometry
 
-_NOISE = 2.0**-51  # rounding error of the duals, per point and as a fraction of the largest cost
+_NOISE = 2.0**-51  # rounding error of the duals per point, as a fraction of the largest cost
 
 
 def network_simplex(
@@ -27,14 +27,13 @@ def network_simplex(
 ) -> tuple[coo_array, Potentials, float]:
     """Return an optimal plan on the arcs, potentials that prove it, and their noise.
 
-    The costs given to POT's network simplex are the slacks divided by the largest slack (the unit).
-    If the given potentials are nearly optimal, few pivots are needed, and the new potentials are
-    close to the given ones. Integer masses remain integers. The noise is a bound on the rounding
-    error of the duals; it grows with n + m, because so do the costs of POT's artificial arcs.
+    POT's network simplex is given the slacks, divided by the largest slack (the unit), as costs. If
+    the given potentials are nearly optimal, few pivots are needed, and the new potentials are close
+    to them. Integer masses remain integers. The noise bounds the rounding error of the duals. It
+    grows with n + m, as do the costs of POT's artificial arcs.
 
-    Slacks above `limit` are replaced by `limit`, which makes the unit and therefore the noise
-    smaller. If the plan uses none of these arcs, it is still optimal; otherwise the problem is
-    solved again without a limit.
+    Slacks above `limit` are replaced by `limit`, which makes the unit and the noise smaller. If the
+    plan uses such an arc, the problem is solved again without a limit.
     """
     slack = arcs.slack(potentials)
     unit = min(float(abs(slack).max(initial=0.0)), limit) or 1.0
@@ -63,13 +62,7 @@ def dense_simplex(
 def run_simplex(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
 ) -> tuple[coo_array, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """Return POT's plan and duals for a dense or sparse cost.
-
-    Raises
-    ------
-    ConvergenceError
-        The network simplex failed.
-    """
+    """Return POT's plan and duals for a dense or sparse cost."""
     import ot  # POT imports scikit-learn and pandas if they are installed, which takes seconds
 
     plan, log = interruptible(
@@ -95,21 +88,20 @@ def shortest_path_labels(
 ) -> Potentials:
     """Return the optimal potentials for `cost` that have the least f >= 0, and so the largest g.
 
-    The potentials are shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). The
-    graph contains every arc from its row to its column with its cost as length, every used arc also
-    backwards with minus its cost, and an arc of length 0 from a source to every row. If p_i and q_j
-    are the distances of rows and columns from the source, then ``f = -p`` and ``g = q``.
+    These are unique, while the duals of a simplex are arbitrary at points with few arcs. They are
+    shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). In the graph, each arc
+    leads from its row to its column, with its cost as length. Each used arc also leads backwards,
+    with minus its cost, and arcs of length 0 lead from a source to every row. If p_i and q_j are
+    the distances of rows and columns from the source, then ``f = -p`` and ``g = q``.
 
-    Given optimal duals u and v, the lengths can be replaced by ``cost - u - v``, which are
-    nonnegative, and 0 on used arcs, so that one run of Dijkstra's algorithm is enough. Unlike the
-    duals of a simplex, which are arbitrary at points with few arcs, these potentials are unique.
+    Given optimal duals u and v, the lengths can be replaced by ``cost - u - v``. These are
+    nonnegative, and 0 on used arcs, so that Dijkstra's algorithm can be used.
     """
     n, m = arcs.shape
     length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)
     length[used] = 0.0
-    nodes = np.arange(n)
     tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m)])
-    heads = np.concatenate([n + arcs.j, arcs.i[used], nodes])
+    heads = np.concatenate([n + arcs.j, arcs.i[used], np.arange(n)])
     lengths = np.concatenate([length, np.zeros(len(used)), u - u.min()])
     order = np.argsort(tails, kind="stable")
     pointers = np.searchsorted(tails[order], np.arange(n + m + 2))

@@ -53,34 +53,30 @@ class Sinkhorn:
               + \varepsilon\, KL(P \,|\, a \otimes b)
 
     The problem is solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by
-    accelerated iterations, while epsilon is lowered step by step. Rows are processed in blocks, so
-    that memory grows with (n + m) d, not with n m. (Small problems store all products x_i.y_j,
-    which take at most 128 MiB, or 1 GiB on a GPU.)
+    accelerated iterations, while epsilon is lowered step by step. Memory grows with (n + m) d, not
+    with n m. (Small problems store all products x_i.y_j: at most 128 MiB, or 1 GiB on a GPU.)
 
-    ``cost`` is the cost of the cheapest *feasible* coupling found, which is ``upper^2`` up to
-    rounding. One candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017;
-    the missing mass is coupled in order along the leading principal direction). If both clouds have
-    the same number of points and uniform weights, the given pairing and a permutation derived from
-    the plan are also candidates. ``lower`` comes from c-transforms of the potentials. Both bounds
-    are evaluated in float64 and hold for W2 itself, at any epsilon. If the rounded plan is the
-    cheapest candidate and more than 2^22 (4.2 million) of its entries exceed 1e-12 times their
-    row's weight, ``coupling`` is None, and ``stats["no_plan"]`` gives the reason.
+    ``cost`` is the cost of the cheapest feasible coupling found, which is ``upper^2`` up to
+    rounding. One candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet
+    2017). For clouds of equal size and uniform weights, the given pairing and a permutation derived
+    from the plan are also candidates. ``lower`` comes from c-transforms of the potentials. Both
+    bounds hold for W2 itself, at any epsilon. ``coupling`` is None if the rounded plan is the
+    cheapest candidate and has more than 2^22 (4.2 million) entries that are not negligible.
 
     ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2`` (Feydy
     et al. 2019) at a given epsilon: an estimate of W2^2, not a bound. It is None for
-    ``epsilon="auto"``, which stops at the first epsilon with a narrow interval. If a permutation
-    makes the interval narrow, this epsilon can be far too large for a good estimate.
+    ``epsilon="auto"``, whose epsilon can be far too large for a good estimate.
 
     Parameters
     ----------
     epsilon : float or "auto"
-        Regularization strength, as a fraction of a scale: the mean squared displacement of the
-        pairing (row i with row i by default), or the total variance tr cov x + tr cov y if that is
-        less, both after removing the means. ``stats["epsilon"]`` is in the units of
+        Regularization strength, as a fraction of a scale. After removing the means, the scale is
+        the mean squared displacement of the pairing (row i with row i by default), or the total
+        variance tr cov x + tr cov y if that is less. ``stats["epsilon"]`` is in the units of
         ``||x - y||^2``; packages whose cost is ``||x - y||^2 / 2`` use half this value. ``"auto"``
         lowers epsilon until the interval is within `tolerance`, the iterations are used up, or
-        float64 cannot resolve a smaller epsilon. It keeps the smallest epsilon that converged, and
-        reports the reason for stopping in ``stats["epsilon_chosen"]``.
+        float64 cannot resolve a smaller epsilon. It keeps the smallest epsilon that converged;
+        ``stats["epsilon_chosen"]`` is the reason.
     unit : "scale" or "absolute"
         Unit of `epsilon` if it is a number.
     tolerance : float
@@ -88,26 +84,24 @@ class Sinkhorn:
     marginal_tolerance : float
         L1 error of the column marginal at which an epsilon has converged; row marginals are exact.
     iterations : int
-        Maximum number of iterations, each a pass over all pairs, for all steps of the annealing
-        together. The bounds and the divergence take additional passes.
+        Maximum number of iterations, each a pass over all pairs, at all epsilons together. The
+        bounds and the divergence take additional passes.
     scaling : float
-        Factor by which each step of the annealing multiplies sqrt(epsilon), between 0 and 1.
+        Factor of sqrt(epsilon) from one epsilon to the next, between 0 and 1.
     debias : bool
         Compute ``divergence`` if `epsilon` is a number (two more problems, which are fast).
     engine : "wgeo", "auto", "fused", "geomloss" or "flash"
-        Implementation of the iterations; the interval and the marginal errors are always computed
-        in blocks, in float64. ``"wgeo"`` computes the iterations in blocks, too, on any device.
-        ``"fused"`` computes each half of an iteration with one call of torch's fused attention
-        (Dong et al. 2024, "Flex Attention"), which stores no blocks. It needs a CUDA device, and
-        must agree with ``"wgeo"`` on a sample to 1e-5; otherwise it raises an error. Blocks are
-        still used for more than 256 features, and at epsilons for which float32 (without TF32) does
-        not suffice. ``"auto"`` chooses ``"fused"`` if it works here and there are more than 2^27
-        pairs, otherwise ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other packages, and need a
-        number as `epsilon`. ``stats["engine"]`` is the engine that was used.
+        Implementation of the iterations. ``"wgeo"`` processes blocks of rows, on any device.
+        ``"fused"`` uses torch's fused attention (Dong et al. 2024, "Flex Attention"), which stores
+        no blocks. It raises an error unless it runs on a CUDA device and agrees with ``"wgeo"`` on
+        a sample to 1e-5. Blocks are still used for more than 256 features, and at epsilons for
+        which float32 (without TF32) does not suffice. ``"auto"`` chooses ``"fused"`` if it works
+        here and there are more than 2^27 pairs, otherwise ``"wgeo"``. ``"geomloss"`` and
+        ``"flash"`` call other packages, and need a number as `epsilon`. With every engine, the
+        interval is computed in float64. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
         What to do if the marginal tolerance is not reached. A returned interval still contains W2,
-        and ``stats["converged"]`` is False; ``divergence`` is None if its own two problems did not
-        converge.
+        and ``stats["converged"]`` is False.
     device : str
         ``auto`` (CUDA if available), ``cpu`` or ``cuda``; the same code runs on either.
 
@@ -234,7 +228,7 @@ class Sinkhorn:
     ) -> TransportResult:
         """Solve for rescaled clouds and scale back, by powers of two, which causes no rounding.
 
-        Products x.y and 1 / epsilon leave the range of float32 long before the points do.
+        Without it, products x.y and 1 / epsilon could leave the range of float32.
         """
         factor = 2.0 ** -round(math.log2(clouds.total_variance) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
@@ -300,10 +294,7 @@ class Sinkhorn:
         )
 
     def _self_transport(self, clouds: PointClouds, eps: float) -> float | None:
-        """Return OT(x, x)/2 + OT(y, y)/2, which does not depend on the clouds' centers.
-
-        None if they did not converge, and ``on_failure`` is "return".
-        """
+        """Return OT(x, x)/2 + OT(y, y)/2, or None if not converged and `on_failure` is "return"."""
         settings = (eps, self.marginal_tolerance)
         both = [solve_itself(z, *settings, Budget(_SELF_ITERATIONS)) for z in clouds.self_problems]
         if self.on_failure == "return" and not all(converged for _, converged in both):
@@ -311,10 +302,7 @@ class Sinkhorn:
         return sum(require_converged(*itself, "a cloud and itself").value for itself in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """Return the result if one cloud is the other translated, so that the pairing is optimal.
-
-        This includes clouds whose points are all equal, between which any plan is optimal.
-        """
+        """Return the result if the pairing is a translation, or each cloud's points are equal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
         lower = clouds.translation_cost - clouds.rounding
@@ -348,7 +336,7 @@ class Sinkhorn:
 
 
 def _epsilon_stats(clouds: PointClouds, eps: float, scale: float) -> dict[str, Any]:
-    """Return the statistics that tell how large epsilon is."""
+    """Return epsilon and the scale with which it is compared."""
     return {
         "epsilon": eps,
         "epsilon_share": eps / scale if eps else 0.0,

@@ -20,7 +20,7 @@ from ..storage.ownership import owned
 from ..text import printable
 from .entry import Solver
 
-_SECONDS = 5.0  # a killed process loses at most the pairs solved in about this time
+_SECONDS = 5.0  # between writes; a killed process loses the pairs of about this time
 
 
 class PairSummary(NamedTuple):
@@ -36,14 +36,7 @@ class SolvedPairs:
     """Solved pairs in a JSON file; without a path, no pair is found or written.
 
     A pair is identified by the checksums of both clouds, the solver with its options, and the
-    version of wgeo, so that a changed cloud is measured again.
-
-    Raises
-    ------
-    ArgumentError
-        The solver's `repr` does not contain its options.
-    RecordError
-        wgeo did not write the file, the file is damaged, or its folder cannot be written.
+    version of wgeo.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, solver: Solver) -> None:
@@ -67,7 +60,7 @@ class SolvedPairs:
         return self._pairs.get(self._key(x, y)) if self._path else None
 
     def add(self, x: np.ndarray, y: np.ndarray, summary: PairSummary) -> None:
-        """Add a pair; `write`, or an `add` a few seconds after the last writing, writes it."""
+        """Add a pair; the file is written at most every few seconds, and by `write`."""
         if self._path is None:
             return
         with self._lock:

@@ -1,9 +1,8 @@
 """All pairs of two clouds, a tile (a block of rows) at a time.
 
-The only n x m matrix that is stored here is that of the inner products, if there is memory for it
-(`store_products`). Tiles are ``bias_j + scale <x_i, y_j>``. Each process visits its own rows, and
-`reduce_tiles` combines the parts of all processes. When a GPU runs out of memory, tiles become
-smaller.
+Most tiles are ``bias_j + scale <x_i, y_j>``; the inner products can be stored (`store_products`).
+Each process visits its own rows, and `reduce_tiles` combines the parts of all processes. When a GPU
+runs out of memory, tiles become smaller.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from ..runtime.threads import raise_if_interrupted
 
 T = TypeVar("T")
 
-# Largest number of entries of a tile: few enough for a core's cache, or enough to fill a GPU.
+# Largest number of entries of a tile: few enough for a CPU's cache, or enough to occupy a GPU.
 TILE_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
-# Largest number of products stored between passes: 128 MiB in float64, or 1 GiB on a GPU. An
-# iteration is then nearly two times faster at d = 64, and six times faster at d = 512.
+# Largest number of products stored between passes: 128 MiB in float64, or 1 GiB on a GPU. They make
+# iterations nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
-# Entries of a float64 copy of some rows.
-CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}
+CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}  # entries of a float64 copy of some rows
 _MIN_ROWS = 64
 _STORED_ROWS = 256  # rows of stored products computed at a time
 _PANEL = 512  # features summed at a time, for smaller rounding errors (`roundings`)
@@ -56,9 +54,9 @@ def map_tiles(
     """Yield ``rows, work(rows, tile)`` for tiles of this process's rows.
 
     ``fill(rows, out)`` computes a tile in `out`, of the dtype and device of `like`, which the next
-    tile overwrites. If a GPU runs out of memory, `fill` and `work` are called again with fewer
-    rows. A process without rows has one empty tile. A tile has at most `most` entries and at most
-    `TILE_ENTRIES`, but at least `_MIN_ROWS` rows.
+    tile overwrites. A tile has at most `most` and `TILE_ENTRIES` entries, but at least `_MIN_ROWS`
+    rows, and fewer if a GPU runs out of memory: `fill` and `work` are then called again. A process
+    without rows has one empty tile.
     """
     height, width = shape
     size = min(per_device(TILE_ENTRIES, like.device), most or sys.maxsize)
@@ -86,8 +84,8 @@ def reduce_tiles(
 ) -> list[torch.Tensor]:
     """Combine the tensors that `work` returned for each tile, over the tiles of all processes.
 
-    The first `by_row` tensors have a row for each row of the tile, and are put together to n rows.
-    The others are summed.
+    The first `by_row` tensors have an entry for each row of the tile, and are joined to n rows. The
+    others are summed.
     """
     results: list[torch.Tensor] = []
     for rows, values in tiles:
@@ -109,10 +107,7 @@ def products(
     scale: float,
     out: Float[torch.Tensor, "n m"],
 ) -> Float[torch.Tensor, "n m"]:
-    """Write ``bias_j + scale <x_i, y_j>`` to `out`, summed a panel of features at a time.
-
-    `roundings` gives the number of rounding errors in each inner product.
-    """
+    """Write ``bias_j + scale <x_i, y_j>`` to `out`, summed a panel of features at a time."""
     if x.shape[1] <= _PANEL:
         return torch.addmm(bias, x, y.T, alpha=scale, out=out)
     torch.mm(x[:, :_PANEL], y[:, :_PANEL].T, out=out)
@@ -129,7 +124,7 @@ def roundings(d: int) -> int:
 def store_products(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
 ) -> Float[torch.Tensor, "n m"] | None:
-    """Return all <x_i, y_j>; None if the GPU does not have the memory."""
+    """Return all <x_i, y_j>; None if the GPU has too little memory."""
     try:
         out, zero = x.new_empty((len(x), len(y))), y.new_zeros(len(y))
         for part, rows in zip(out.split(_STORED_ROWS), x.split(_STORED_ROWS), strict=True):
@@ -152,8 +147,8 @@ def squared_distances(
 class _FullPrecision(ContextDecorator):
     """Disable TF32: its 10-bit mantissa is too coarse for costs, which are differences.
 
-    The setting is global to the process. If several threads use this context, the first saves the
-    setting and the last restores it.
+    The setting is global: of several threads in this context, the first saves it, and the last
+    restores it.
     """
 
     def __init__(self) -> None:

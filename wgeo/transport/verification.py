@@ -22,8 +22,7 @@ from .result import TransportResult
 from .tiles import full_precision
 
 _MEMORY = 2**30  # bytes for blocks of costs
-# Relative difference of squared distances, and marginal error, that count as zero.
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-9  # largest marginal error, and relative error of W2^2, that count as rounding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +33,7 @@ class Verification(Result):
     ----------
     lower, upper : float or None
         The interval that the plan and the potentials prove, computed again from the clouds.
-        Without potentials `lower` is None, and without a plan `upper`; that end is not checked.
+        `lower` is None without potentials, and `upper` is None without a plan.
     marginal_error : float or None
         L1 distance of the plan's marginals from the weights; `upper` accounts for it.
     dual_violation : float or None

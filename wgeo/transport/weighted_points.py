@@ -15,29 +15,21 @@ from .tiles import chunks
 
 _FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
 
-_NOT_COPIED = (np.float32, np.float64)  # by `as_points`
+_NOT_COPIED = (np.float32, np.float64)  # dtypes that `as_points` does not convert
 
 _Key = tuple[torch.device, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedPoints:
-    """A cloud of weighted points; its center and norms are computed at first use.
+    """A cloud of weighted points; its center and norms are computed at first use."""
 
-    Attributes
-    ----------
-    points : Tensor, (n, d)
-        As given; float64 copies are made of a few rows at a time.
-    weights : Tensor of float64, (n,)
-        They sum to 1.
-    """
-
-    points: Float[torch.Tensor, "n d"]
-    weights: Float[torch.Tensor, " n"]
+    points: Float[torch.Tensor, "n d"]  # as given; float64 copies are made of a few rows at a time
+    weights: Float[torch.Tensor, " n"]  # in float64, with sum 1
 
     @classmethod
     def of(cls, points: torch.Tensor, weights: np.ndarray | None = None) -> WeightedPoints:
-        """Return the cloud, uniform without weights; in `shared_statistics`, the one held there."""
+        """Return the cloud, uniform by default; inside `shared_statistics`, a shared one if any."""
         if weights is None:
             shared = _shared.get(_key(points))
             if shared is not None:
@@ -81,7 +73,7 @@ class WeightedPoints:
     def centered(
         self, dtype: torch.dtype, rows: slice | None = None
     ) -> Float[torch.Tensor, "rows d"]:
-        """Return centered rows (by default all), rounded once, after centering."""
+        """Return centered rows (by default all), rounded to `dtype` after centering."""
         if rows is not None:
             return (self.points[rows].double() - self.center).to(dtype)
         out = torch.empty(self.points.shape, dtype=dtype, device=self.points.device)
@@ -107,11 +99,10 @@ _shared: dict[_Key, WeightedPoints] = {}
 
 @contextmanager
 def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[None]:
-    """While the block runs, keep the center and the norms of each cloud for all its problems.
+    """Let all problems inside the block use the same `WeightedPoints` of each cloud.
 
-    Every problem of these clouds with uniform weights on the CPU then uses the same
-    `WeightedPoints`, in all threads. The clouds must not change meanwhile. Clouds that `as_points`
-    would copy, such as read-only ones, are not shared, since a copy of each would be kept.
+    This holds for problems with uniform weights on the CPU, in all threads. The clouds must not
+    change meanwhile. Clouds that `as_points` would copy, such as read-only ones, are not shared.
     """
     held = [
         WeightedPoints.of(torch.from_numpy(cloud))
@@ -131,15 +122,9 @@ def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[No
                 del _shared[key]
 
 
-def _key(points: torch.Tensor) -> _Key:
-    """Return what identifies a tensor's contents as long as its memory is in use and unchanged."""
-    return (
-        points.device,
-        points.dtype,
-        points.data_ptr(),
-        tuple(points.shape),
-        tuple(points.stride()),
-    )
+def _key(x: torch.Tensor) -> _Key:
+    """Return a key of a tensor's contents, valid while its memory is in use and unchanged."""
+    return x.device, x.dtype, x.data_ptr(), tuple(x.shape), tuple(x.stride())
 
 
 def centered_rows(
