@@ -1,4 +1,4 @@
-"""The pages of a report for print: one document, each figure once, no links to files."""
+"""The pages of a report for print: one document without links to files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ def for_print(screen: Mapping[str, str]) -> dict[str, str]:
 
 
 def _printed(name: str, text: str) -> str:
-    """Remove the parts for screens.
-
-    The page ``provenance`` is unchanged, because the commands on it may contain any text.
-    """
-    if name == "provenance":
+    """Remove the parts for screens."""
+    if name == "provenance":  # its commands may contain any text
         return text
     for pattern in (_LINKS, _TOC, _HTML):
         text = pattern.sub("", text)
