@@ -87,10 +87,10 @@ def _distances(record: Record) -> Plot:
         "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, "
         "with its bounds, and the root mean squared distance by which the network itself moves the "
-        f"samples. {correlations}Below: how far the OT score, the squared ratio of the two "
-        "distances, is below 1; hollow points have a resolution below 1/2 and are not evidence. "
-        "The OT score is near 1 for almost any map that moves the samples little. Axes of scores "
-        "are logarithmic: the lower a point, the nearer the map is to an optimal one; values below "
+        f"samples. {correlations}Below: 1 minus the OT score, which is the squared ratio of the "
+        "two distances; hollow points have a resolution below 1/2 and are not evidence, since the "
+        "OT score is near 1 for almost any map that moves the samples little. Axes of scores are "
+        "logarithmic: the lower a point, the nearer the map is to an optimal one. Values below "
         "1e-6, which the solvers do not resolve, are at the lower edge.",
         f"W2 of {counted(len(blocks), 'block')}{_range_text(blocks, 'distance')}; "
         f"OT score{_range_text(blocks, 'ot_score')}.",

@@ -245,11 +245,8 @@ def trend_label(record: Record, metric: str) -> str:
 
 def model_handles(record: Record) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of the network and of the models that are drawn in some stage."""
-    handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
     staged = np.array([layer.stage is not None for layer in record.layers])
-    for key in models_in(record):
-        if not (in_order(record, key) & staged).any():
-            continue
-        handles.append(Line2D([], [], **model_style(key)))
-        names.append(MODELS[key][0])
-    return handles, names
+    drawn = [key for key in models_in(record) if (in_order(record, key) & staged).any()]
+    network = Line2D([], [], color=MEASURED, marker="o", ms=4)
+    handles = [network, *(Line2D([], [], **model_style(key)) for key in drawn)]
+    return handles, ["the network", *(MODELS[key][0] for key in drawn)]

@@ -235,11 +235,11 @@ def _law_plot(record: Record) -> Plot:
     return Plot(
         "separation-law",
         "Do the classes separate at a constant rate?",
-        "Above and in the middle, on logarithmic axes: the scatter within classes relative to the "
-        "scatter between class means, as tr Σw Σb⁺ above and tr Σw / tr Σb in the middle; "
-        "dashed: a constant factor per layer. Below: one minus the largest cosine between "
-        "uncentered class means. A falling straight line has curvature 0 and correlation r = −1; "
-        "along a geodesic of constant speed, the upper two curves are bent.",
+        "Scatter within classes relative to the scatter between class means: tr Σw Σb⁺ above, and "
+        "tr Σw / tr Σb in the middle. Dashed: a constant factor per layer, which is a straight "
+        "line on a logarithmic axis, with curvature 0 and correlation r = −1. Along a geodesic "
+        "with constant speed, these two curves are bent. Below: one minus the largest cosine "
+        "between uncentered class means.",
         f"Separation of the classes over depth in {counted(len(_stage_fits(record)), 'stage')}.",
         draw,
         rows,

@@ -91,7 +91,7 @@ def class_means(
     layers = record.segments[segment].layers
     ax.set_title(segment_name(layers, segment % len(record.segments)))
     handles, names = class_handles(record, view, "epoch" if training else "layer")
-    columns = 1 + (len(names) - 1) // LEGEND_ROWS
+    columns = 1 + (len(names) - 1) // _LEGEND_ROWS
     options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
     if inches_wide(ax) < _NARROW:
         options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
@@ -136,7 +136,7 @@ def over_training(series: SeriesRecord) -> Record:
     return Record.of({"provenance": provenance, "segments": [series.last_layer.json]})
 
 
-LEGEND_ROWS = 23
+_LEGEND_ROWS = 23
 _COMPONENTS = ("first principal component", "second principal component")
 _NARROW = 3.5  # inches, the width of a paper's column
 _MAX_NAMED = 40  # maximum number of classes with names, chords and separate markers
@@ -302,9 +302,11 @@ def _row_of_marks(
     marks: dict[str, Any] = {"ls": "none", "ms": 5, **style}
     ax.plot(values[solid], at[solid], mec="white", mew=0.5, **marks)
     ax.plot(values[~solid], at[~solid], mfc="white", mew=1.1, **marks)
-    left = any(key in SCORES for key in measures)
+    # Undefined values are named on the side of 1 on which the values of these measures lie.
+    side, shift = ("right", -4) if any(key in SCORES for key in measures) else ("left", 4)
+    text: dict[str, Any] = {"va": "center", "ha": side, "fontsize": 7, "color": style["color"]}
     for row in at[~np.isfinite(values)]:
-        _write_undefined(ax, row, style["color"], left=left)
+        ax.annotate("undefined", (1.0, row), (shift, 0), textcoords="offset points", **text)
     return [values, low, high]
 
 
@@ -317,13 +319,6 @@ def orthogonal_ratio(segment: Segment) -> float | None:
     """Return the length ratio of orthogonal steps: of the centered path if recorded."""
     centered = segment.centred.sqrt_moving_blocks
     return segment.sqrt_moving_blocks if centered is None else centered
-
-
-def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
-    """Print "undefined" on that side of 1 on which the values of the measure lie."""
-    side, shift = ("right", -4) if left else ("left", 4)
-    options: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
-    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=color, **options)
 
 
 @styled

@@ -332,19 +332,14 @@ _PANELS = (
 _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
-def _epochs(series: SeriesRecord) -> str:
-    """Return a note on the epoch axis; epoch 0 is the initialization only in wgeo's checkpoints."""
-    if series.axis != "epoch":
-        return ""
-    provenance = [row.provenance for row in series.analyses]
-    own = any(each.is_initialization for each in provenance)
-    return " Epochs on a logarithmic axis" + ("; 0 is the initialization." if own else ".")
-
-
 def series_plots(series: SeriesRecord) -> list[Plot]:
     by_epoch = series.axis == "epoch"
     what = "over training" if by_epoch else "across networks"
     count = len(series.analyses)
+    epochs = " Epochs on a logarithmic axis" if by_epoch else ""
+    if by_epoch:  # only in wgeo's own checkpoints, epoch 0 is known to be the initialization
+        own = any(row.provenance.is_initialization for row in series.analyses)
+        epochs += "; 0 is the initialization." if own else "."
 
     @styled
     def draw_over() -> Figure:
@@ -382,7 +377,7 @@ def series_plots(series: SeriesRecord) -> list[Plot]:
             "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
             "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
             "its layers are included; the length over k equal runs is therefore measured at k + 1 "
-            "layers of the segment in every analysis." + _epochs(series),
+            f"layers of the segment in every analysis.{epochs}",
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,
             lambda: series_rows(series),

@@ -141,10 +141,8 @@ def class_variability_plot(record: Record) -> Plot | None:
             for name, value in zip(names, row, strict=True)
         ]
 
-    last = ""
-    if (values[-1] > 0).all():
-        spread = values[-1].max() / values[-1].min()
-        last = f"; in the last layer, the largest is {spread:.3g} times the smallest"
+    spread = values[-1].max() / values[-1].min() if (values[-1] > 0).all() else np.nan
+    last = f"; in the last layer, the largest is {spread:.3g} times the smallest"
     return Plot(
         "class-variability",
         "Collapse of single classes",
@@ -152,7 +150,8 @@ def class_variability_plot(record: Record) -> Plot | None:
         "tr Σb, over depth: 0 if the class has collapsed to its mean. The mean over all samples "
         "is tr Σw / tr Σb. Open markers: layers outside the blocks. The class whose curve ends "
         "highest has collapsed least.",
-        f"Variability of {values.shape[1]} classes over {counted(len(values), 'layer')}{last}.",
+        f"Variability of {values.shape[1]} classes over {counted(len(values), 'layer')}"
+        f"{last if np.isfinite(spread) else ''}.",
         draw,
         rows,
     )

@@ -31,7 +31,7 @@ def scrubber(source: Record | SeriesRecord) -> str:
     if isinstance(source, SeriesRecord):
         record, step, metrics = over_training(source), "epoch", _epoch_metrics(source.analyses)
     else:
-        record, step, metrics = source, "layer", None
+        record, step, metrics = source, "layer", {}
     scenes = [
         _scene(record, segment, i, metrics or _layer_metrics(record.layers, segment))
         for i, segment in enumerate(record.segments)
