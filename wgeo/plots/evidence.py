@@ -136,11 +136,11 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     if not blocks:
         return nothing_to_show(ax, "This record has no Brenier test.")
     at = np.arange(len(blocks))
-    series = [(test, "the map", MEASURED, "o")]
+    series = [(test, MEASURED, "o")]
     if test == "asymmetry":
-        series.append(("displacement_asymmetry", "its displacement alone", COLORS[1], "s"))
+        series.append(("displacement_asymmetry", COLORS[1], "s"))
     handles, curves = [], []
-    for key, _, color, marker in series:
+    for key, color, marker in series:
         values = numbers([block.brenier.measure(key) for block in blocks])
         low, high = interval_ends(block.brenier.interval(key) for block in blocks)
         ax.vlines(at, low, high, color=color, lw=1.3, alpha=0.7)
@@ -152,7 +152,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         ax.axhline(0.0, **REFERENCE_LINE)
         names = ["mean over points", "lowest of all points"]
     else:
-        names = [name for _, name, _, _ in series]
+        names = ["the map", "its displacement alone"]
         log_if_positive(ax, *curves)
     layer_axis(ax, [block.target for block in blocks])
     ax.set_title(TESTS[test])

@@ -171,11 +171,12 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     if any((series < FLOOR).any() for _, series in lines):
         note = "values that are zero up to rounding are drawn at the edge"
         ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.set_xlabel("layer")
     if weights:
         ax.set_xticks(range(len(curve)), [f"W{i}" for i in range(1, len(curve) + 1)])
-        ax.set_xlabel("input features")
+        ax.set_xlabel("weight matrix and its input features")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.set_xlabel("layer")
     legend(ax, handles, [name for name, _ in lines], loc="best")
     return ax
 

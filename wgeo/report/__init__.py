@@ -1,7 +1,7 @@
 """The report of an analysis: a Sphinx project, and the HTML and PDF built from it.
 
-`build` writes ``RUN/report`` from ``RUN/analysis.json`` alone. Neither building nor reading the
-report needs a network connection.
+`build` writes ``RUN/report`` from ``RUN/analysis.json``, or from ``RUN/series.json`` for several
+runs. Neither building nor reading the report needs a network connection.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def build(
     run_dir : path
         The folder of one run, with ``analysis.json``, or of several runs, with ``series.json``.
     html : bool
-        Build the HTML, also of each of several runs if its report is missing or out of date.
-        Otherwise only the Sphinx project ``RUN/report`` is written.
+        Build the HTML. For several runs, also build the report of each run that lacks a current
+        one. If False, ``RUN/report`` contains only the Sphinx project, and the PDF with `pdf`.
     pdf : bool
         Also typeset ``RUN/report/report.pdf``; needs xelatex, lualatex or tectonic.
     open : bool

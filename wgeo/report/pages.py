@@ -79,8 +79,9 @@ _DESCRIPTIONS = {
     ),
     "mufm": (
         "The multilayer unconstrained feature model, fitted to the input features of the last "
-        "segment and to the labels. Its two settings are those that best predict the last layer on "
-        "held-out samples. Every layer is compared up to a rotation."
+        "segment and to the labels. Its weight decay and the coefficient of its transport term "
+        "are those that best predict the last layer on held-out samples. Every layer is compared "
+        "up to a rotation."
     ),
     "mufm_given": (
         "The same model, with the directions of the network's own classifier instead of MUFM's "
