@@ -101,7 +101,7 @@ def collapse(
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
         style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        # Zeros are drawn at the edge of a logarithmic axis; an axis of fractions contains 0.
+        # A logarithmic axis has no 0: zeros are drawn at its edge. An axis of fractions has 0.
         is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)
         if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
@@ -164,12 +164,12 @@ def measured_metric(record: Record, metric: str) -> np.ndarray:
 
 
 def predicted_metric(record: Record, model: str, metric: str) -> np.ndarray:
-    """Return a model's metric at every layer of the record, or NaN if it predicts nothing there."""
+    """Return a model's metric at every layer, or NaN if the model does not predict it."""
     return _values_of([row.collapse for row in model_rows(record, model)], metric)
 
 
 def model_rows(record: Record, model: str) -> list[Predicted]:
-    """Return a model's row for every layer of the record, empty if it predicts nothing there."""
+    """Return a model's row for every layer, empty if the model does not predict the layer."""
     rows = {row.name: row for row in record.model(model).layers}
     return [rows.get(layer.name, Predicted.of({})) for layer in record.layers]
 
@@ -244,7 +244,7 @@ def trend_label(record: Record, metric: str) -> str:
 
 
 def model_handles(record: Record) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the network and of the models that are drawn in some stage."""
+    """Return the legend entries of the network and of the models that are drawn."""
     staged = np.array([layer.stage is not None for layer in record.layers])
     drawn = [key for key in models_in(record) if (in_order(record, key) & staged).any()]
     network = Line2D([], [], color=MEASURED, marker="o", ms=4)

@@ -115,7 +115,6 @@ def figures(
 
 
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
-    """Return the contents of a figure's files by name."""
     files: dict[str, bytes] = {}
     pictures = [ending for ending in _RENDER if ending in endings]
     if pictures:

@@ -83,7 +83,7 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
 
 
 def model_error(record: Record, model: str, measure: str) -> np.ndarray:
-    """Return a model's error at every layer of the record, or NaN if it predicts nothing there."""
+    """Return a model's error at every layer, or NaN if the model does not predict the layer."""
     return numbers([layer.measure(measure) for layer in model_rows(record, model)])
 
 

@@ -176,7 +176,6 @@ def _over_runs(k: int) -> Callable[[Segment], str]:
 
 
 def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
-    """Tabulate the correlation scores between all pairs of layers of every segment."""
     parts = []
     for i, segment in enumerate(segments):
         pairs = segment.pairs
@@ -366,7 +365,6 @@ def _penultimate(last: Layer) -> str:
 
 
 def _progress(record: Record) -> str:
-    """Tabulate whether each metric decreases from the first block to the last."""
     rows = []
     for metric, p in record.progress.items():
         monotone = {True: "yes", False: "no", None: DASH}[p.monotone]

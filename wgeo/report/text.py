@@ -47,7 +47,7 @@ def code(text: str) -> str:
 def general(value: Any, digits: int = 3) -> str:
     """Format a number with `digits` significant digits, or more for large numbers and integers.
 
-    No digit before the decimal point is rounded. An undefined number is a dash.
+    Large numbers are rounded to integers, not further. An undefined number is a dash.
     """
     x = number(value)
     if not np.isfinite(x):
