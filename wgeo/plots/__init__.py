@@ -1,26 +1,23 @@
 """Figures of an analysis.
 
-Most functions draw one panel: they take an `Analysis` (or its record) and return the axes. A
-function that shows one step also takes the result of that step: `collapse` a `Collapse`,
-`straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
-`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`, `separation_law` a
-`SeparationLaw`, `alignment` an `Alignment`. For other arguments, the error lists what is accepted.
-`over`, `profiles` and `block_distances` compare the analyses of a `Series`, `model` draws a
-solution of `wgeo.ufm`, and `flow` writes an animation of a `Trajectory`.
+Most functions draw one panel: they take an `Analysis`, or its record, and return the axes. Many
+also take the result of a single step, such as a `Straightness` or a `Trajectory`. An argument that
+cannot be drawn, or an unknown segment or measure, raises `ArgumentError`, which lists the choices.
+`over`, `profiles` and `block_distances` compare the
+analyses of a `Series`, `model` draws a solution of `wgeo.ufm`, and `flow` writes an animation of a
+`Trajectory`.
 
-With ``ax=None``, the default, a panel is drawn in pyplot's current axes if they are empty, and
-otherwise in a new figure. In a notebook, or if pyplot has been imported and opens windows, pyplot
-manages the new figure and therefore shows it. A program that only writes files leaves no figure
-in pyplot.
+By default, a panel is drawn in pyplot's current axes if they are empty, and otherwise in a new
+figure. pyplot shows the new figure in a notebook, and in a program that has imported pyplot with a
+backend that opens windows. In other programs, the new figure is not registered in pyplot.
 
-`figures` writes all figures at page width. For a paper's column or a slide, draw a panel in
-`axes` of that size and `save` it::
+`figures` writes all figures at page width. For a paper's column or a slide, draw a panel in `axes`
+of that size and `save` it::
 
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
     plots.save(ax, "nc1.pdf")
 
-``ax=`` may be any axes. All figures have one style, with colors that can be distinguished with
-color blindness.
+All figures have the same style. Its colors can be told apart with color blindness.
 """
 
 from typing import TYPE_CHECKING
@@ -42,7 +39,7 @@ from .style import axes
 
 if TYPE_CHECKING:
     from .animation import flow as flow
-else:  # flow solves transport problems, with torch; figures of a record load without it
+else:  # flow imports torch; all other figures load without it
     __getattr__ = lazy_names(__name__, {"flow": "animation"})
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Animation of the feature clouds: the network compared with optimal transport."""
+"""Animation of the features: the network compared with optimal transport."""
 
 from __future__ import annotations
 
@@ -32,21 +32,8 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-    The time t is the fraction of the path's length (the sum of the blocks' W2), like
-    ``interpolation_time`` in the record.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Names of the layers.
-    times : ndarray, (L + 1,)
-        Time at which each layer is reached.
-    layers : ndarray, (L + 1, n, 2)
-        The samples in the plane, at every layer.
-    target : ndarray of int, (n,)
-        The optimal coupling of the first and last layer: sample i moves to the features of sample
-        ``target[i]`` at the last layer.
-    labels : ndarray of int, (n,)
+    The time t is the fraction of the path's length; layer l is reached at ``times[l]``. In the
+    optimal coupling, sample i moves to the last layer's features of sample ``target[i]``.
     """
 
     names: tuple[str, ...]
@@ -86,18 +73,16 @@ def scene(
     solver: Solver | None = None,
     seed: int = 0,
 ) -> Scene:
-    """Prepare a segment of a trajectory for the animation; parameters and errors as of `flow`."""
+    """Return the scene of a segment; parameters and errors are those of `flow`."""
     traj = as_trajectory(traj)
-    segments = traj.segments
-    source = segment_at(segments, segment, "trajectory")
+    source = segment_at(traj.segments, segment, "trajectory")
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(traj))[: max(2, samples)])
     arrays = [np.asarray(array[rows], dtype=np.float64) for array in source.arrays]
     solver = Exact() if solver is None else solver
-    pairs = list(pairwise(arrays))
     steps = [
         wasserstein(x, y, solver=solver, coupling=np.arange(len(rows))).distance
-        for x, y in track(pairs, "optimal transport")
+        for x, y in track(list(pairwise(arrays)), "optimal transport")
     ]
     target = wasserstein(arrays[0], arrays[-1], solver=solver).coupling
     if not (isinstance(target, np.ndarray) and target.ndim == 1):
@@ -135,10 +120,10 @@ def flow(
 ) -> Path:
     """Write an animation of a segment's features, next to the geodesic between its ends.
 
-    On the left, each sample moves in straight lines from layer to layer, as in the network; on the
-    right, the displacement interpolation moves the distribution of the first layer to that of the
-    last at the least cost. Both panels show the plane of the first two principal components, at the
-    same fraction of the path's length. They agree if the network follows a geodesic.
+    On the left, samples move as in the network, in straight lines from layer to layer. On the
+    right, they follow the displacement interpolation from the first layer to the last. Both panels
+    show the plane of the first two principal components, at the same fraction of the path's length.
+    The distributions agree at all times if the network follows a geodesic.
 
     Parameters
     ----------
@@ -148,8 +133,7 @@ def flow(
     segment : int
         Index of the segment; by default the last, which ends at the output of the last block.
     samples : int
-        Number of samples, drawn at random; the transport is solved for these. At least two are
-        used.
+        Number of random samples, for which the transport is solved; at least two are used.
     seconds, fps
         Duration of the movement in seconds, > 0, and frames per second, >= 1.
     solver : solver, optional

@@ -29,9 +29,9 @@ from .style import (
 def distances(record: Any, ax: Axes | None = None) -> Axes:
     """Draw W2 of every block with its bounds, and the distance under the network's own pairing.
 
-    Bars show W2, error bars the bounds ``[lower, upper]``, and dashes ``paired``, the root mean
-    squared distance by which the block moves the samples. If dash and bar meet, the block's map is
-    optimal on these samples. Distances are in units of the features.
+    Bars show W2, and error bars its bounds. A dash shows the root mean squared distance by which
+    the block moves the samples. If dash and bar meet, the block's map is optimal on these samples.
+    Distances are in units of the features.
 
     Examples
     --------
@@ -68,18 +68,16 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         capsize=2.5,
         zorder=4,
     )
-    if pairing := bool(np.isfinite(paired).any()):
+    handles = [Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1)]
+    names = ["W2, with its bounds"]
+    if np.isfinite(paired).any():  # two point clouds without a network have no such pairing
         ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLORS[1], zorder=3)
+        handles.append(Line2D([], [], marker="_", ms=9, mew=1.6, color=COLORS[1], ls="none"))
+        names.append("the network's own pairing")
     ax.set_ylim(bottom=0)
     ax.set_ylabel("distance moved (feature units)")
     layer_axis(ax, [b.target for b in blocks])
-    handles = [
-        Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1),
-        Line2D([], [], marker="_", ms=9, mew=1.6, color=COLORS[1], ls="none"),
-    ]
-    names = ["W2, with its bounds", "the network's own pairing"]
-    count = 2 if pairing else 1  # two point clouds without a network have no such pairing
-    legend_above(ax, handles[:count], names[:count], gap=11)
+    legend_above(ax, handles, names, gap=11)
     return ax
 
 
@@ -87,9 +85,9 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw 1 - W2^2 / paired^2 of every block on a logarithmic axis; 0 for an optimal pairing.
 
-    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Markers are hollow
-    if the resolution is below 1/2 or undefined, since a score of 1 is then not evidence of an
-    optimal map.
+    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. A marker is hollow
+    if the resolution is below 1/2 or undefined: a score of 1 is then not evidence of an optimal
+    map.
 
     Examples
     --------
@@ -115,12 +113,12 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw 1 - correlation score of every block, and that of its null maps (crosses).
+    """Draw 1 - correlation score of every block on a logarithmic axis; 0 for an optimal map.
 
-    The axis is logarithmic: 0 for an optimal map; values below 1e-6, the tolerance of the solvers,
-    are drawn at the lower edge. Each cross is the highest upper bound of the scores of a
-    block's null maps (the same displacements, but assigned to the wrong samples or rotated). A
-    marker is hollow if null maps may score about as high, so that the score is not evidence.
+    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Crosses show the
+    same for the highest upper bound of the scores of the block's null maps. These have the block's
+    displacements, but assign them to the wrong samples or rotate them. A marker is hollow if the
+    block's score is not clearly above theirs, and is then not evidence of an optimal map.
 
     Examples
     --------

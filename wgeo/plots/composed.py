@@ -23,33 +23,29 @@ from .style import clean, legend_of_figure, new_figure, numbers, segment_name, s
 
 def catalog(source: Any) -> list[Plot]:
     """Return the figures that can be drawn from a record, in reading order."""
+    plots: list[Plot | None]
     if is_series(source):
         series = as_series(source)
-        training_plot = block_distances_plot(series)
-        return [
+        plots = [
             *series_plots(series),
-            *([training_plot] if training_plot else []),
-            *([_class_means(series)] if series.last_layer.view else []),
+            block_distances_plot(series),
+            _class_means(series) if series.last_layer.view else None,
         ]
-    record = as_record(source)
-    plots: list[Plot] = []
-    layers, blocks = record.layers, record.blocks
-    segments = record.segments
-    if layers:
-        plots.append(_collapse(record))
-    if (by_class := class_variability_plot(record)) is not None:
-        plots.append(by_class)
-    if (models := prediction_errors.models_plot(record)) is not None:
-        plots.append(models)
-    if blocks:
-        plots.append(_distances(record))
-    if segments:
-        plots.append(_straightness(record))
-    plots += pairs.pairs_plots(record)
-    plots += evidence.evidence_plots(record)
-    plots += depth_laws.depth_law_plots(record)
-    with_view = (i for i, s in enumerate(segments) if paths.has_class_means(s.view))
-    return plots + [_class_means(record, i) for i in with_view]
+    else:
+        record = as_record(source)
+        views = [segment.view for segment in record.segments]
+        plots = [
+            _collapse(record) if record.layers else None,
+            class_variability_plot(record),
+            prediction_errors.models_plot(record),
+            _distances(record) if record.blocks else None,
+            _straightness(record) if record.segments else None,
+            *pairs.pairs_plots(record),
+            *evidence.evidence_plots(record),
+            *depth_laws.depth_law_plots(record),
+            *(_class_means(record, i) for i, v in enumerate(views) if paths.has_class_means(v)),
+        ]
+    return [plot for plot in plots if plot is not None]
 
 
 def _distances(record: Record) -> Plot:
@@ -80,9 +76,9 @@ def _distances(record: Record) -> Plot:
 
     correlations = (
         "In the middle: 1 minus the correlation score (0 for an optimal map); crosses: 1 minus an "
-        "upper bound of the scores of its null maps. Null maps have the same displacements, but "
-        "assigned to the wrong samples or rotated; a hollow score is not clearly above theirs and "
-        "is therefore not evidence. "
+        "upper bound of the scores of null maps, which assign the same displacements to the wrong "
+        "samples or rotate them. A hollow score is not clearly above theirs and is therefore not "
+        "evidence. "
         if has_correlations
         else ""
     )
@@ -91,10 +87,10 @@ def _distances(record: Record) -> Plot:
         "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, "
         "with its bounds, and the root mean squared distance by which the network itself moves the "
-        f"samples. {correlations}Below: how far the OT score, the squared ratio of the two "
-        "distances, is below 1; hollow points have a resolution below 1/2 and are not evidence. "
-        "The OT score is near 1 for almost any map that moves the samples little. Axes of scores "
-        "are logarithmic: the lower a point, the nearer the map is to an optimal one; values below "
+        f"samples. {correlations}Below: 1 minus the OT score, which is the squared ratio of the "
+        "two distances; hollow points have a resolution below 1/2 and are not evidence, since the "
+        "OT score is near 1 for almost any map that moves the samples little. Axes of scores are "
+        "logarithmic: the lower a point, the nearer the map is to an optimal one. Values below "
         "1e-6, which the solvers do not resolve, are at the lower edge.",
         f"W2 of {counted(len(blocks), 'block')}{_range_text(blocks, 'distance')}; "
         f"OT score{_range_text(blocks, 'ot_score')}.",
@@ -105,6 +101,13 @@ def _distances(record: Record) -> Plot:
 
 _CORRELATION_KEYS = ("corr_score", "corr_low", "corr_high")
 _COLLAPSE_METRICS = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
+_COLLAPSE_CAPTION = (
+    "Progressive feedforward collapse: each metric over depth, from the input of the first block "
+    "to the output of the last; 0 is complete collapse. Bands: intervals over samples. Open "
+    "circles: layers outside the blocks, such as the input image and the classifier's input, which "
+    "are not part of the trend. Kendall's τ is −1 if a metric decreases at every layer. Shading "
+    "marks the feature spaces."
+)
 
 
 def _collapse(record: Record) -> Plot:
@@ -150,16 +153,7 @@ def _collapse(record: Record) -> Plot:
     return Plot(
         "collapse",
         "Collapse from layer to layer",
-        "Progressive feedforward collapse: each metric over depth, from the input of the "
-        "first block to the last block; 0 is complete collapse. Bands: intervals over samples. "
-        "Open circles: layers outside the "
-        "blocks, such as the input image and the classifier's input, which do not count as part of "
-        "the trend. Kendall's τ is −1 if a metric decreases at every layer. "
-        + " ".join(
-            filter(
-                None, ("Shading marks the feature spaces.", predictions, depth.not_drawn(record))
-            )
-        ),
+        " ".join(filter(None, (_COLLAPSE_CAPTION, predictions, depth.not_drawn(record)))),
         f"Six collapse metrics over {len(layers)} layers; {summary}",
         draw,
         rows,
@@ -195,7 +189,7 @@ def _straightness(record: Record) -> Plot:
         "(dashed). Left: ratios, of features with each layer's mean subtracted (solid) and of the "
         "original features (hollow). The tick at the length ratio marks √B, with B the effective "
         "number of moving blocks: the ratio that steps of the same lengths would have at right "
-        "angles to each other. A path with a ratio near it is not straight. Right: scores of the "
+        "angles to each other. A path with a ratio near √B is not straight. Right: scores of the "
         "map from the first layer to the last, 1 for an optimal map; hollow: not evidence; "
         "crosses: an upper bound of the null maps' correlation scores. Below: distance of each "
         "layer from the displacement interpolation of the segment's first and last layer, divided "
@@ -234,7 +228,7 @@ def _segment_rows(segment: Segment, index: int) -> list[Row]:
 
 
 def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
-    """Return the figure of a segment's class means; for a series, those over the epochs."""
+    """Return the figure of a segment's class means, or of a series' over the epochs."""
     over_epochs = isinstance(source, SeriesRecord)
     record = paths.over_training(source) if isinstance(source, SeriesRecord) else source
     segment = record.segments[index]
@@ -288,7 +282,7 @@ def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
 
 
 def _range_text(items: Sequence[Part], key: str) -> str:
-    """Return the range of a value, as in " from 0.97 to 1"; " undefined" if no value is defined."""
+    """Return a value's range, as in " from 0.97 to 1", or " undefined"."""
     values = numbers([item.measure(key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"

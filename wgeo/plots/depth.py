@@ -56,10 +56,10 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     "mufm_given": ("MUFM, network's classifier", COLORS[3], "D", (0, (4, 1.5, 1, 1.5))),
     "ufm": ("plain UFM", COLORS[6], "v", "none"),
 }
-"""Models that a record may include: name, color, marker, dashes."""
+"""Models of a record: name, color, marker, dashes."""
 
 _TIME_TOLERANCE = 1e-9  # fitted times that differ by less are considered equal
-ZERO_BELOW = 1e-12  # smaller predictions count as zero, drawn at the edge of a logarithmic axis
+ZERO_BELOW = 1e-12  # smaller predictions count as zero: rounding errors
 
 
 @styled
@@ -71,8 +71,8 @@ def collapse(
     Parameters
     ----------
     metric : str
-        A key of `METRICS`; ``ncc_error`` is 1 - ``ncc_accuracy``, shown with the network's own
-        error if the record has its accuracy.
+        A key of `METRICS`. ``ncc_error`` is 1 - ``ncc_accuracy``, and is shown with the network's
+        own error if the record has the accuracy.
     label_layers : bool
         Whether to write the layers' names under the axis.
 
@@ -101,7 +101,8 @@ def collapse(
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
         style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)  # a linear axis shows 0
+        # A logarithmic axis has no 0: zeros are drawn at its edge. An axis of fractions has 0.
+        is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)
         if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
             ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(style | edge | {"ls": "none"}))
@@ -125,21 +126,19 @@ def collapse(
     stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)
     ax.text(0, 1.02, ("\n" if stacked else "; ").join(notes), transform=ax.transAxes, **_SUBTITLE)
-    handles, names = model_handles(record)
-    legend_below(ax, handles, names)
+    legend_below(ax, *model_handles(record))
     return ax
 
 
 def _draw_intervals(ax: Axes, record: Record, metric: str, unstaged: np.ndarray) -> None:
-    """Shade the metric's intervals over samples; layers without a stage have error bars."""
+    """Shade the metric's intervals; layers without a stage have error bars."""
     key = "ncc_accuracy" if metric == "ncc_error" else metric
     low, high = interval_ends(layer.collapse.interval(key) for layer in record.layers)
     if metric == "ncc_error":
         low, high = 1 - high, 1 - low
     x = np.arange(len(low))
-    style: dict[str, Any] = {"color": MEASURED, "alpha": 0.2, "lw": 0}
     bottom, top = (np.where(unstaged, np.nan, ends) for ends in (low, high))
-    ax.fill_between(x, bottom, top, **style)
+    ax.fill_between(x, bottom, top, color=MEASURED, alpha=0.2, lw=0)
     ax.vlines(x[unstaged], low[unstaged], high[unstaged], color=MEASURED, lw=1)
 
 
@@ -147,7 +146,7 @@ _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va"
 
 
 def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray]) -> str:
-    """Make an axis of errors start at zero, in percent; return a note on the network's error."""
+    """Set an axis of errors to percent from zero; return a note on the network's error."""
     top = np.nanmax(np.concatenate(curves), initial=0.02)
     error = 1 - number(record.accuracy)
     has_line = metric == "ncc_error" and bool(np.isfinite(error))
@@ -165,22 +164,21 @@ def measured_metric(record: Record, metric: str) -> np.ndarray:
 
 
 def predicted_metric(record: Record, model: str, metric: str) -> np.ndarray:
-    """Return a model's metric at every layer of the record, or NaN if it predicts nothing there."""
+    """Return a model's metric at every layer, or NaN if the model does not predict it."""
     return _values_of([row.collapse for row in model_rows(record, model)], metric)
 
 
 def model_rows(record: Record, model: str) -> list[Predicted]:
-    """Return a model's row for every layer of the record, empty if it predicts nothing there."""
+    """Return a model's row for every layer, empty if the model does not predict the layer."""
     rows = {row.name: row for row in record.model(model).layers}
     return [rows.get(layer.name, Predicted.of({})) for layer in record.layers]
 
 
 def in_order(record: Record, model: str) -> np.ndarray:
-    """Return a mask of the layers to draw: all but those in stages whose times decrease with depth.
+    """Return a mask of the layers at which a model is drawn.
 
-    The fitted time of a layer is the time at which the model's path is nearest to it. If these
-    times decrease anywhere in a stage, the network does not follow the model's path there, and the
-    stage is not drawn.
+    A layer's fitted time is the time at which the model's path is nearest to it. If these times
+    decrease with depth in a stage, the network does not follow the model, which is then not drawn.
     """
     times = numbers([row.time for row in model_rows(record, model)])
     stages = [layer.stage for layer in record.layers]
@@ -193,7 +191,7 @@ def in_order(record: Record, model: str) -> np.ndarray:
 
 
 def not_drawn(record: Record) -> str:
-    """Return a note for a caption on models that are not drawn in some stages, or ""."""
+    """Return a note for a caption on models that are not drawn in some stages, or an empty text."""
     stages = np.array([layer.stage for layer in record.layers])
     notes = []
     for key in models_in(record):
@@ -225,22 +223,18 @@ def _values_of(layers: Sequence[Collapse], metric: str) -> np.ndarray:
 
 
 def model_style(key: str) -> dict[str, Any]:
-    """Return the color, line and marker of a model."""
     _, color, marker, dashes = MODELS[key]
     line = {"color": color, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
 
 
 def models_in(record: Record) -> list[str]:
-    """Return the keys of `MODELS` for which the record has predictions by layer."""
+    """Return the keys of the models in a record."""
     return [key for key in MODELS if record.model(key).layers]
 
 
 def trend_label(record: Record, metric: str) -> str:
-    """Return text such as ``increases: 2, τ = −0.80``.
-
-    These are the number of layers at which the metric increases, and Kendall's τ with depth.
-    """
+    """Return the number of increases and Kendall's τ, as in ``increases: 2, τ = −0.80``."""
     trend = record.trend(metric)
     tau = number(trend.kendall_tau)
     parts = [] if trend.violations is None else [f"increases: {trend.violations}"]
@@ -250,12 +244,9 @@ def trend_label(record: Record, metric: str) -> str:
 
 
 def model_handles(record: Record) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the network and of the models that are drawn in some stage."""
-    handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
+    """Return the legend entries of the network and of the models that are drawn."""
     staged = np.array([layer.stage is not None for layer in record.layers])
-    for key in models_in(record):
-        if not (in_order(record, key) & staged).any():
-            continue
-        handles.append(Line2D([], [], **model_style(key)))
-        names.append(MODELS[key][0])
-    return handles, names
+    drawn = [key for key in models_in(record) if (in_order(record, key) & staged).any()]
+    network = Line2D([], [], color=MEASURED, marker="o", ms=4)
+    handles = [network, *(Line2D([], [], **model_style(key)) for key in drawn)]
+    return handles, ["the network", *(MODELS[key][0] for key in drawn)]

@@ -1,4 +1,4 @@
-"""Panels of what may be the same at every depth: the rate of separation, residual Jacobians."""
+"""Panels of properties that may be constant over depth: separation rate, residual Jacobians."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _FIT_PREFIXES = {"separation": "", "compression": "compression_"}
 
 @styled
 def separation_law(record: Any, measure: str = "separation", ax: Axes | None = None) -> Axes:
-    """Draw a measure of the classes' separation over depth, and the lines of constant rates.
+    """Draw a measure of the classes' separation over depth, and fitted lines of constant rate.
 
     The law of data separation says that D = tr Σw Σb⁺ falls by the same factor at every layer, so
     that ln D is linear in depth. One line is fitted per stage.
@@ -59,11 +59,6 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     ----------
     measure : str
         A key of `LAWS`.
-
-    Raises
-    ------
-    ArgumentError
-        An unknown measure.
 
     Examples
     --------
@@ -145,9 +140,8 @@ def alignment(
     """Draw a measure of every ordered pair of blocks in a run of consecutive blocks, as a matrix.
 
     With ``overlap_uv``, row i and column j compare the leading output directions of block i with
-    the leading input directions of block j; the diagonal compares those of one block. An overlap is
-    1 if the directions span the same space; a coupling is 0 if the blocks have the same singular
-    vectors.
+    the leading input directions of block j. An overlap is 1 if the directions span the same space.
+    A coupling is 0 if the blocks have the same singular vectors.
 
     Parameters
     ----------
@@ -155,11 +149,6 @@ def alignment(
         Index of the run of blocks in the record, from 0.
     measure : str
         A key of `OVERLAPS`.
-
-    Raises
-    ------
-    ArgumentError
-        An unknown measure, or no such run.
 
     Examples
     --------
@@ -215,7 +204,6 @@ def _matrix(comparison: Alignment, names: Sequence[str], measure: str) -> np.nda
 
 
 def depth_law_plots(record: Record) -> list[Plot]:
-    """Return the figures of this module that can be drawn from a record."""
     plots = []
     if _stage_fits(record):
         plots.append(_law_plot(record))
@@ -247,11 +235,11 @@ def _law_plot(record: Record) -> Plot:
     return Plot(
         "separation-law",
         "Do the classes separate at a constant rate?",
-        "Above and in the middle, on logarithmic axes: the scatter within classes relative to the "
-        "scatter between class means, as tr Σw Σb⁺ above and tr Σw / tr Σb in the middle; "
-        "dashed: a constant factor per layer. Below: one minus the largest cosine between "
-        "uncentered class means. A falling straight line has curvature 0 and correlation r = −1; "
-        "along a geodesic of constant speed, the upper two curves are bent.",
+        "Scatter within classes relative to the scatter between class means: tr Σw Σb⁺ above, and "
+        "tr Σw / tr Σb in the middle. Dashed: a constant factor per layer, which is a straight "
+        "line on a logarithmic axis, with curvature 0 and correlation r = −1. Along a geodesic "
+        "with constant speed, these two curves are bent. Below: one minus the largest cosine "
+        "between uncentered class means.",
         f"Separation of the classes over depth in {counted(len(_stage_fits(record)), 'stage')}.",
         draw,
         rows,

@@ -54,11 +54,11 @@ TESTS: dict[str, str] = {
 @renamed_parameter("figure", "measure")
 @styled
 def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None) -> Axes:
-    """Draw a measure of every segment over the number of samples, to show its bias.
+    """Draw a measure of every segment over the number of samples.
 
-    The measure compares the segment's first and last layer. If a curve still changes at the largest
-    number of samples, the value depends on that number. Bars show the standard deviation over
-    subsets. The marker of an OT score is hollow if the resolution is below 1/2.
+    The measure compares the segment's first and last layer. If a curve still changes at its last
+    point, the value depends on the number of samples. Bars show the standard deviation over random
+    subsets. The marker of an OT score is hollow if the resolution is below 1/2 or undefined.
 
     Parameters
     ----------
@@ -87,9 +87,9 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
         at = numbers([point.size for point in points])
         values = numbers([point.measure(measure) for point in points])
         spread = np.nan_to_num(numbers([point.measure(f"{measure}_deviation") for point in points]))
-        resolution = numbers([point.measure("resolution") for point in points])
-        is_resolved = resolution >= LOW_RESOLUTION
-        solid = is_resolved if measure == "ot_score" else np.ones(len(at), bool)
+        solid = np.ones(len(at), bool)
+        if measure == "ot_score":
+            solid = numbers([point.measure("resolution") for point in points]) >= LOW_RESOLUTION
         draw_curve(ax, at, values, (values - spread, values + spread), solid, segment_style(i))
         sizes |= set(at)
         curves.append(values)
@@ -110,8 +110,8 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
 def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) -> Axes:
     """Draw the Brenier test of every block: is its map the gradient of a convex function?
 
-    The values are means over points, with 95 % intervals. The Jacobian of an optimal map has
-    asymmetry 0 and no negative eigenvalue.
+    The Jacobian of an optimal map has asymmetry 0 and no negative eigenvalue. Values are means over
+    points, with 95 % intervals.
 
     Parameters
     ----------
@@ -136,11 +136,11 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     if not blocks:
         return nothing_to_show(ax, "This record has no Brenier test.")
     at = np.arange(len(blocks))
-    series = [(test, "the map", MEASURED, "o")]
+    series = [(test, MEASURED, "o")]
     if test == "asymmetry":
-        series.append(("displacement_asymmetry", "its displacement alone", COLORS[1], "s"))
+        series.append(("displacement_asymmetry", COLORS[1], "s"))
     handles, curves = [], []
-    for key, _, color, marker in series:
+    for key, color, marker in series:
         values = numbers([block.brenier.measure(key) for block in blocks])
         low, high = interval_ends(block.brenier.interval(key) for block in blocks)
         ax.vlines(at, low, high, color=color, lw=1.3, alpha=0.7)
@@ -152,7 +152,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         ax.axhline(0.0, **REFERENCE_LINE)
         names = ["mean over points", "lowest of all points"]
     else:
-        names = [name for _, name, _, _ in series]
+        names = ["the map", "its displacement alone"]
         log_if_positive(ax, *curves)
     layer_axis(ax, [block.target for block in blocks])
     ax.set_title(TESTS[test])
@@ -161,7 +161,6 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
 
 
 def evidence_plots(record: Record) -> list[Plot]:
-    """Return the figures of this module that can be drawn from a record."""
     segments, blocks = record.segments, record.blocks
     plots = []
     if any(_points(segment) for segment in segments):

@@ -1,4 +1,4 @@
-"""Write figures to files: PNG, SVG, PDF, and the plotted numbers as CSV."""
+"""Write figures to PNG, SVG and PDF files, and the plotted numbers to CSV files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .composed import catalog
 from .plot import Plot, as_csv
 from .style import styled
 
-# Names of the figures of an analysis and of a series: glob patterns, without extensions
+# Names of the files of an analysis and of a series, without extensions: glob patterns
 STEMS = (
     *("collapse", "class-variability", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs", "distance-pairs"),
@@ -36,30 +36,17 @@ _DEFAULT_ENDINGS = ("png", "svg", "csv")
 
 
 def file_names(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -> list[str]:
-    """Return the names of the figures' files."""
     return [f"{plot.stem}.{ending}" for plot in plots for ending in endings]
 
 
 def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = False) -> None:
-    """Raise RecordError if a file that wgeo did not write has the name of a figure.
-
-    The names of all possible figures are checked, so that this function can be called before the
-    analysis.
-
-    Raises
-    ------
-    RecordError
-        The message names the file.
-    """
+    """Raise `RecordError` if a file that wgeo did not write has the name of any possible figure."""
     stems = SERIES_STEMS if series else STEMS
     require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _DEFAULT_ENDINGS))
 
 
 def current_files(record: Any, folder: Path, record_file: Path) -> list[Path] | None:
-    """Return the files of a record's figures, if all of them are current.
-
-    Return None if one is missing, is a link, or is older than the record's file.
-    """
+    """Return the files of a record's figures; None if one is missing, a link, or out of date."""
     written = record_file.stat().st_mtime_ns
     files = [folder / name for name in file_names(catalog(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
@@ -71,9 +58,9 @@ def figures(
 ) -> list[Path]:
     """Write every figure of a record to `out_dir` as PNG and SVG, and its data as CSV.
 
-    Each file is written under a temporary name and then renamed, so that no file is ever
-    incomplete. Figures in these formats that an earlier call wrote and that the record no longer
-    has are removed. Files that wgeo did not write are never changed.
+    Every file is written completely or not at all. Figures that an earlier call wrote in these
+    formats are removed if this record does not have them. Files that wgeo did not write are never
+    changed.
 
     Parameters
     ----------
@@ -128,7 +115,6 @@ def figures(
 
 
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
-    """Return the contents of a figure's files by name."""
     files: dict[str, bytes] = {}
     pictures = [ending for ending in _RENDER if ending in endings]
     if pictures:
@@ -144,7 +130,7 @@ def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
 def rendered(figure: Figure, stem: str, endings: Sequence[str]) -> dict[str, bytes]:
     """Return the contents of a figure's files by name, with one layout for all."""
     if layout := figure.get_layout_engine():
-        layout.execute(figure)  # alone: all else that drawing does is done again for each file
+        layout.execute(figure)  # not the whole drawing, which is repeated for each file anyway
     figure.set_layout_engine("none")
     return {f"{stem}.{ending}": _RENDER[ending](figure) for ending in endings}
 
@@ -199,8 +185,8 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     path : path
         File name with the extension ``.pdf``, ``.svg`` or ``.png``.
     dpi : int
-        Pixels per inch of a PNG. 300 is usual for print. A figure of ``axes("slide")`` is 1920
-        pixels wide if it is saved with ``dpi=343``.
+        Pixels per inch of a PNG. 300 is usual for print; 343 makes ``axes("slide")`` 1920 pixels
+        wide.
 
     Returns
     -------

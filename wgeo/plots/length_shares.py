@@ -1,4 +1,4 @@
-"""How far every block moves the features, over training or across networks with equal blocks."""
+"""The panel of each block's share in the length of a path, over training or across networks."""
 
 from __future__ import annotations
 
@@ -57,12 +57,8 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
     name_analyses(ax, series, range(shares.shape[1]))
     ax.set_xlabel("epoch" if series.axis == "epoch" else "")
     frame_cells(ax)
-    write_in_cells(
-        ax,
-        shares,
-        lambda i, j: f"{100 * shares[i, j]:.0f}",
-        white_up_to=0.6 * largest,
-    )
+    dark = 0.6 * largest
+    write_in_cells(ax, shares, lambda i, j: f"{100 * shares[i, j]:.0f}", white_up_to=dark)
     return ax
 
 
@@ -89,7 +85,7 @@ def _shares(series: SeriesRecord) -> np.ndarray:
 
 
 def _centered_distance(block: Block) -> float:
-    """Return W2 between the centered layers: a shift only adds its own square to W2^2."""
+    """Return W2 between the centered layers; a shift adds its square to the square of W2."""
     shift = number(block.shift_share) * number(block.paired) ** 2
     return float(np.sqrt(max(number(block.distance) ** 2 - shift, 0.0)))
 
@@ -109,10 +105,10 @@ def block_distances_plot(series: SeriesRecord) -> Plot | None:
     return Plot(
         "block-distances",
         f"Which blocks move the features, {over}?",
-        "Percentage of the length of each stage's path for which a block (row) is responsible: the "
-        "W2 distance over which it moves the centered features, divided by the sum over the blocks "
-        "of its stage. Equal percentages are steps of equal length, as on a geodesic at constant "
-        "speed; one bright row means that a single block does most of the work.",
+        "Percentage that each block (row) contributes to the length of its stage's path: the W2 "
+        "distance over which it moves the centered features, divided by the sum over the blocks "
+        "of the stage. On a geodesic with constant speed, all percentages of a stage are equal; "
+        "one bright row means that a single block does most of the work.",
         f"Share of every block in its stage's length, {over}.",
         draw,
         lambda: list(_rows(series)),

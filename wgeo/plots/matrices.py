@@ -15,7 +15,6 @@ _CELL = 0.27  # inches that a cell needs for its number
 
 
 def frame_cells(ax: Axes) -> None:
-    """Remove the tick marks and the frame of a matrix."""
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 

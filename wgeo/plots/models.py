@@ -34,7 +34,7 @@ from .style import (
     styled,
 )
 
-FLOOR = 1e-16  # minimum of logarithmic axes; smaller values are rounding error and drawn at it
+FLOOR = 1e-16  # smaller values are rounding errors, drawn at this value on logarithmic axes
 MAX_ANNOTATED = 8  # largest number of classes for which every cosine is printed
 TERMS = {
     "fit": "loss",
@@ -51,8 +51,9 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(solution: Any) -> Figure:
     """Draw a solution of `wgeo.ufm`, or its record (``solution.json``), as one figure.
 
-    The panels show the cosines of the class means, the terms of the objective, the collapse at each
-    layer if there are several, and the final objectives of the starts if there are several.
+    The panels show the cosines of the class means and the terms of the objective. If there are
+    several layers or starts, they also show the collapse at each layer or the objective of each
+    start.
 
     Examples
     --------
@@ -116,7 +117,6 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_terms(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the terms of the objective as bars."""
     record = as_mapping(record, of="solution")
     ax = new_axes(ax, 3.6, 2.4)
     terms = record.get("terms") or {}
@@ -153,11 +153,10 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     curve = record.get("curve") or []
     weights = bool(curve) and "deep" in curve[0]  # a row per weight matrix; MUFM: per layer
+    part = "deep" if weights else "collapse"
     lines = []
     for key, name in (DEEP if weights else LINES).items():
-        series = numbers(
-            [(layer["deep"] if weights else layer["collapse"])[key] for layer in curve]
-        )
+        series = numbers([layer[part][key] for layer in curve])
         if np.isfinite(series).any():
             lines.append((name, series))
     ax.set_title("Collapse at every layer", pad=16)
@@ -172,11 +171,12 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     if any((series < FLOOR).any() for _, series in lines):
         note = "values that are zero up to rounding are drawn at the edge"
         ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.set_xlabel("layer")
     if weights:
         ax.set_xticks(range(len(curve)), [f"W{i}" for i in range(1, len(curve) + 1)])
-        ax.set_xlabel("input features")
+        ax.set_xlabel("weight matrix and its input features")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.set_xlabel("layer")
     legend(ax, handles, [name for name, _ in lines], loc="best")
     return ax
 
@@ -219,12 +219,8 @@ def _log_from_floor(ax: Axes, *series: np.ndarray) -> None:
 def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "model") -> list[Path]:
     """Write the figure of a solution's record to a folder, as PNG and as SVG.
 
-    Raises
-    ------
-    ArgumentError
-        `stem` is not a plain file name.
-    RecordError
-        The folder cannot be written, or contains files with these names that wgeo did not write.
+    Raise `ArgumentError` if `stem` is not a plain file name, and `RecordError` if the files cannot
+    be written or would replace files that wgeo did not write.
     """
     if not stem or folder_name(stem) != stem:
         raise ArgumentError(f"stem must be a plain file name, not {stem!r}.")

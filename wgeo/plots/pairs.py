@@ -37,11 +37,6 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     segment : int
         Index of the segment in the record, from 0.
 
-    Raises
-    ------
-    ArgumentError
-        The record has no such segment.
-
     Examples
     --------
     >>> import numpy as np
@@ -72,18 +67,13 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
 def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Draw W2 from each layer (row) to each later one (column), in units of the features.
 
-    On a geodesic, the distance of two layers is the sum of the distances across the blocks between
-    them, which are on the diagonal.
+    The diagonal shows the distances across single blocks. On a geodesic, the distance between two
+    layers is the sum of those across the blocks between them.
 
     Parameters
     ----------
     segment : int
         Index of the segment in the record, from 0.
-
-    Raises
-    ------
-    ArgumentError
-        The record has no such segment.
 
     Examples
     --------
@@ -106,7 +96,7 @@ def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axe
 
 
 def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segment | None, Axes]:
-    """Return a segment of the record, None if it has no segments, and axes with its name."""
+    """Return a segment of the record, or None if there is none, and axes with its name."""
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)
     if not record.segments:
@@ -117,7 +107,7 @@ def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segme
 
 
 def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> np.ndarray | None:
-    """Draw the matrix of a value of layer pairs and return it; None if the segment has none."""
+    """Draw and return the matrix of a value of layer pairs; None if no value is defined."""
     # No map ends at the first layer, and none starts at the last.
     values = _matrix(source, key)[:-1, 1:]
     if not np.isfinite(values).any():
@@ -133,7 +123,7 @@ def _draw(ax: Axes, source: Segment, key: str, **colors: Any) -> np.ndarray | No
 
 
 def _matrix(segment: Segment, key: str = "corr_score") -> np.ndarray:
-    """Return the matrix of a value of layer pairs; NaN unless the row's layer comes first."""
+    """Return the matrix of a value of layer pairs; NaN on the diagonal and below it."""
     rows = getattr(segment.pairs, key)
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))
     return np.where(np.triu(np.ones(matrix.shape, bool), 1), matrix, np.nan)
@@ -149,7 +139,6 @@ def _lacks_power(segment: Segment) -> np.ndarray:
 
 
 def pairs_plots(record: Record) -> list[Plot]:
-    """Return the figures of every segment's pairs of layers; none if the record has no pairs."""
     segments = record.segments
 
     def rows_of(key: str) -> list[int]:

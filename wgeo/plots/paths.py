@@ -49,18 +49,18 @@ SCORES: dict[str, str] = {
     "ot_score_centred": "OT, centered",
     "ot_score": "OT",
 }
-"""Scores of the map from a segment's first layer to its last: at most 1; 1 if it is optimal."""
+"""Scores of the map from a segment's first layer to its last: at most 1, and 1 if optimal."""
 
 
 @styled
 def class_means(
     record: Any, segment: int = 0, ax: Axes | None = None, *, centered: bool = False
 ) -> Axes:
-    """Draw the paths of the class means through a segment, in the plane of the largest variance.
+    """Draw the paths of the class means through a segment, in the plane of their largest variance.
 
-    Open marker: the segment's first layer; filled: its last; faint line between them: the chord,
-    which class means on a geodesic follow. Both axes have the same scale. For a series over
-    training, the paths are those of the last layer's class means from epoch to epoch, without
+    Markers are open at the first layer and filled at the last. The dashed line between them is the
+    chord, along which class means move on a geodesic; it is omitted for more than 40 classes. For
+    a series over training, the paths show the last layer's class means from epoch to epoch, without
     chords.
 
     Parameters
@@ -68,8 +68,8 @@ def class_means(
     segment : int
         Index of the segment in the record, from 0.
     centered : bool
-        Whether to subtract the mean of the class means at each layer, which removes the motion
-        that all classes share.
+        Whether to subtract the mean of the class means at each layer. This removes the motion that
+        all classes share.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def class_means(
     layers = record.segments[segment].layers
     ax.set_title(segment_name(layers, segment % len(record.segments)))
     handles, names = class_handles(record, view, "epoch" if training else "layer")
-    columns = 1 + (len(names) - 1) // LEGEND_ROWS
+    columns = 1 + (len(names) - 1) // _LEGEND_ROWS
     options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
     if inches_wide(ax) < _NARROW:
         options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
@@ -100,7 +100,6 @@ def class_means(
 
 
 def has_class_means(view: View) -> bool:
-    """Return whether a view has class means that can be drawn."""
     paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
     return paths.ndim == 3 and bool(np.isfinite(paths).any())
 
@@ -122,7 +121,7 @@ def draw_class_means(ax: Axes, view: View, *, chords: bool, centered: bool) -> N
 
 
 def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> Any:
-    """Return a segment; raise `ArgumentError` if this `source` has no segment of that index."""
+    """Return the segment of this index, or raise `ArgumentError`."""
     if not -len(segments) <= index < len(segments):
         raise ArgumentError(
             f"no segment {index}; this {source} has {counted(len(segments), 'segment')}, numbered "
@@ -133,18 +132,17 @@ def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> A
 
 def over_training(series: SeriesRecord) -> Record:
     """Return the last layer over training as a record of one segment, with epochs as layers."""
-    first = [row.provenance.json for row in series.analyses[:1]]
-    return Record.of({"provenance": (*first, {})[0], "segments": [series.last_layer.json]})
+    provenance = next((row.provenance.json for row in series.analyses), {})
+    return Record.of({"provenance": provenance, "segments": [series.last_layer.json]})
 
 
-LEGEND_ROWS = 23
+_LEGEND_ROWS = 23
 _COMPONENTS = ("first principal component", "second principal component")
 _NARROW = 3.5  # inches, the width of a paper's column
 _MAX_NAMED = 40  # maximum number of classes with names, chords and separate markers
 
 
 def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> None:
-    """Draw a path with its chord and markers at its ends."""
     x, y = path.T
     if chord:
         ax.plot(x[[0, -1]], y[[0, -1]], color=style["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
@@ -162,12 +160,10 @@ def _draw_many(ax: Axes, paths: np.ndarray) -> None:
 
 
 def class_style(k: int) -> dict[str, Any]:
-    """Return color and marker of a class."""
     return {"color": CLASS_COLORS[k % len(CLASS_COLORS)], "marker": MARKERS[k % len(MARKERS)]}
 
 
 def segment_style(i: int) -> dict[str, Any]:
-    """Return color and marker of a segment."""
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -180,7 +176,7 @@ def draw_curve(
     style: Mapping[str, Any],
     line: bool = True,
 ) -> None:
-    """Draw the curve of a segment with bars from low to high, and solid or hollow markers."""
+    """Draw the curve of a segment, with bars (low ends, high ends) and solid or hollow markers."""
     color = style["color"]
     ax.vlines(at, bars[0], bars[1], color=color, lw=1.2, alpha=0.7)
     ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=color, zorder=2)
@@ -208,7 +204,7 @@ def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
 
 
 def class_handles(record: Record, view: View, step: str) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the class means; without names if there are many classes."""
+    """Return the legend entries of the class means; many classes are not named."""
     names = class_names(record, view)
     gray: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
     ends = [Line2D([], [], ms=6.5, mfc="white", mew=1.2, **gray), Line2D([], [], ms=7, **gray)]
@@ -231,10 +227,10 @@ def straightness(
 ) -> Axes:
     """Draw straightness measures of every segment with their intervals; the ideal value is 1.
 
-    The marker of a ratio is solid for centered features and hollow for the original ones; the tick
-    at the length ratio is the ratio for orthogonal steps of the same sizes. The marker of a score
-    is hollow if the score is not evidence of an optimal map; the cross at the correlation score is
-    the highest upper bound of the null maps' scores.
+    Ratios of centered features have solid markers, and those of the original features hollow ones.
+    The tick at the length ratio marks the ratio that orthogonal steps of the same sizes would have.
+    The marker of a score is hollow if the score is not evidence of an optimal map. The cross at the
+    correlation score marks the highest upper bound of the scores of null maps.
 
     Parameters
     ----------
@@ -271,10 +267,10 @@ def straightness(
             mark: dict[str, Any] = {"marker": "x", "ms": 4.5, "mew": 1.1}
         else:
             gap = 0.3 / (2 * max(len(segments), 2))
-            hollow = np.zeros(len(rows), bool)
-            drawn += _row_of_marks(ax, segment, measures, at + gap, style, hollow)
+            solid = np.ones(len(rows), bool)
+            drawn += _row_of_marks(ax, segment, measures, at + gap, style, ~solid)
             if segment.centred:
-                drawn += _row_of_marks(ax, segment.centred, measures, at - gap, style, ~hollow)
+                drawn += _row_of_marks(ax, segment.centred, measures, at - gap, style, solid)
             marks = {"length_ratio": orthogonal_ratio(segment)}
             mark = {"marker": "|", "ms": 11, "mew": 1.4}
         drawn.append(numbers([marks.get(key) for key in measures]))
@@ -285,8 +281,7 @@ def straightness(
     ax.tick_params(axis="y", length=0)
     for row in rows[1:]:
         ax.axhline(row - 0.5, color=GRID, lw=0.6, zorder=0)
-    ticks = 3 if scores else 5
-    ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(3 if scores else 5, steps=[1, 2, 5, 10]))
     log_if_positive(ax, *drawn, axis="x", span=6.0)
     legend_below(ax, *segment_handles(record))
     return ax
@@ -300,16 +295,18 @@ def _row_of_marks(
     style: Mapping[str, Any],
     solid: np.ndarray,
 ) -> list[np.ndarray]:
-    """Draw one marker per measure with its interval, solid or hollow; return the values."""
+    """Draw the marker and interval of every measure; return values and ends of intervals."""
     values = numbers([source.measure(key) for key in measures])
     low, high = interval_ends(source.interval(key) for key in measures)
     ax.hlines(at, low, high, color=style["color"], lw=1.6, alpha=0.75)
     marks: dict[str, Any] = {"ls": "none", "ms": 5, **style}
     ax.plot(values[solid], at[solid], mec="white", mew=0.5, **marks)
     ax.plot(values[~solid], at[~solid], mfc="white", mew=1.1, **marks)
-    left = any(key in SCORES for key in measures)
+    # Undefined values are named on the side of 1 on which the values of these measures lie.
+    side, shift = ("right", -4) if any(key in SCORES for key in measures) else ("left", 4)
+    text: dict[str, Any] = {"va": "center", "ha": side, "fontsize": 7, "color": style["color"]}
     for row in at[~np.isfinite(values)]:
-        _write_undefined(ax, row, style["color"], left=left)
+        ax.annotate("undefined", (1.0, row), (shift, 0), textcoords="offset points", **text)
     return [values, low, high]
 
 
@@ -319,16 +316,9 @@ def is_evidence(segment: Segment, key: str) -> bool:
 
 
 def orthogonal_ratio(segment: Segment) -> float | None:
-    """Return sqrt(B) of the centered path if the record has it, else of the original path."""
+    """Return the length ratio of orthogonal steps: of the centered path if recorded."""
     centered = segment.centred.sqrt_moving_blocks
     return segment.sqrt_moving_blocks if centered is None else centered
-
-
-def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
-    """Print "undefined" to the left or right of 1, on the side of the values of this measure."""
-    side, shift = ("right", -4) if left else ("left", 4)
-    options: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
-    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=color, **options)
 
 
 @styled
@@ -336,8 +326,7 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     """Draw each layer's distance from the geodesic between its segment's first and last layer.
 
     The geodesic is the displacement interpolation of these two layers. The distance is divided by
-    W2 between them; it is 0 on the geodesic. Layers are placed at their fraction of the path's
-    length.
+    W2 between them. A layer's position on the horizontal axis is its fraction of the path's length.
 
     Examples
     --------
@@ -376,7 +365,6 @@ def gap_positions(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
 
 
 def segment_handles(record: Record) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the segments: handles and names."""
     segments = record.segments
     handles = [Line2D([], [], ms=5, lw=1.4, **segment_style(i)) for i in range(len(segments))]
     return handles, [segment_name(segment.layers, i) for i, segment in enumerate(segments)]

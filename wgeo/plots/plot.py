@@ -1,4 +1,4 @@
-"""Descriptions of figures: title, caption, drawing function and plotted numbers."""
+"""A figure before it is drawn: its texts, the function that draws it, and the plotted numbers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """The description of a figure of a record.
+    """A figure of a record, before it is drawn.
 
     Attributes
     ----------
     stem : str
         Name of its files, without the extension.
-    title, caption : str
-        Title of the figure, and an explanation of how to read it.
-    alt : str
-        Alternative text for readers who cannot see the figure.
+    title, caption, alt : str
+        Title, an explanation of how to read the figure, and a text for those who cannot see it.
     draw : callable
-        Takes no arguments and returns the matplotlib figure.
+        Returns the matplotlib figure.
     rows : callable
-        Takes no arguments and returns the plotted numbers, one mapping per row.
+        Returns the plotted numbers, one mapping per row.
     """
 
     stem: str
@@ -44,7 +42,7 @@ class Plot:
 def as_csv(rows: Iterable[Row]) -> bytes:
     """Return rows as CSV in UTF-8, with numbers in full precision; undefined values are empty.
 
-    Unprintable characters in names are escaped as in Python, because terminals interpret them.
+    Unprintable characters are escaped as in Python, because a terminal would interpret them.
     """
     rows = [{_escaped(key): _escaped(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -1,4 +1,4 @@
-"""Panels of the errors of the models' predicted features at every layer of the network."""
+"""Panels of the errors of the models' predictions, layer by layer."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     Parameters
     ----------
     measure : {"missed", "w2"}
-        The fraction of a layer's variance that is unexplained, or W2 between predicted and actual
-        features divided by the root of the variance. Both are 0 for a perfect prediction, and about
-        1 if the prediction is a single point.
+        ``missed``: the fraction of a layer's variance that is unexplained. ``w2``: W2 between the
+        predicted and the actual features, divided by the square root of the variance. Both are 0
+        for a perfect prediction, and about 1 if every sample is predicted at the layer's mean.
 
     Examples
     --------
@@ -72,8 +72,7 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     shown = _shown(record, measure)
     ax.set_title(ERRORS[measure])
     if not shown:
-        reason = not_drawn(record) or "This record has no model features."
-        return nothing_to_show(ax, reason)
+        return nothing_to_show(ax, not_drawn(record) or "This record has no model features.")
     stage_bands(ax, [layer.stage for layer in layers])
     for key, error in shown.items():
         ax.plot(*split_by_stage(record, error), **model_style(key))
@@ -84,12 +83,12 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
 
 
 def model_error(record: Record, model: str, measure: str) -> np.ndarray:
-    """Return a model's error at every layer of the record, or NaN if it predicts nothing there."""
+    """Return a model's error at every layer, or NaN if the model does not predict the layer."""
     return numbers([layer.measure(measure) for layer in model_rows(record, model)])
 
 
 def _shown(record: Record, measure: str) -> dict[str, np.ndarray]:
-    """Return the errors to draw, of the models with any; NaN in stages that are not drawn."""
+    """Return the errors of each model that is drawn; NaN in stages that are not drawn."""
     errors = {
         key: np.where(in_order(record, key), model_error(record, key, measure), np.nan)
         for key in models_in(record)
@@ -98,7 +97,6 @@ def _shown(record: Record, measure: str) -> dict[str, np.ndarray]:
 
 
 def models_plot(record: Record) -> Plot | None:
-    """Return the figure of both errors, or None if the record has neither."""
     keys = models_in(record)
     errors = {(k, m): model_error(record, k, m) for k in keys for m in ERRORS}
     if not any(np.isfinite(error).any() for error in errors.values()):

@@ -58,7 +58,7 @@ ENDS: dict[str, str] = {
 
 
 def positions(series: SeriesRecord) -> np.ndarray:
-    """Return the position of each analysis on the axis: its epoch, or its index."""
+    """Return each analysis's position on the axis: its epoch, or its index."""
     rows = series.analyses
     if series.axis == "epoch":
         return numbers([row.provenance.epoch for row in rows])
@@ -68,13 +68,13 @@ def positions(series: SeriesRecord) -> np.ndarray:
 @renamed_parameter("figure", "measure")
 @styled
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
-    """Draw a measure of every analysis over the epochs of training, or for every network.
+    """Draw a measure of every analysis, over the epochs of training or for every network.
 
-    Segments differ in color and marker; bars are 95 % intervals. The markers of scores are hollow
-    if the scores are not evidence of an optimal map. ``length_over_runs_centred`` compares networks
-    of different depth: it is the length ratio over k runs of blocks, where k is the largest number
-    available for the segment in all networks. The axis of epochs is logarithmic, with epoch 0 at
-    its left end.
+    Each segment has its own color and marker. Bars are 95 % intervals. The marker of a score is
+    hollow if the score is not evidence of an optimal map. Epochs are on a logarithmic axis.
+
+    ``length_over_runs_centred`` compares networks of different depth: it is the length ratio of the
+    path through k + 1 of the segment's layers, for the largest k available in all networks.
 
     Parameters
     ----------
@@ -137,7 +137,6 @@ def runs_in(series: SeriesRecord) -> list[int]:
 
 
 def segment_count(series: SeriesRecord) -> int:
-    """Return the largest number of segments of an analysis."""
     return max((len(row.segments) for row in series.analyses), default=0)
 
 
@@ -214,7 +213,7 @@ def _axis(ax: Axes, series: SeriesRecord, at: np.ndarray) -> None:
 
 
 def _apart(at: np.ndarray, ax: Axes) -> list[float]:
-    """Return epochs whose labels do not overlap on an axis; the last epoch is one of them."""
+    """Return epochs whose labels do not overlap, including the last epoch."""
     transform = ax.xaxis.get_transform().transform
     places, gap = transform(at), _TICK_GAP * np.ptp(transform(np.array(ax.get_xlim())))
     kept: list[int] = []
@@ -277,8 +276,8 @@ def profile_styles(series: SeriesRecord) -> list[dict[str, Any]]:
 def series_handles(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of `profiles`, or a selection of them if there are many."""
     rows, styles = series.analyses, profile_styles(series)
-    chosen = thinned(len(rows), 8 if series.axis == "epoch" else 12)
     by_epoch = series.axis == "epoch"
+    chosen = thinned(len(rows), 8 if by_epoch else 12)
     names = [f"epoch {rows[i].epoch}" if by_epoch else short(rows[i].name, 26) for i in chosen]
     return [Line2D([], [], ms=3.5, **styles[i]) for i in chosen], names
 
@@ -286,8 +285,7 @@ def series_handles(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
 def segments_in(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of `over`, one per segment.
 
-    A segment is named by its layers if they have the same names in every analysis that has the
-    segment, and otherwise, as for networks of different architectures, by its number.
+    A segment is named by its layers, or by its number if analyses differ in the layers' names.
     """
     count = segment_count(series)
     handles = [Line2D([], [], ms=4, lw=1.1, **segment_style(i)) for i in range(count)]
@@ -334,20 +332,14 @@ _PANELS = (
 _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
-def _epochs(series: SeriesRecord) -> str:
-    """Return a note on the epoch axis; epoch 0 is the initialization only in wgeo's checkpoints."""
-    if series.axis != "epoch":
-        return ""
-    provenance = [row.provenance for row in series.analyses]
-    own = any(each.is_initialization for each in provenance)
-    return " Epochs on a logarithmic axis" + ("; 0 is the initialization." if own else ".")
-
-
 def series_plots(series: SeriesRecord) -> list[Plot]:
-    """Return the figures of a series."""
     by_epoch = series.axis == "epoch"
     what = "over training" if by_epoch else "across networks"
     count = len(series.analyses)
+    epochs = " Epochs on a logarithmic axis" if by_epoch else ""
+    if by_epoch:  # only in wgeo's own checkpoints, epoch 0 is known to be the initialization
+        own = any(row.provenance.is_initialization for row in series.analyses)
+        epochs += "; 0 is the initialization." if own else "."
 
     @styled
     def draw_over() -> Figure:
@@ -383,9 +375,9 @@ def series_plots(series: SeriesRecord) -> list[Plot]:
             f"Straightness and collapse {what}",
             "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
             "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
-            "accuracy. Centered: with each layer's mean subtracted. The more layers of a path are "
-            "included, the longer it is; over k equal runs, every analysis is therefore measured "
-            "at k + 1 layers of the segment." + _epochs(series),
+            "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
+            "its layers are included; the length over k equal runs is therefore measured at k + 1 "
+            f"layers of the segment in every analysis.{epochs}",
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,
             lambda: series_rows(series),

@@ -39,7 +39,7 @@ def class_variability(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the variability within each class, var_k / tr Σb, over depth.
 
     It is 0 if the class has collapsed to its mean. With more than 20 classes, the line is their
-    median, and bands contain the middle half of the classes and all of them.
+    median, and the bands contain the middle half and all of the classes.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def class_variability(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def _values(record: Record) -> np.ndarray:
-    """Return the variability of every layer and class; NaN if it is undefined."""
+    """Return the variability of every layer (row) and class; NaN if it is undefined."""
     rows = [numbers(layer.collapse.class_variability) for layer in record.layers]
     classes = max(map(len, rows), default=0)
     complete = [row if len(row) == classes else np.full(classes, np.nan) for row in rows]
@@ -110,21 +110,17 @@ def _handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:
 
 
 def _names(record: Record, count: int) -> list[str]:
-    """Return the names of the `count` classes that occur, or their numbers.
-
-    A record whose segments have a view, and a `Collapse`, say which classes occur.
-    """
+    """Return the names of the `count` classes that occur, or numbers if it is unknown which do."""
     names, own = record.provenance.class_names, record.json.get("classes")
-    known: list[Sequence[int]] = [own] if isinstance(own, list) else []
+    known: list[Sequence[int]] = [own] if isinstance(own, list) else []  # a `Collapse` has them
     known += [segment.view.classes for segment in record.segments]
-    for classes in (*known, range(len(names))):  # at last, all that have a name
+    for classes in (*known, range(len(names))):  # otherwise, all that have a name
         if len(classes) == count:
             return [class_name(names, k) for k in classes]
     return [f"class {k + 1} of {count}" for k in range(count)]
 
 
 def class_variability_plot(record: Record) -> Plot | None:
-    """Return the figure of the classes' variability; None if the record has none."""
     values = _values(record)
     if not np.isfinite(values).any():
         return None
@@ -146,6 +142,7 @@ def class_variability_plot(record: Record) -> Plot | None:
         ]
 
     spread = values[-1].max() / values[-1].min() if (values[-1] > 0).all() else np.nan
+    last = f"; in the last layer, the largest is {spread:.3g} times the smallest"
     return Plot(
         "class-variability",
         "Collapse of single classes",
@@ -153,13 +150,8 @@ def class_variability_plot(record: Record) -> Plot | None:
         "tr Σb, over depth: 0 if the class has collapsed to its mean. The mean over all samples "
         "is tr Σw / tr Σb. Open markers: layers outside the blocks. The class whose curve ends "
         "highest has collapsed least.",
-        f"Variability of {values.shape[1]} classes over "
-        f"{counted(len(values), 'layer')}"
-        + (
-            f"; in the last layer, the largest is {spread:.3g} times the smallest."
-            if np.isfinite(spread)
-            else "."
-        ),
+        f"Variability of {values.shape[1]} classes over {counted(len(values), 'layer')}"
+        f"{last if np.isfinite(spread) else ''}.",
         draw,
         rows,
     )

@@ -1,4 +1,4 @@
-"""What figures are drawn from: records, objects that have a record, and results."""
+"""Sources of figures: records, objects that have a record, and results."""
 
 from __future__ import annotations
 
@@ -29,35 +29,28 @@ _RECORDS = {
     "series": ("a series", "wgeo.analysis.Series.of(records)", "RUN/series.json"),
     "solution": ("a solution", "wgeo.ufm.fit_ce(labels, ...)", "OUT/solution.json"),
 }
-"""Kinds of records that can be drawn: their names, calls that return them, and their files."""
+"""Kinds of records that can be drawn: name, call that returns one, and file."""
 
 
 def as_record(source: Any, *kinds: str) -> Record:
-    """Return the typed record of an `Analysis` or of its mapping; convert a result to a record.
-
-    Parameters
-    ----------
-    kinds : str
-        Types of the results (keys of `SOURCES`) that the figure can draw.
-    """
+    """Return the typed record of an `Analysis`, its mapping, or a result of one of the `kinds`."""
     return source if isinstance(source, Record) else Record.of(as_mapping(source, *kinds))
 
 
 def as_series(source: Any) -> SeriesRecord:
-    """Return the typed record of a `Series` or of its mapping."""
     if isinstance(source, SeriesRecord):
         return source
     return SeriesRecord.of(as_mapping(source, of="series"))
 
 
 def is_series(source: Any) -> bool:
-    """Return whether a record, or an object with one, is that of a series."""
+    """Return whether the source is a series or its record."""
     record = getattr(source, "record", source)
     return isinstance(record, SeriesRecord) or _kind(record) == "series"
 
 
 def _kind(record: Any) -> str:
-    """Return the kind of a mapping, by a key that its file must have; "" for other objects."""
+    """Return the kind of a mapping, which one of its keys shows; "" for other objects."""
     if not isinstance(record, Mapping):
         return ""
     keys = {"analyses": "series", "certificate": "solution"}
@@ -65,19 +58,10 @@ def _kind(record: Any) -> str:
 
 
 def as_mapping(source: Any, *kinds: str, of: str = "analysis") -> Mapping[str, Any]:
-    """Return the record of an `Analysis`, the record itself, or a result converted to a record.
+    """Return the record of the source as a mapping, or raise `ArgumentError` if it has none.
 
-    Parameters
-    ----------
-    kinds : str
-        Types of the results (keys of `SOURCES`) that the figure can draw.
-    of : str
-        Kind of the records (key of `_RECORDS`) that the figure can draw.
-
-    Raises
-    ------
-    ArgumentError
-        `source` cannot be drawn; the message lists what the figure can draw.
+    The figure can draw the results `kinds` (keys of `SOURCES`) and records of the kind `of` (a key
+    of `_RECORDS`).
     """
     name = type(source).__name__
     result = name if isinstance(source, Displayed) else ""

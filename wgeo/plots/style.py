@@ -54,12 +54,12 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """Width and height, in inches, of figures for a paper's column, for its page, and for a slide.
 
-Most text is 7.5 to 9 points in all of them, like captions. A figure for a slide is meant to be
-enlarged: on a full slide (13.33 by 7.5 inches), this text is 18 to 21 points.
+Most text is 7.5 to 9 points. A figure for a slide is meant to be enlarged: if it fills a slide of
+13.33 by 7.5 inches, its text is 18 to 21 points.
 """
 
 RC: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -90,10 +90,10 @@ RC: Any = {
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a drawing function with this style, without changing global settings.
+    """Run a drawing function with this style, without changing matplotlib's global settings.
 
-    Nor do global settings affect the figure: a ``matplotlibrc`` in the current folder may be
-    untrusted, and could run TeX (``text.usetex``).
+    Those do not affect the figure either: a ``matplotlibrc`` in the current folder may be untrusted
+    and could run TeX (``text.usetex``).
     """
 
     @wraps(draw)
@@ -141,11 +141,6 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
         A key of `SIZES`.
     height : float, optional
         Height in inches, instead of that in `SIZES`.
-
-    Raises
-    ------
-    ArgumentError
-        `size` is not a key of `SIZES`.
     """
     require_choice(size, SIZES, "size")
     width, default = SIZES[size]
@@ -153,24 +148,19 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
 
 
 def require_choice(value: str, choices: Mapping[str, Any], what: str = "measure") -> None:
-    """Raise `ArgumentError` unless a value is one of the choices."""
     if value not in choices:
         raise ArgumentError(f"no {what} {value!r}; choose from {', '.join(choices)}.")
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """Return `ax`, or else pyplot's axes if pyplot is in use, or else axes of a new figure."""
+    """Return `ax` unless it is None, else pyplot's axes if pyplot is in use, else new axes."""
     if ax is not None:
         return ax
     return _pyplot_axes(width, height) or new_figure(width, height).add_subplot()
 
 
 def _pyplot_axes(width: float, height: float) -> Axes | None:
-    """Return pyplot's current axes if they are empty, or new axes if pyplot shows figures.
-
-    Return None if the program does not use pyplot, or uses it only to write files and has no empty
-    axes.
-    """
+    """Return pyplot's current axes if empty, else new ones if it shows figures, else None."""
     if "ipykernel" in sys.modules:  # a notebook, which shows the figures of pyplot
         importlib.import_module("matplotlib.pyplot")
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
@@ -215,7 +205,7 @@ def short(name: Any, width: int = 22) -> str:
 
 
 def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
-    """Return shortened names for an axis, without common prefixes such as "backbone.stages."."""
+    """Return shortened names, without common prefixes such as "backbone.stages."."""
     paths = [clean(name).split(".") for name in names]
     dotted = [path for path in paths if len(path) > 1]
     cut = 0
@@ -249,7 +239,7 @@ def number(value: Any) -> float:
 
 
 def numbers(values: Sequence[Any] | None) -> np.ndarray:
-    """Return floats, with NaN for undefined values; matplotlib leaves a gap there."""
+    """Return an array of floats, with NaN for undefined values."""
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
@@ -264,8 +254,8 @@ def interval_ends(
 def has_resolution(item: Block | Segment) -> bool:
     """Return whether the resolution is sufficient for an OT score to be evidence.
 
-    Below `LOW_RESOLUTION`, the samples move so little, compared with the distances between them,
-    that the OT score of almost any map is 1 or near it.
+    Otherwise the samples move so little, compared with the distances between them, that almost any
+    map has an OT score near 1.
     """
     return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
 
@@ -274,7 +264,7 @@ def has_resolution(item: Block | Segment) -> bool:
 
 
 def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
-    """Put layer names under an axis: as many as fit, always including the first and the last."""
+    """Put layer names under an axis: as many as fit, including the first and the last."""
     n = len(names)
     ax.set_xlim(-0.6, n - 0.4)
     ax.xaxis.set_minor_locator(FixedLocator(range(n)))
@@ -303,7 +293,7 @@ def thinned(n: int, budget: int) -> list[int]:
 
 
 def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
-    """Shade every other stage, and draw a line at every change of the feature space."""
+    """Shade every other stage, and draw a line at every change of stage."""
     starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
     shaded = False
     for start, end in zip(starts, [*starts[1:], len(stages)], strict=True):
@@ -370,7 +360,7 @@ def legend_above(
 
 
 def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Draw a legend under the axes, unless the figure has several, which share a legend."""
+    """Draw a legend under the axes, unless there are other axes, which share a legend."""
     figure = ax.get_figure(root=True)
     if figure is None or len(figure.axes) > 1 or len(names) < 2:
         return
@@ -402,7 +392,7 @@ def _columns_width(names: Sequence[str], count: int) -> float:
 
 
 _BETWEEN_COLUMNS = 0.2  # inches
-_HINTING = 4.8  # over dpi: the fraction by which rounding to whole pixels widens a legend
+_HINTING = 4.8  # divided by dpi: the fraction by which rounding to pixels widens a legend
 
 
 def _entry_width(name: str) -> float:

@@ -1,7 +1,7 @@
 """The report of an analysis: a Sphinx project, and the HTML and PDF built from it.
 
-`build` writes ``RUN/report`` from ``RUN/analysis.json`` alone. Neither building nor reading the
-report needs a network connection.
+`build` writes ``RUN/report`` from ``RUN/analysis.json``, or from ``RUN/series.json`` for several
+runs. Neither building nor reading the report needs a network connection.
 """
 
 from __future__ import annotations
@@ -39,15 +39,7 @@ _REPORT, _LOG = "report", "report-build.log"
 
 
 def require_report_writable(run_dir: str | os.PathLike[str]) -> None:
-    """Raise RecordError unless a folder's report and build log can be replaced.
-
-    They can if they do not exist, or if wgeo wrote them and they have not been changed since.
-
-    Raises
-    ------
-    RecordError
-        The message names the file.
-    """
+    """Raise `RecordError` unless a folder's report and build log are missing or wgeo's own."""
     run = Path(run_dir)
     require_writable(run, _LOG)
     if os.path.lexists(run / _REPORT):
@@ -60,17 +52,18 @@ def build(
     """Write the report of a saved analysis and build its pages.
 
     Figures are drawn if ``RUN/figures`` lacks them or the record is newer. The report is built in a
-    temporary folder and then renamed, so an interrupted or failed build leaves an existing report
-    unchanged. A report is replaced only if wgeo wrote it and it has not been changed since.
+    temporary folder and then renamed: a build that fails leaves an existing report unchanged. A
+    report is replaced only if wgeo wrote it and it has not been changed since.
 
     Parameters
     ----------
     run_dir : path
         The folder of one run, with ``analysis.json``, or of several runs, with ``series.json``.
     html : bool
-        Build the HTML; otherwise only the Sphinx project ``RUN/report`` is written.
+        Build the HTML. For several runs, also build the report of each run that lacks a current
+        one. If False, ``RUN/report`` contains only the Sphinx project, and the PDF with `pdf`.
     pdf : bool
-        Also typeset ``RUN/report/report.pdf``; needs a TeX engine (see `engine`).
+        Also typeset ``RUN/report/report.pdf``; needs xelatex, lualatex or tectonic.
     open : bool
         Open the returned file in the browser.
 
@@ -144,10 +137,7 @@ def build(
 
 
 def _with_reports(series: SeriesRecord, run: Path) -> SeriesRecord:
-    """Build the report of each analysis of a series, and add a link from the series' pages to it.
-
-    An analysis whose folder has moved or whose report cannot be built has no link.
-    """
+    """Build the report of each analysis of a series, and add a link to it if that succeeds."""
     reports = (_report_of(row, run) for row in series.analyses)
     html = (run / _REPORT / "html").resolve()
     rows = (
@@ -158,7 +148,7 @@ def _with_reports(series: SeriesRecord, run: Path) -> SeriesRecord:
 
 
 def _report_of(row: AnalysisRow, run: Path) -> Path | None:
-    """Return the report of one analysis of a series, built if it is missing or out of date."""
+    """Return the report of an analysis of a series, built if necessary; None if impossible."""
     if not row.folder:
         return None
     folder = (run / row.folder).resolve()
@@ -178,7 +168,7 @@ def _page(*, html: bool, pdf: bool) -> str:
 
 
 def _figures(record: Record | SeriesRecord, source: Path) -> list[Path]:
-    """Return the files of the figures, drawn again if one is missing or older than the record."""
+    """Return the files of the figures, drawn again if one is out of date."""
     folder = source.parent / "figures"
     files = current_files(record, folder, source)
     if files is None:
@@ -190,7 +180,7 @@ def _figures(record: Record | SeriesRecord, source: Path) -> list[Path]:
 
 
 def _write_paper(record: Record | SeriesRecord, project: Path, source: Path) -> Path:
-    """Write the Sphinx project for the PDF, with figures in a format that TeX can read."""
+    """Write the Sphinx project for the PDF, with figures that TeX can read."""
     figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
     _write_project(record, for_print(pages.pages(record)), project, figures, source)
     return project

@@ -16,13 +16,13 @@ ENGINES = ("xelatex", "lualatex", "tectonic")
 """TeX engines that read Unicode, in order of preference."""
 
 SaveLog = Callable[[bytes], Path]
-"""Saves the output of a program that failed, and returns the file."""
+"""A function that saves the output of a failed program and returns the file."""
 
 _INSTALL = (
     "Debian, Ubuntu: `apt-get install texlive-xetex texlive-latex-extra`; macOS: `brew install "
     "--cask mactex`; anywhere with conda: `conda install -c conda-forge tectonic`"
 )
-_RUNS = 3  # until labels and page numbers, which the table of contents shifts, are correct
+_RUNS = 3  # the table of contents shifts the page numbers that it contains
 
 
 def html(project: Path, save_log: SaveLog) -> None:
@@ -33,13 +33,7 @@ def html(project: Path, save_log: SaveLog) -> None:
 
 
 def engine() -> str:
-    """Return the TeX engine that typesets a PDF: ``xelatex``, ``lualatex`` or ``tectonic``.
-
-    Raises
-    ------
-    DependencyError
-        None of them is installed; the message says how to install one.
-    """
+    """Return the first of `ENGINES` that is installed, or raise `DependencyError`."""
     for name in ENGINES:
         if shutil.which(name):
             return name
@@ -50,19 +44,11 @@ def engine() -> str:
 
 
 def pdf(project: Path, tex: str, save_log: SaveLog) -> Path:
-    """Typeset a project and return the path of the PDF.
-
-    Raises
-    ------
-    DependencyError
-        TeX lacks a package.
-    WgeoError
-        Sphinx or TeX failed; the message names the log.
-    """
+    """Typeset a project and return the path of the PDF."""
     folder = project.parent / "latex"
     sphinx_engine = "lualatex" if tex == "lualatex" else "xelatex"
     _sphinx(project, "latex", folder, save_log, "-D", f"latex_engine={sphinx_engine}")
-    # Names are escaped for TeX. In addition, TeX is not allowed to run programs.
+    # Names are escaped for TeX, and TeX may not run programs.
     command = (
         [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
         if tex == "tectonic"

@@ -1,4 +1,4 @@
-"""Sections on properties that may be constant over depth: separation rate, residual Jacobians."""
+"""Sections on what may be constant over depth: the separation rate, the residual Jacobians."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def separation_law(record: Record, plots: Plots) -> str:
         "## Do the classes separate at a constant rate?",
         "The law of data separation says that D = tr Σw Σb⁺, NC1 times the number of classes, "
         "falls by the same factor at every layer. The correlation of ln D with depth is then −1, "
-        "and its curvature 0; a correlation near −1 alone is weak evidence. "
+        "and its curvature is 0. A correlation near −1 is weak evidence by itself. "
         "[Definitions](methods.md).",
         figure_block(plots, "separation-law"),
         table(header, rows, "Fit of ln D over the layers of each row; 95 % intervals."),

@@ -1,4 +1,4 @@
-"""First screen of a report: headline, facts about reliability, table of stages, and verdict."""
+"""The first screen of a report: headline, reliability, table of stages, and verdict."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def headline_box(record: Record | SeriesRecord) -> str:
 
 
 def _trust(record: Record) -> str:
-    """Return one line with the facts that tell how far the numbers can be trusted."""
+    """Return one line of facts on how far the numbers can be trusted."""
     about, trust = record.provenance, record.trust
     parts = [
         _samples(about, trust),
@@ -151,7 +151,7 @@ def _power(segments: Sequence[Segment]) -> str:
 
 
 def _glance(record: Record) -> str:
-    """Tabulate straightness, optimality and collapse: one row for the input, one per stage."""
+    """Tabulate straightness, optimality and collapse of the input and of every stage."""
     layers = record.layers
     segments = record.segments
     if not segments:
@@ -207,7 +207,6 @@ def _change(
 
 
 def _verdict(record: Record) -> str:
-    """Return the record's verdict, one line per sentence."""
     sentences = [sentence(s.words) for s in record.verdict]
     if not sentences:
         return ""

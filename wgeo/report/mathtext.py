@@ -1,11 +1,10 @@
 """A Sphinx math renderer that uses mathtext: HTML formulas that need no network connection.
 
 Sphinx's own renderers do not suit a page that opens from a file: MathJax is fetched from a CDN, and
-imgmath needs LaTeX. MathML would need a converter as a dependency, and an installed mathematical
-font. mathtext comes with matplotlib, which wgeo needs anyway, and includes its fonts. Each formula
-becomes an inline SVG in the color of the text (so it follows a dark theme), with its TeX as the
-label for screen readers. mathtext supports the TeX that the pages use; a formula that it cannot
-parse causes a warning, which is an error under ``-W``.
+imgmath needs LaTeX. MathML would need a converter and an installed mathematical font. mathtext
+comes with matplotlib and includes its fonts. Each formula becomes an inline SVG in the color of the
+text, with its TeX as the label for screen readers. A formula that mathtext cannot parse causes a
+warning, which is an error under ``-W``.
 """
 
 from __future__ import annotations
@@ -25,12 +24,9 @@ _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
 
 @cache
 def svg(tex: str, *, display: bool = False) -> str:
-    """Typeset a formula as an inline SVG with the size and color of the surrounding text.
+    """Return a formula as an inline SVG with the size and color of the surrounding text.
 
-    Raises
-    ------
-    ValueError
-        mathtext cannot parse the formula.
+    Raise `ValueError` if mathtext cannot parse the formula.
     """
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath, text_to_path
@@ -39,7 +35,7 @@ def svg(tex: str, *, display: bool = False) -> str:
     # mathtext has no display style: without this, its fractions are small.
     text = f"${tex}$" if not display else f"${tex}$".replace(r"\frac", r"\dfrac")
     font = FontProperties(size=_SIZE, math_fontfamily="stix")
-    # TextPath uses this object, too, which parses a formula once.
+    # TextPath uses the same parser, which caches the formula.
     width, height, depth = text_to_path.get_text_width_height_descent(text, font, ismath=True)
     outline = _outline(TextPath((0, 0), text, prop=font))
     box = f"0 {depth - height:.2f} {width:.2f} {height:.2f}"

@@ -108,9 +108,9 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
     )
     return join(
         "## Is it an optimal map?",
-        "An OT score of 1 means that no other pairing of these samples has a lower cost. The "
-        "Jacobian of a map that is optimal for every distribution is symmetric and has no negative "
-        "eigenvalue, which can be tested at each point, whatever the number of samples. "
+        "An OT score of 1 means that no other pairing of these samples has a lower cost. A map "
+        "that is optimal for every distribution has a symmetric Jacobian without negative "
+        "eigenvalues. This can be tested at each point, whatever the number of samples. "
         "[Method](methods.md).",
         figure_block(plots, "gradient-maps"),
         table(header, rows, "Brenier test of every block and segment; 95 % intervals over points."),
@@ -176,7 +176,6 @@ def _over_runs(k: int) -> Callable[[Segment], str]:
 
 
 def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
-    """Tabulate the correlation scores of the maps between all pairs of layers of a segment."""
     parts = []
     for i, segment in enumerate(segments):
         pairs = segment.pairs
@@ -198,7 +197,6 @@ def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
 
 
 def _reference(record: Record) -> str:
-    """Compare the straightness of the network and of its reference."""
     reference = record.reference
     if reference.skipped:
         return f"Not compared with a reference: {plain(reference.skipped)}"
@@ -249,7 +247,7 @@ def _fresh_table(reference: Reference) -> str:
 
 
 def _tests_table(tests: Sequence[Comparison]) -> str:
-    """Tabulate the comparison with one other network, over images."""
+    """Compare the network with one other network, over images."""
     if not tests:
         return ""
     rows = [
@@ -273,7 +271,6 @@ def _tests_table(tests: Sequence[Comparison]) -> str:
 
 
 def _embedded(record: Record) -> str:
-    """Describe the straightness of the whole network, embedded in one space."""
     embedded = record.embedded
     segments = embedded.segments
     if not segments:
@@ -368,7 +365,6 @@ def _penultimate(last: Layer) -> str:
 
 
 def _progress(record: Record) -> str:
-    """Tabulate whether each metric decreases from the first block to the last."""
     rows = []
     for metric, p in record.progress.items():
         monotone = {True: "yes", False: "no", None: DASH}[p.monotone]
@@ -379,11 +375,8 @@ def _progress(record: Record) -> str:
     if not rows:
         return ""
     header = (
-        "Metric",
-        "never increases",
-        "Kendall's τ",
-        "increases",
-        "90 % of the decrease at",
+        *("Metric", "never increases", "Kendall's τ"),
+        *("increases", "90 % of the decrease at"),
     )
     return table(header, rows, "Progressive collapse: does each metric decrease with depth?")
 
@@ -403,7 +396,7 @@ def _last_layer(metrics: Collapse) -> str:
 
 
 def _undefined(layers: Sequence[Layer]) -> str:
-    """List every reason for undefined values once, with the layers concerned."""
+    """List every reason for undefined values once, with its layers."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         for metric, reason in layer.collapse.undefined.items():

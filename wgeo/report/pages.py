@@ -42,11 +42,7 @@ def pages(source: Any) -> dict[str, str]:
         return side_by_side(series, {plot.stem: plot for plot in catalog(series)})
     record = as_record(source)
     plots = {plot.stem: plot for plot in catalog(record)}
-    texts: dict[str, str] = {}
-    for name, write in _PAGES.items():
-        text = write(record, plots)
-        if text:
-            texts[name] = text
+    texts = {name: text for name, write in _PAGES.items() if (text := write(record, plots))}
     summary = figure_block(plots, last_means(record))
     placed = "".join([summary, *texts.values()])
     others = [figure_block(plots, stem) for stem in plots if f"figures/{stem}.*" not in placed]
@@ -76,7 +72,6 @@ def _index(record: Record, figure: str, others: Sequence[str]) -> str:
     )
 
 
-_COMPARED = ("NC1", "CDNV", "distance to ETF")
 _DESCRIPTIONS = {
     "geodesic_model": (
         "Features at each layer are predicted by the straight line from the segment's first layer "
@@ -84,8 +79,9 @@ _DESCRIPTIONS = {
     ),
     "mufm": (
         "The multilayer unconstrained feature model, fitted to the input features of the last "
-        "segment and to the labels. Its two settings are those that best predict the last layer on "
-        "held-out samples. Every layer is compared up to a rotation."
+        "segment and to the labels. Its weight decay and the coefficient of its transport term "
+        "are those that best predict the last layer on held-out samples. Every layer is compared "
+        "up to a rotation."
     ),
     "mufm_given": (
         "The same model, with the directions of the network's own classifier instead of MUFM's "
@@ -105,10 +101,10 @@ def _models(record: Record, plots: Plots) -> str:
     return join(
         "# Models",
         "Theoretical predictions for every layer, compared with the measurements. R² is 1 if the "
-        "prediction is perfect, and 0 if its error equals that of the segment's first features, "
-        "fitted to the layer in the same way (mean, scale, and for MUFM a rotation). The "
-        "unexplained variance is the fraction of the layer's variance that remains; W2, between "
-        "the model's features and the network's, is divided by the root of the layer's variance.",
+        "prediction is perfect. It is 0 if the segment's first features, fitted to the layer in "
+        "the same way (mean, scale, and for MUFM a rotation), have the same error. The unexplained "
+        "variance is the error divided by the layer's variance. W2 is the distance between the "
+        "model's features and the network's, divided by the square root of the layer's variance.",
         _model_summary(record),
         figure_block(plots, "models"),
         "[](collapse.md) shows the models' collapse metrics beside the network's."
@@ -119,7 +115,7 @@ def _models(record: Record, plots: Plots) -> str:
 
 
 def _model_summary(record: Record) -> str:
-    """Tabulate the fit of each model, over all layers and at the last layer."""
+    """Tabulate each model's R² over all layers, and its errors at the last layer."""
     models = [record.model(key) for key in _DESCRIPTIONS]
     last = next((model.layers[-1].name for model in models if model.layers), None)
     layers = [layer.collapse for layer in record.layers if layer.name == last]
@@ -160,7 +156,6 @@ def _predicted(value: Any) -> str:
 
 
 def _name(key: str) -> str:
-    """Return the name of a model in the figures, with a capital letter."""
     name = MODELS[key][0]
     return name[0].upper() + name[1:]
 
@@ -186,7 +181,7 @@ def _model(record: Record, key: str) -> str:
         )
     header = (
         *("Layer", "time", "R²", "gain over the straight line", "unexplained", "W2"),
-        *_COMPARED,
+        *("NC1", "CDNV", "distance to ETF"),
     )
     settings = flat({k: v for k, v in model.json.items() if k not in ("layers", "skipped")})
     return join(
@@ -199,7 +194,6 @@ def _model(record: Record, key: str) -> str:
 
 
 def _thresholds(thresholds: Mapping[str, float | None]) -> str:
-    """Tabulate the thresholds of the verdict, as recorded."""
     rows = [[plain(name.replace("_", " ")), general(value)] for name, value in thresholds.items()]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""The pages of a report for print: one document, each figure once, no links to files."""
+"""The pages of a report for print: one document without links to files."""
 
 from __future__ import annotations
 
@@ -22,28 +22,17 @@ def for_print(screen: Mapping[str, str]) -> dict[str, str]:
     pages = {"summary": f"# Summary\n{summary}", **screen}
     del pages["index"]
     toc = "\n".join(["```{toctree}", *pages, "```"])
-    printed = {name: _page(_printed(name, text)) for name, text in pages.items()}
+    printed = {name: _printed(name, text) for name, text in pages.items()}
     return {"index": f"{title}\n\n{toc}\n", **printed}
 
 
 def _printed(name: str, text: str) -> str:
-    """Remove the parts for screens.
-
-    The page ``provenance`` is unchanged, because the commands on it may contain any text.
-    """
-    if name == "provenance":
-        return text
-    for pattern in (_LINKS, _TOC, _HTML):
-        text = pattern.sub("", text)
-    return text
-
-
-def _page(text: str) -> str:
+    if name != "provenance":  # the commands on it may contain any text
+        for pattern in (_LINKS, _TOC, _HTML):
+            text = pattern.sub("", text)
     text = _INTERVAL.sub("\\1,\N{NO-BREAK SPACE}", text)
-    text = text.replace(":widths: auto", ":widths: 3 7")
-    return "\n".join(
-        _broken(line) if line.startswith("  - ") else line for line in text.split("\n")
-    )
+    lines = text.replace(":widths: auto", ":widths: 3 7").split("\n")
+    return "\n".join(_broken(line) if line.startswith("  - ") else line for line in lines)
 
 
 def _broken(line: str) -> str:

@@ -16,10 +16,7 @@ Plots = Mapping[str, Plot]
 
 
 def figure_block(plots: Plots, stem: str) -> str:
-    """Return a figure with its caption and links to its files; empty if there is no such figure.
-
-    `stem` is the name of the figure's files without their extension.
-    """
+    """Return the figure `stem`, its caption and links to its files; empty if there is none."""
     plot = plots.get(stem)
     if plot is None:
         return ""
@@ -33,7 +30,7 @@ def figure_block(plots: Plots, stem: str) -> str:
 
 
 def last_means(record: Record) -> str:
-    """Return the name of the figure on the first page: the class means in the last segment."""
+    """Return the stem of the figure on the first page: the class means in the last segment."""
     return f"class-means-{len(record.segments)}"
 
 
@@ -47,7 +44,6 @@ def join(*parts: str) -> str:
 
 
 def names_of(names: Iterable[str]) -> list[str]:
-    """Return the names, shortened and escaped."""
     return [plain(name) for name in short_names(list(names), 40)]
 
 
@@ -60,8 +56,7 @@ def layer_title(name: str) -> str:
 def stage_ends(segment: Segment, layers: Sequence[Layer]) -> Sequence[Layer]:
     """Return the layers before a segment's first block and after its last; () if unknown.
 
-    They are entries of `layers`, a record's list. The first is the layer before the segment if the
-    segment begins with the output of a shortcut.
+    If the segment begins with the output of a shortcut, the first is the layer before the segment.
     """
     names = segment.layers
     positions = {layer.name: i for i, layer in enumerate(layers)}
@@ -79,9 +74,9 @@ def stage_title(segment: Segment, index: int, layers: Sequence[Layer]) -> str:
 
 
 def path_descriptions(record: Record) -> list[str]:
-    """Describe each segment's path as the verdict does; a dash if it does not judge the shape.
+    """Return the verdict on each segment's shape: "bent", "between ... and ..." or "undecided".
 
-    A description is one category ("bent"), two ("between ... and ..."), or "undecided".
+    It is a dash if the verdict does not judge the shape.
     """
     by_ends = {
         tuple(s.evidence.get("layers") or ()): s.evidence.get("shape")
@@ -112,12 +107,10 @@ def correlation(item: Block | Segment) -> str:
 
 
 def highest_null(item: Block | Segment) -> str:
-    """Return the highest certified upper bound on the correlation scores of null maps."""
     return fixed(item.highest_null, 3)
 
 
 def value_with_interval(source: Measured, key: str, decimals: int = 2) -> str:
-    """Return a value of a part of the record with its interval."""
     return with_interval(source.measure(key), source.interval(key), decimals)
 
 

@@ -24,14 +24,14 @@ _DIGITS = 4  # enough for a picture a few hundred pixels wide
 def scrubber(source: Record | SeriesRecord) -> str:
     """Return the animation as raw HTML in Markdown; empty if the record has no view.
 
-    A segment's ``view`` contains ``class_means`` ([layer][class][2]) and, optionally, ``points``
+    A segment's view contains ``class_means`` ([layer][class][2]) and may contain ``points``
     ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). The view of a series
-    contains those of the last layer, with epochs in place of layers.
+    is that of the last layer, with epochs in place of layers.
     """
-    series = source if isinstance(source, SeriesRecord) else None
-    step = "layer" if series is None else "epoch"
-    metrics = None if series is None else _epoch_metrics(series.analyses)
-    record = over_training(source) if isinstance(source, SeriesRecord) else source
+    if isinstance(source, SeriesRecord):
+        record, step, metrics = over_training(source), "epoch", _epoch_metrics(source.analyses)
+    else:
+        record, step, metrics = source, "layer", {}
     scenes = [
         _scene(record, segment, i, metrics or _layer_metrics(record.layers, segment))
         for i, segment in enumerate(record.segments)
@@ -64,7 +64,7 @@ _CAPTIONS = {
 
 
 def _layer_metrics(layers: Sequence[Layer], segment: Segment) -> dict[str, list[str]]:
-    """Return the formatted metrics of a segment's layers, by the metric's name."""
+    """Return the formatted metrics of a segment's layers, by name."""
     measured = {layer.name: layer.collapse for layer in layers}
     rows = [measured.get(name, Collapse()) for name in segment.layers]
     gaps = segment.interpolation_gap or [None] * len(rows)

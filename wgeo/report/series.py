@@ -43,7 +43,6 @@ _COMMON = ("data", "split", "samples", "pool", "tap", "normalize")
 
 
 def series_title(series: SeriesRecord) -> str:
-    """Return the title of the report as one line of plain text."""
     rows = series.analyses
     nets = list(dict.fromkeys(str(row.provenance.arch or "features") for row in rows))
     if series.axis == "epoch":
@@ -52,7 +51,6 @@ def series_title(series: SeriesRecord) -> str:
 
 
 def side_by_side(series: SeriesRecord, plots: Plots) -> dict[str, str]:
-    """Return the Markdown of every page by name."""
     texts = {
         "straightness": _straightness(series, plots),
         "collapse": _collapse(series, plots),
@@ -82,8 +80,7 @@ def _name(series: SeriesRecord, row: AnalysisRow) -> str:
 def _linked(series: SeriesRecord, row: AnalysisRow) -> str:
     """Return the name of an analysis, as a link to its own report if there is one."""
     name = _name(series, row)
-    page = row.report
-    return f'<a href="{escape(quote(page))}">{name}</a>' if page else name
+    return f'<a href="{escape(quote(row.report))}">{name}</a>' if row.report else name
 
 
 def _compared(series: SeriesRecord) -> str:
@@ -96,10 +93,7 @@ def _compared(series: SeriesRecord) -> str:
         header += [f"{term(stage, 'stage')}: {term('path')}", f"{stage}: {term('length ratio')}"]
     body = [[_linked(series, row), *_values(row, count)] for row in rows]
     body += [
-        [
-            f"{_name(series, row)} − {_name(series, rows[0])}",
-            *_differences(rows[0], row, count),
-        ]
+        [f"{_name(series, row)} − {_name(series, rows[0])}", *_differences(rows[0], row, count)]
         for row in rows[1:]
     ]
     return table(
@@ -112,7 +106,7 @@ def _compared(series: SeriesRecord) -> str:
 
 
 def _stage_numbers(rows: Sequence[AnalysisRow], i: int) -> str:
-    """Return the number of the stage of the i-th segment, such as "2"; "1 or 2" if rows differ."""
+    """Return the stage of the i-th segment, such as "2", or "1 or 2" if analyses differ."""
     segments = [row.segments[i] for row in rows if i < len(row.segments)]
     numbers = {stage_number(segment.stage, i) for segment in segments}
     return " or ".join(map(str, sorted(numbers)))
@@ -154,7 +148,6 @@ def _differences(first: AnalysisRow, row: AnalysisRow, count: int) -> list[str]:
 
 
 def _points(fraction: float) -> str:
-    """Format a difference of two fractions as percentage points."""
     return percent(fraction).replace(" %", " points")
 
 
@@ -205,7 +198,7 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
     return join(
         "# Straightness",
         "Every ratio is 1 on a geodesic with constant speed. Centered: with each layer's mean "
-        "subtracted. The more layers of a path are included, the longer it is; compare networks of "
+        "subtracted. A path is longer if more of its layers are included; compare networks of "
         "different depth over the same number k of runs of blocks. Scores in parentheses are not "
         "evidence of optimal maps. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
@@ -214,10 +207,7 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
 
 
 def _over_runs(series: SeriesRecord, segment: Segment, index: int) -> str:
-    """Return the centered length ratio over k runs, for the largest k that all analyses have.
-
-    The text contains k if it differs between segments.
-    """
+    """Return the centered length ratio over k runs, with k if it differs between segments."""
     k = common_runs(series.analyses, index)
     text = DASH if k is None else fixed(segment.centred.length_over_runs.get(k))
     return text if text == DASH or len(runs_in(series)) < 2 else f"{text} (k = {k})"
@@ -250,16 +240,15 @@ def _collapse(series: SeriesRecord, plots: Plots) -> str:
 
 
 def _training(series: SeriesRecord, plots: Plots) -> list[str]:
-    """Return the section on the last layer's classes over the epochs, with an animation."""
     animation = scrubber(series)
     if not animation:
         return []
     return [
         "## The last layer over training",
         "Class means and some of the samples. The features of every epoch are scaled to the same "
-        "spread and rotated onto those of the next, since neither size nor orientation matters for "
-        "collapse. The remaining changes show how the samples approach their class means, and how "
-        "the class means approach a simplex.",
+        "spread and rotated onto those of the next, since collapse depends neither on size nor on "
+        "orientation. The remaining changes show how the samples approach their class means, and "
+        "how the class means approach a simplex.",
         animation,
         figure_block(plots, "class-means-training"),
     ]

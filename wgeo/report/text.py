@@ -20,8 +20,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def plain(value: Any, width: int | None = None) -> str:
     """Escape text as one line of Markdown that renders verbatim.
 
-    CommonMark allows a backslash before all ASCII punctuation. All of it is escaped, so no markup,
-    role, formula, table cell or HTML tag can begin.
+    All ASCII punctuation gets a backslash, as CommonMark allows, so no markup or HTML can begin.
     """
     return escaped(clean(value) if width is None else short(value, width))
 
@@ -46,16 +45,16 @@ def code(text: str) -> str:
 
 
 def general(value: Any, digits: int = 3) -> str:
-    """Format a number with `digits` significant digits; return a dash if it is undefined.
+    """Format a number with `digits` significant digits, or more for large numbers and integers.
 
-    All digits before the decimal point are kept, and all digits of an integer.
+    Large numbers are rounded to integers, not further. An undefined number is a dash.
     """
     x = number(value)
     if not np.isfinite(x):
         return DASH
     if isinstance(value, int):
         return f"{value:,}"
-    rounded = float(f"{x:.{digits}g}")  # 999.7 has four digits before the point in three digits
+    rounded = float(f"{x:.{digits}g}")  # in three digits, 999.7 is 1000, which has four
     text = f"{x:,.0f}" if abs(rounded) >= 10**digits else f"{x:z#.{digits}g}".rstrip(".")
     mantissa, e, exponent = text.partition("e")
     power = f"·10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if e else ""
@@ -63,13 +62,12 @@ def general(value: Any, digits: int = 3) -> str:
 
 
 def fixed(value: Any, decimals: int = 3) -> str:
-    """Format a number with `decimals` decimals; return a dash if it is undefined."""
+    """Format a number with `decimals` decimals; an undefined number is a dash."""
     x = number(value)
     return f"{x:z.{decimals}f}".replace("-", "−") if np.isfinite(x) else DASH
 
 
 def percent(value: Any) -> str:
-    """Format a fraction as a percentage."""
     text = fixed(100 * number(value), 1)
     return text if text == DASH else f"{text} %"
 
@@ -100,7 +98,7 @@ def table(
 
 
 def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Return a link to the table as CSV, as raw HTML; it contains the data, so needs no file."""
+    """Return a link, in raw HTML, that contains the table as CSV and so needs no file."""
     file = re.sub(r"[^a-z0-9]+", "-", _shown(caption).partition(".")[0].lower())[:50].strip("-")
     data = quote(as_csv(_columns(header, rows)), safe="")
     return raw_html(
@@ -110,7 +108,7 @@ def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 
 
 def raw_html(html: str) -> str:
-    """Return HTML as a Markdown block, which the PDF leaves out."""
+    """Return HTML as a block of Markdown; the PDF omits such blocks."""
     return f"```````{{raw}} html\n{html}\n```````"
 
 
@@ -122,7 +120,7 @@ _FROM_SUPERSCRIPTS = {superscript: digit for digit, superscript in _SUPERSCRIPTS
 
 
 def term(words: str, entry: str | None = None) -> str:
-    """Return a link to an entry of the report's glossary."""
+    """Return `words` as a link to the glossary, to `entry` if the term differs from the words."""
     return f"{{term}}`{words}`" if entry is None else f"{{term}}`{words} <{entry}>`"
 
 

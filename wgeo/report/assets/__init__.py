@@ -4,5 +4,4 @@ from importlib import resources
 
 
 def asset(name: str) -> str:
-    """Return the text of a file in this folder."""
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
