@@ -1,4 +1,4 @@
-"""Controls of the measurements: comparison with a reference, and tests of the Jacobians."""
+"""Comparison with a reference, and tests of the blocks' Jacobians."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory import Trajectory
 from .plan import REFERENCES, AnalysisPlan
 
-_STATISTIC = "line_shape_ratio"  # a value per sample, so the test solves no transport problem
+_STATISTIC = "line_shape_ratio"  # per sample, so the test solves no transport problem
 _MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
-_TOTAL_OPERATIONS = 4e8  # of a forward pass of these images, if they are more than the minimum
-_MAX_OPERATIONS = 3e8  # of a forward pass of one image; with more, the test is only on request
-_ALIGNED_POINTS = 4  # default number of images at which residual Jacobians are compared
+_TOTAL_OPERATIONS = 4e8  # a forward pass of more than _MIN_POINTS images takes at most this many
+_MAX_OPERATIONS = 3e8  # if a forward pass of one image takes more, tests run only on request
+_ALIGNED_POINTS = 4  # default number of images of the alignment test
 _PROBES = 4
-_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
+_TOLERANCE = 1e-2  # relative; the spread over images is larger
 
 
 def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
-    """Return the reference of a plan; a path is loaded as stored features or as a checkpoint.
+    """Return the reference of a plan; a path is loaded, as stored features if `features` is true.
 
     Raises
     ------
@@ -69,20 +69,19 @@ def reference_test(
     reference : as returned by `opened_reference`
     seed : int
     compare : callable, optional
-        Compares the network with randomly initialized ones (`fresh_networks`) or with another
-        network, which it traces; None if only features are available.
+        Returns the result for ``init`` (`fresh_networks`) or for another network (`over_images`);
+        None if only features are available.
 
     Returns
     -------
     dict or None
-        ``kind``; for ``init``, the result of `fresh_networks`; for any other reference, ``tests``
-        of these two networks over images, one row for each segment of at least two blocks; or
-        ``skipped``, the reason why there is no test. None for the reference ``none``.
+        ``kind``, with the result of `fresh_networks` for ``init``, that of `over_images` for any
+        other reference, or ``skipped``, the reason why there is no test. None for ``none``.
 
     Raises
     ------
     WgeoError
-        The comparison with another network failed.
+        The comparison with another network failed, a process was lost, or the disk is full.
     """
     if reference == "none":
         return None
@@ -104,23 +103,23 @@ def reference_test(
 
 
 def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any]:
-    """Compare two networks on these images, in every segment of at least two blocks."""
+    """Test two networks over these images, in every segment of at least two blocks."""
     tests = straighter_than(traj, other, statistic=_STATISTIC, centred=True, seed=seed)
     return {"tests": [test.to_dict() for test in tests if len(test.layers) > 2]}
 
 
 class BrenierTests(NamedTuple):
-    """What the Brenier test adds to the record.
+    """The results of the Brenier test for the record.
 
     Attributes
     ----------
     test : dict
-        ``points``, the number of images, and ``skipped``, the reason if a test was not possible;
-        empty if none was requested.
+        ``points``, the number of images, and, if the test was skipped, the reason (``skipped``).
+        Empty if no test was requested.
     blocks, segments : list of dict
-        For each block and each segment, in the trajectory's order: ``asymmetry``,
-        ``min_eigenvalue``, and ``brenier`` with all values (for a segment, also the ``blocks`` that
-        were composed). A row is empty if there was no test or the feature space changes.
+        A row for each block and each segment, in order: ``asymmetry``, ``min_eigenvalue``, and
+        ``brenier`` with all values. That of a segment includes ``blocks``, the blocks that were
+        composed. A row is empty if there was no test or the feature space changes.
     """
 
     test: dict[str, Any]
@@ -129,7 +128,7 @@ class BrenierTests(NamedTuple):
 
     @classmethod
     def none(cls, traj: Trajectory, test: dict[str, Any]) -> BrenierTests:
-        """Return no tests of blocks and segments."""
+        """Return empty rows for all blocks and segments."""
         return cls(test, [{}] * len(traj.blocks), [{}] * len(traj.segments))
 
 
@@ -143,28 +142,33 @@ def brenier_test(
 ) -> BrenierTests:
     """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
-    Parameters
-    ----------
-    traj, net, images, bootstrap, seed
-        As in `analyze`.
-    points : int or None
-        Number of images; None for a default that depends on the cost (`_affordable_points`).
+    If `points` is None, the number of images depends on the cost of the test, and a test that fails
+    is skipped.
 
     Raises
     ------
     WgeoError, torch.OutOfMemoryError
-        The test failed although `points` is given. By default, ``skipped`` states the reason.
+        The test failed although `points` is given.
     """
     names = [block.target for block in traj.blocks]
     try:
-        count = _affordable_points(net, images) if points is None else points
+        if points is None:
+            operations = _affordable_operations(net, images, "Brenier test", "brenier")
+            count = int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
+        else:
+            count = points
         rows = spaced_rows(len(traj), count)
-        x = inputs(net, images, rows)
         tests = brenier_blocks(
-            module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
+            module_of(net),
+            inputs(net, images, rows),
+            names,
+            bootstrap=bootstrap,
+            seed=seed,
+            probes=_PROBES,
+            tolerance=_TOLERANCE,
         )
     except (WgeoError, OUT_OF_MEMORY) as reason:
-        if points:  # the caller requested the test
+        if points:
             raise
         return BrenierTests.none(traj, {"points": 0, "skipped": str(reason)})
     last = {run[-1]: (run, result) for run, result in tests.segments.items()}
@@ -179,23 +183,10 @@ def brenier_test(
 def alignment_test(
     traj: Trajectory, net: Network | nn.Module, images: Any, points: int | None, seed: int
 ) -> dict[str, Any]:
-    """Compare the residual Jacobians of the blocks (`wgeo.alignment`).
+    """Return the values of `wgeo.alignment`.
 
-    Parameters
-    ----------
-    traj : Trajectory
-        Its blocks are compared.
-    net, images : network and images
-        As for `wgeo.alignment`.
-    points : int or None
-        Number of images; None for 4, or for no comparison if that is too expensive.
-    seed : int
-        Random seed.
-
-    Returns
-    -------
-    dict
-        The values of `wgeo.alignment`; or ``points`` 0, and ``skipped``, the reason.
+    If `points` is None, there are 4 images; if the comparison is then too expensive or fails, the
+    result is ``points`` 0, and the reason (``skipped``).
 
     Raises
     ------
@@ -204,7 +195,7 @@ def alignment_test(
     """
     try:
         if points is None:
-            _check_affordable(net, images, "comparison of Jacobians", "alignment")
+            _affordable_operations(net, images, "comparison of Jacobians", "alignment")
         result = alignment(
             net,
             images,
@@ -214,31 +205,19 @@ def alignment_test(
             seed=seed,
         )
     except (WgeoError, OUT_OF_MEMORY) as reason:
-        if points:  # the caller requested the test
+        if points:
             raise
         return {"points": 0, "skipped": str(reason)}
     return result.to_dict()
 
 
-def _affordable_points(net: Network | nn.Module, images: Any) -> int:
-    """Return the default number of images of the Brenier test, by the cost of a forward pass.
+def _affordable_operations(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
+    """Return the number of operations of a forward pass of one image, at most 3e8.
 
     Raises
     ------
     ArgumentError
-        A forward pass is so expensive that even the minimum number would take minutes.
-    """
-    operations = _check_affordable(net, images, "Brenier test", "brenier")
-    return int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
-
-
-def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
-    """Return the number of operations of a forward pass of one image.
-
-    Raises
-    ------
-    ArgumentError
-        The number is so large that the test would take minutes.
+        The number is larger, so the test would take minutes.
     """
     from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which takes a while
 

@@ -23,8 +23,8 @@ def require_writable(
     Raises
     ------
     RecordError
-        A file that wgeo did not write would be replaced (the message names it), or the folder
-        contains a record of the other kind.
+        A file that wgeo did not write would be replaced, or the folder contains a record of the
+        other kind.
     """
     path = records.require_writable(Path(folder), kind)
     require_figures_writable(path / "figures", series=kind == SERIES)
@@ -35,13 +35,13 @@ def require_writable(
 def save(
     folder: str | os.PathLike[str], record: Mapping[str, Any], kind: str, shown: Mapping[str, Any]
 ) -> Path:
-    """Write a record, then figures of the record `shown`; return the path of the record's file.
+    """Write a record, then the figures of the record `shown`; return the path of the record's file.
 
     Raises
     ------
     RecordError
-        The record, or only its figures, could not be written (the message says which); or files
-        that wgeo did not write would be replaced, in which case nothing is written.
+        Files that wgeo did not write would be replaced, so nothing was written; or the record, or
+        only its figures (the message says so), could not be written.
     """
     run = writable(folder)
     require_writable(run, kind)
