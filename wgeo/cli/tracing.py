@@ -49,11 +49,10 @@ def trace(
     project: int | None,
     **_: Any,
 ) -> None:
-    """Store the features before and after every block, in one file per layer.
+    """Store the features before and after every block, to be read from the disk as needed.
 
-    If the command was killed or the disk was full, run it again: it resumes, and produces the same
-    bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`; features are read
-    from the disk as needed.
+    If the command was killed or the disk was full, run it again: it resumes, and the result is the
+    same. Open it with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
     require_inputs([checkpoint], source)
 
