@@ -28,18 +28,13 @@ _TOTAL_OPERATIONS = 4e8  # a forward pass of more than _MIN_POINTS images takes 
 _MAX_OPERATIONS = 3e8  # if a forward pass of one image takes more, tests run only on request
 _ALIGNED_POINTS = 4  # default number of images of the alignment test
 _PROBES = 4
-_TOLERANCE = 1e-2  # relative; the spread over images is larger
+_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over images is larger
 
 
 def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
     """Return the reference of a plan; a path is loaded, as stored features if `features` is true.
 
-    Raises
-    ------
-    ArgumentError
-        A network is given for features, or features for a network.
-    CheckpointError, RecordError
-        The path contains no checkpoint, or no stored features.
+    An ArgumentError is raised if a network is given for features, or features for a network.
     """
     reference = plan.reference.reference
     if isinstance(reference, str | os.PathLike):
@@ -63,25 +58,10 @@ def reference_test(
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
 
-    Parameters
-    ----------
-    traj : Trajectory
-    reference : as returned by `opened_reference`
-    seed : int
-    compare : callable, optional
-        Returns the result for ``init`` (`fresh_networks`) or for another network (`over_images`);
-        None if only features are available.
-
-    Returns
-    -------
-    dict or None
-        ``kind``, with the result of `fresh_networks` for ``init``, that of `over_images` for any
-        other reference, or ``skipped``, the reason why there is no test. None for ``none``.
-
-    Raises
-    ------
-    WgeoError
-        The comparison with another network failed, a process was lost, or the disk is full.
+    The result is None for the reference ``none``. Otherwise it contains ``kind``, and the values of
+    `fresh_networks` (for ``init``) or `over_images`, or the reason why there is no test
+    (``skipped``). `compare` returns these values if the test needs the network. An error of a test
+    against a given network is raised.
     """
     if reference == "none":
         return None
@@ -96,7 +76,7 @@ def reference_test(
             )
         other = reference if isinstance(reference, Trajectory) else shuffled(traj, seed=seed)
         return {"kind": kind, **over_images(traj, other, seed)}
-    except WgeoError as error:  # the analysis is useful without this comparison
+    except WgeoError as error:  # the rest of the analysis is useful without this test
         if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "skipped": str(error)}
@@ -109,17 +89,9 @@ def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any
 
 
 class BrenierTests(NamedTuple):
-    """The results of the Brenier test for the record.
+    """What the Brenier test adds to a record: facts on the test, and to each block and segment.
 
-    Attributes
-    ----------
-    test : dict
-        ``points``, the number of images, and, if the test was skipped, the reason (``skipped``).
-        Empty if no test was requested.
-    blocks, segments : list of dict
-        A row for each block and each segment, in order: ``asymmetry``, ``min_eigenvalue``, and
-        ``brenier`` with all values. That of a segment includes ``blocks``, the blocks that were
-        composed. A row is empty if there was no test or the feature space changes.
+    Blocks and segments that were not tested, or change the feature space, have an empty mapping.
     """
 
     test: dict[str, Any]
@@ -128,7 +100,6 @@ class BrenierTests(NamedTuple):
 
     @classmethod
     def none(cls, traj: Trajectory, test: dict[str, Any]) -> BrenierTests:
-        """Return empty rows for all blocks and segments."""
         return cls(test, [{}] * len(traj.blocks), [{}] * len(traj.segments))
 
 
@@ -142,13 +113,8 @@ def brenier_test(
 ) -> BrenierTests:
     """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
-    If `points` is None, the number of images depends on the cost of the test, and a test that fails
-    is skipped.
-
-    Raises
-    ------
-    WgeoError, torch.OutOfMemoryError
-        The test failed although `points` is given.
+    If `points` is None, the number of images depends on the cost of the test, and the test is
+    skipped if it fails. Otherwise its errors are raised.
     """
     names = [block.target for block in traj.blocks]
     try:
@@ -158,14 +124,9 @@ def brenier_test(
         else:
             count = points
         rows = spaced_rows(len(traj), count)
+        x = inputs(net, images, rows)
         tests = brenier_blocks(
-            module_of(net),
-            inputs(net, images, rows),
-            names,
-            bootstrap=bootstrap,
-            seed=seed,
-            probes=_PROBES,
-            tolerance=_TOLERANCE,
+            module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
         )
     except (WgeoError, OUT_OF_MEMORY) as reason:
         if points:
@@ -183,16 +144,7 @@ def brenier_test(
 def alignment_test(
     traj: Trajectory, net: Network | nn.Module, images: Any, points: int | None, seed: int
 ) -> dict[str, Any]:
-    """Return the values of `wgeo.alignment`.
-
-    If `points` is None, there are 4 images; if the comparison is then too expensive or fails, the
-    result is ``points`` 0, and the reason (``skipped``).
-
-    Raises
-    ------
-    WgeoError, torch.OutOfMemoryError
-        The comparison failed although `points` is given.
-    """
+    """Return the values of `wgeo.alignment`; errors as for `brenier_test`."""
     try:
         if points is None:
             _affordable_operations(net, images, "comparison of Jacobians", "alignment")
@@ -212,12 +164,9 @@ def alignment_test(
 
 
 def _affordable_operations(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
-    """Return the number of operations of a forward pass of one image, at most 3e8.
+    """Return the number of operations of a forward pass of one image.
 
-    Raises
-    ------
-    ArgumentError
-        The number is larger, so the test would take minutes.
+    If it is so large that the test would take minutes, raise an ArgumentError.
     """
     from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which takes a while
 

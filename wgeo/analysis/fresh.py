@@ -40,9 +40,9 @@ _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their train
 
 @dataclass(frozen=True)
 class Ratios:
-    """The mean line-shape ratio of a segment's samples; NaN if it is undefined for all of them.
+    """The mean line-shape ratio of a segment's samples, with each layer's mean subtracted or not.
 
-    For ``centred``, each layer's mean is subtracted; for ``raw``, it is not.
+    NaN if the ratios of all samples are undefined.
     """
 
     centred: float
@@ -69,11 +69,11 @@ def fresh_networks(
     net : Network or nn.Module
     images : Images, or (x, labels)
     count : int
-        Number R of randomly initialized networks; the smallest possible p-value is 1 / (R + 1).
+        Number R of randomly initialized networks.
     reading : mapping
         Parameters of `trace`; its ``layers`` are replaced by those of `traj`.
     seed : int
-        Seed from which the networks' seeds are derived.
+        Random seed.
 
     Returns
     -------

@@ -39,17 +39,9 @@ Check = Callable[[Any, str], object]  # takes a value and its name; raises Argum
 def _setting(default: Any, check: Check, *, keyed: bool = True, network: bool = False) -> Any:
     """Declare a setting.
 
-    Parameters
-    ----------
-    default : object
-        It is not checked, so that no library is loaded.
-    check : callable
-        Takes a value and the setting's name; raises an error if the value is invalid.
-    keyed : bool
-        Whether `AnalysisPlan.key` depends on the setting. False if the setting does not affect the
-        results, or only by selecting the images, whose fingerprint is in the key.
-    network : bool
-        Whether the setting is refused for stored features.
+    Its value is checked unless it is the default, so that defaults load no library. `keyed` states
+    whether `AnalysisPlan.key` depends on the setting: not if the results do not, or only through
+    the images, whose fingerprint is in the key. A `network` setting is refused for stored features.
     """
     return field(default=default, metadata={"check": check, "keyed": keyed, "network": network})
 
@@ -106,8 +98,6 @@ def _reference(value: Any, _: str) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """A group of settings; each is checked unless it is the default."""
-
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
@@ -236,10 +226,7 @@ class AnalysisPlan(_Group):
         Within one version of wgeo, these names and values must not change, and no setting may be
         removed.
 
-        Parameters
-        ----------
-        target : str
-            Path of a checkpoint, or of stored features.
+        `target` is the path of a checkpoint or of stored features.
         """
         from ..runtime.memory import memory_limit
         from ..runtime.processes import on_rank_zero
@@ -283,13 +270,7 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``; a solver is checked.
-
-    Raises
-    ------
-    ArgumentError
-        No solver has this name, its options are invalid, or the object is not a solver.
-    """
+    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``; a solver is only checked."""
     from .. import transport
     from ..transport.entry import checked_solver
 
@@ -323,13 +304,7 @@ def _written(solver: Any) -> str:
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``.
-
-    Raises
-    ------
-    ArgumentError
-        A text does not have the form name=value.
-    """
+    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``."""
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")

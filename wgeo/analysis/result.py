@@ -100,12 +100,7 @@ class Analysis(Result):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Analysis:
-        """Load a saved analysis.
-
-        Parameters
-        ----------
-        folder : path
-            The run's folder, or its ``analysis.json``.
+        """Load a saved analysis from its folder or from its ``analysis.json``.
 
         Raises
         ------
@@ -147,14 +142,9 @@ class Analysis(Result):
 
 
 def _layer_row(layer: Layer, block: Block) -> dict[str, Any]:
-    return {
-        "layer": layer.name,
-        "stage": layer.stage,
-        "width": layer.width,
-        **layer.collapse.plain(),
-        **block.plain(),
-        "corr_score": block.measure("corr_score"),
-    }
+    head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
+    score = block.measure("corr_score")
+    return {**head, **layer.collapse.plain(), **block.plain(), "corr_score": score}
 
 
 def versions() -> dict[str, str]:

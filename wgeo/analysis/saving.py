@@ -20,11 +20,8 @@ def require_writable(
 ) -> None:
     """Check that a record, its figures and, if requested, its report can be written to a folder.
 
-    Raises
-    ------
-    RecordError
-        A file that wgeo did not write would be replaced, or the folder contains a record of the
-        other kind.
+    It is a RecordError if a file that wgeo did not write would be replaced, or if the folder
+    contains a record of the other kind.
     """
     path = records.require_writable(Path(folder), kind)
     require_figures_writable(path / "figures", series=kind == SERIES)
@@ -37,11 +34,7 @@ def save(
 ) -> Path:
     """Write a record, then the figures of the record `shown`; return the path of the record's file.
 
-    Raises
-    ------
-    RecordError
-        Files that wgeo did not write would be replaced, so nothing was written; or the record, or
-        only its figures (the message says so), could not be written.
+    If only the figures could not be written, the message of the RecordError says so.
     """
     run = writable(folder)
     require_writable(run, kind)

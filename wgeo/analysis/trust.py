@@ -33,17 +33,8 @@ def trust_of(
 ) -> dict[str, Any]:
     """Return the facts that decide whether an analysis can be trusted.
 
-    Parameters
-    ----------
-    traj : Trajectory
-    copies : ndarray of int, (n,)
-        As returned by `copies_in`.
-    net : Network or nn.Module, optional
-    images : Images, optional
-        The images of which `traj` contains the features. Without `net` and `images`, there is no
-        ``normalization`` in the result.
-    reading : mapping, optional
-        The parameters of `trace` for `traj`.
+    `copies` is the result of `copies_in`, and `images` and `reading` are the arguments of `trace`
+    for `traj`. Without `net` and `images`, the result contains no ``normalization``.
 
     Returns
     -------
@@ -82,17 +73,11 @@ def trust_of(
 
 
 def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
-    accuracy = traj.accuracy
-    if accuracy is None:
-        return {"accuracy": None, "chance": chance, "chance_p": None, "at_chance": False}
-    correct = round(accuracy * len(traj))
-    p = float(scipy.stats.binom.sf(correct - 1, len(traj), chance))
-    return {
-        "accuracy": accuracy,
-        "chance": chance,
-        "chance_p": p,
-        "at_chance": p > THRESHOLDS["chance_level"],
-    }
+    accuracy, p = traj.accuracy, None
+    if accuracy is not None:
+        p = float(scipy.stats.binom.sf(round(accuracy * len(traj)) - 1, len(traj), chance))
+    at_chance = p is not None and p > THRESHOLDS["chance_level"]
+    return {"accuracy": accuracy, "chance": chance, "chance_p": p, "at_chance": at_chance}
 
 
 def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:

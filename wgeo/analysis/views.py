@@ -20,16 +20,9 @@ def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
     Procrustes on the class means). The plane contains the first two principal components of the
     class means of all epochs.
 
-    Parameters
-    ----------
-    analyses : sequence of dict
-        Records of the same images, ordered by epoch.
-
-    Returns
-    -------
-    dict or None
-        ``layers``, the names of the epochs, and ``view``, like that of a segment. None if a record
-        has no segment or its view has no ``end``, or if the views contain different samples.
+    `analyses` are records of the same images, ordered by epoch. The result contains ``layers``, the
+    names of the epochs, and ``view``, like that of a segment. It is None if a record has no segment
+    or its view has no ``end``, or if the views contain different samples.
     """
     records = [Record.of(analysis) for analysis in analyses]
     views = [record.segments[-1].view for record in records if record.segments]

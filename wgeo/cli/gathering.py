@@ -30,14 +30,7 @@ def run_all(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Run unfinished jobs, each in the subfolder with its name, and print failures.
 
-    Parameters
-    ----------
-    jobs : mapping of str to Job
-    folder : Path
-    processes : int
-        Number of jobs run in parallel.
-    part : (i, n)
-        Run only every n-th job, from the i-th (1 to n).
+    With ``part = (i, n)``, only every n-th job is run, from the i-th (1 to n).
 
     Returns
     -------
@@ -96,13 +89,7 @@ def gather(
 ) -> None:
     """Run jobs (`run_all`), and compare the analyses unless other parts are unfinished.
 
-    Raises
-    ------
-    RecordError
-        Files that wgeo did not write would be replaced; no job was run.
-    WgeoError
-        Some checkpoints could not be analyzed, or some figures could not be drawn. The other
-        results are saved.
+    Failures of some jobs are a WgeoError, which is raised after the other results are saved.
     """
     from ..analysis import Series
     from ..analysis.saving import require_writable
@@ -147,16 +134,7 @@ def folder_names(
     """Return targets by folder name: the target's stem, with a number if the stem is in use.
 
     Some file systems do not distinguish upper and lower case, or composed and decomposed accents.
-    Names that differ only in these therefore count as equal.
-
-    Parameters
-    ----------
-    targets : list of str
-        Paths of checkpoints and of stored features.
-    prefix : str
-        Prefix of each name.
-    existing : tuple of str
-        Names already in use.
+    Names that differ only in these therefore count as equal. Names in `existing` are in use.
     """
     names: dict[str, str] = {}
     keys = {_fold(name) for name in (*_RESERVED, *existing)}

@@ -26,11 +26,8 @@ class Job:
     def of(cls, target: str, given: Mapping[str, Any]) -> Job:
         """Build a job from the settings that were given explicitly.
 
-        Raises
-        ------
-        ArgumentError
-            A setting is invalid; no images are given for a network; settings for networks are given
-            for stored features.
+        It is an ArgumentError if a setting is invalid, if no images are given for a network, or if
+        settings for networks are given for stored features.
         """
         stored = is_stored(target)
         if stored and (names := [f"`{name}=`" for name in NETWORK_SETTINGS if name in given]):
@@ -66,13 +63,7 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Check that all paths exist, before libraries are loaded, which takes seconds.
-
-    Raises
-    ------
-    CheckpointError, DataError
-        There is no such checkpoint, or no such data set.
-    """
+    """Check that all paths exist, before libraries are loaded, which takes seconds."""
     from ..checkpoints.locating import checked_path, display_path
     from ..data.names import locate
 

@@ -73,14 +73,7 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:
-    """Return a sweep's output folder and its jobs by name.
-
-    Raises
-    ------
-    ArgumentError
-        The file is missing or not TOML, an option is unknown or invalid, a run's name cannot be the
-        name of a folder, or a run has no checkpoints.
-    """
+    """Return a sweep's output folder and its jobs by name; a fault is an ArgumentError."""
     try:
         require_regular(path)
         config = tomllib.loads(path.read_text("utf-8"))

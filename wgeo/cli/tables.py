@@ -123,7 +123,7 @@ def _columns(record: Record) -> list[tuple[str, Show, int]]:
 
 
 def print_series(series: Series) -> None:
-    """Print one row per analysis and segment."""
+    """Print a series as a table with one row per analysis and segment."""
     by_epoch = series.record["axis"] == "epoch"
     rows = series_rows(series)
     repeated = [k > 0 and row["name"] == rows[k - 1]["name"] for k, row in enumerate(rows)]

@@ -17,17 +17,10 @@ _MAX_NAME_WIDTH = 24  # width in characters above which names are folded
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table; `names` states whether its cells are names, which may be folded.
 
-    Attributes
-    ----------
-    name : str
-    cells : sequence of str
-    drop_order : int
-        In a narrow terminal, columns with the highest number are left out first, from right to
-        left. Columns with 0 are never left out.
-    names : bool
-        Whether the cells are names, which are left-aligned and may be folded, or numbers.
+    In a narrow terminal, columns with the highest `drop_order` are left out first, from right to
+    left. Columns with 0 are never left out.
     """
 
     name: str
@@ -37,7 +30,6 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Number of characters of the longest cell, or of the name if it is longer."""
         return max(cell_len(printable(text, None)) for text in (self.name, *self.cells))
 
 

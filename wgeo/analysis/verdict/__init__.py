@@ -76,6 +76,6 @@ def headline(record: Any) -> Sentence:
 
 
 def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:
-    """Return the text of sentences, or of a record's ``verdict``."""
+    """Return the text of a verdict: of sentences, or of their mappings in a record."""
     words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in verdict)
     return " ".join(part for part in words if part)

@@ -22,13 +22,9 @@ def reference(record: Record) -> Iterator[Sentence]:
 def against_network(test: Any, kind: str = "network") -> Sentence:
     """State the result of `wgeo.straighter_than` over images, for one segment of two networks.
 
-    Two training runs of one recipe usually differ as clearly, so nothing is stated about recipes.
-
-    Parameters
-    ----------
-    test : StraighterThan, or a row of a record's ``reference.tests``
-    kind : {"network", "shuffled"}
-        The reference.
+    `test` is a `StraighterThan` or a row of a record's ``reference.tests``, and `kind` is
+    ``network`` or ``shuffled``. Two training runs of one recipe usually differ as clearly, so
+    nothing is stated about recipes.
     """
     row = Comparison.of(test)
     low, high = row.interval or (float("nan"),) * 2

@@ -14,15 +14,8 @@ from .wording import decimals_of, listed, percent, rounded
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     """Return one sentence about the differences between the analyses of a series.
 
-    It states changes from the first analysis to the last. For more than two networks, whose order
-    has no meaning, it states ranges.
-
-    Parameters
-    ----------
-    analyses : sequence of dict
-        The records of the analyses, in order, with their names.
-    axis : {"epoch", "name"}
-        ``epoch`` for checkpoints of one training run, ``name`` for networks.
+    It states changes from the first to the last of `analyses`. For more than two networks (`axis`
+    is ``name``, not ``epoch``), whose order has no meaning, it states ranges.
     """
     rows = [AnalysisRow.of(analysis) for analysis in analyses]
     as_ranges = len(rows) > 2 and axis != "epoch"
