@@ -60,8 +60,8 @@ def reference_test(
 
     The result is None for the reference ``none``. Otherwise it contains ``kind``, and the values of
     `fresh_networks` (for ``init``) or `over_images`, or the reason why there is no test
-    (``skipped``). `compare` returns these values if the test needs the network. An error of a test
-    against a given network is raised.
+    (``skipped``). `compare` computes tests that need the network; it is None if there are only
+    features. Errors of a test against a given network are raised.
     """
     if reference == "none":
         return None
@@ -89,9 +89,9 @@ def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any
 
 
 class BrenierTests(NamedTuple):
-    """What the Brenier test adds to a record: facts on the test, and to each block and segment.
+    """What the Brenier test adds to a record: on the whole (`test`), and to each block and segment.
 
-    Blocks and segments that were not tested, or change the feature space, have an empty mapping.
+    The mapping is empty for those that were not tested or change the feature space.
     """
 
     test: dict[str, Any]

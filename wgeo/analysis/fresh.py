@@ -42,7 +42,7 @@ _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their train
 class Ratios:
     """The mean line-shape ratio of a segment's samples, with each layer's mean subtracted or not.
 
-    NaN if the ratios of all samples are undefined.
+    It is NaN if no sample has a defined ratio.
     """
 
     centred: float

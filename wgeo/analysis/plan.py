@@ -39,9 +39,9 @@ Check = Callable[[Any, str], object]  # takes a value and its name; raises Argum
 def _setting(default: Any, check: Check, *, keyed: bool = True, network: bool = False) -> Any:
     """Declare a setting.
 
-    Its value is checked unless it is the default, so that defaults load no library. `keyed` states
-    whether `AnalysisPlan.key` depends on the setting: not if the results do not, or only through
-    the images, whose fingerprint is in the key. A `network` setting is refused for stored features.
+    Its value is checked unless it is the default, so that defaults load no library. A `keyed`
+    setting is part of `AnalysisPlan.key`. The others do not affect the results, or only select the
+    images, whose fingerprint is in the key. A `network` setting is refused for stored features.
     """
     return field(default=default, metadata={"check": check, "keyed": keyed, "network": network})
 

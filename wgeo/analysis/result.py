@@ -32,8 +32,8 @@ _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss"
 class Analysis(Result):
     """The measurements of one network on one set of images.
 
-    ``to_pandas()`` has one row per layer: its collapse metrics, and the transport of the block of
-    which it is the output.
+    ``to_pandas()`` has one row per layer: its collapse metrics, and the transport of the block
+    whose output it is.
 
     Attributes
     ----------

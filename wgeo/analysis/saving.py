@@ -20,7 +20,7 @@ def require_writable(
 ) -> None:
     """Check that a record, its figures and, if requested, its report can be written to a folder.
 
-    It is a RecordError if a file that wgeo did not write would be replaced, or if the folder
+    Raise a RecordError if a file that wgeo did not write would be replaced, or if the folder
     contains a record of the other kind.
     """
     path = records.require_writable(Path(folder), kind)

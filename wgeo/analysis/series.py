@@ -26,8 +26,8 @@ _LEFT_OUT = ("view", "quantiles", "sample_sizes", "brenier")  # of layers, block
 class Series(Result):
     """Analyses of the checkpoints of one training run, or of several networks.
 
-    Networks count as checkpoints of one run if their epochs are known and different, and their
-    architecture, images, pooling and folder are the same. They are then sorted by epoch.
+    The networks are checkpoints of one run if their epochs are known and different, and their
+    architecture, images, pooling and checkpoint folder are the same. They are then sorted by epoch.
     ``to_pandas()`` has one row per analysis and segment.
 
     Attributes

@@ -34,7 +34,7 @@ def trust_of(
     """Return the facts that decide whether an analysis can be trusted.
 
     `copies` is the result of `copies_in`, and `images` and `reading` are the arguments of `trace`
-    for `traj`. Without `net` and `images`, the result contains no ``normalization``.
+    for `traj`. If `net` or `images` is None, the result contains no ``normalization``.
 
     Returns
     -------

@@ -26,7 +26,7 @@ class Job:
     def of(cls, target: str, given: Mapping[str, Any]) -> Job:
         """Build a job from the settings that were given explicitly.
 
-        It is an ArgumentError if a setting is invalid, if no images are given for a network, or if
+        Raise an ArgumentError if a setting is invalid, if no images are given for a network, or if
         settings for networks are given for stored features.
         """
         stored = is_stored(target)

@@ -48,8 +48,8 @@ def say(*lines: object, err: bool = False) -> None:
 def with_flags(text: str, command: click.Command | None = None) -> str:
     """Replace parameters in a library message by options: `` `pool='gap'` `` by ``--pool gap``.
 
-    The library writes parameters in backquotes. Those that are no option of `command`, by default
-    the command that is running, are unchanged.
+    The library writes parameters in backquotes. Those without an option of `command`, by default
+    the running command, are unchanged.
     """
     if command is None and (ctx := click.get_current_context(silent=True)):
         command = ctx.meta.get("wgeo.command")
@@ -278,8 +278,8 @@ def command(
 ) -> Callable[[F], click.Command]:
     """Return a decorator that adds a command to `main` or to the group `within`.
 
-    The command's help ends in `example`. Several processes started by torchrun can run the command
-    together only if it is `distributed` (see `wgeo.runtime.processes`).
+    The command's help ends in `example`. If `distributed` is true, several processes started by
+    torchrun can run the command together (see `wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:

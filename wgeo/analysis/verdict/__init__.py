@@ -1,7 +1,7 @@
 """The verdict: sentences about a network, with the evidence that supports them.
 
-Every sentence is a function of a record's numbers. Their wording changes at `THRESHOLDS`. Only this
-package composes sentences of a verdict.
+Every sentence is a function of a record's numbers, and its wording changes at `THRESHOLDS`. Only
+this package composes sentences of a verdict.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def sentences(record: Any) -> tuple[Sentence, ...]:
-    """Return the sentences that a record's numbers support, beginning with reasons for doubt.
+    """Return the sentences that a record's numbers support; reasons for doubt come first.
 
     Parameters
     ----------

@@ -84,9 +84,9 @@ rounding, above_rounding
     ``above_rounding`` times the largest displacement that rounding of the features can cause.
     Scatter relative to other scatter counts as zero below the square of ``rounding``.
 fewest_samples, few_a_class
-    With fewer samples than ``fewest_samples``, the verdict makes no statement, and Jacobians at
-    fewer images only suggest one. With fewer samples per class than ``few_a_class``, there is a
-    warning.
+    With fewer samples than ``fewest_samples``, the verdict makes no statement, and one based on the
+    Jacobians at fewer images is only ``suggested``. With fewer samples per class than
+    ``few_a_class``, there is a warning.
 carrying_share
     A value is judged only if the effective number of samples that determine it is at least this
     fraction of all samples, and at least ``fewest_samples``.

@@ -14,8 +14,8 @@ from .wording import decimals_of, listed, percent, rounded
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     """Return one sentence about the differences between the analyses of a series.
 
-    It states changes from the first to the last of `analyses`. For more than two networks (`axis`
-    is ``name``, not ``epoch``), whose order has no meaning, it states ranges.
+    It states changes from the first to the last of `analyses`. If `axis` is ``name`` and there are
+    more than two networks, their order has no meaning, and it states ranges.
     """
     rows = [AnalysisRow.of(analysis) for analysis in analyses]
     as_ranges = len(rows) > 2 and axis != "epoch"
@@ -94,7 +94,7 @@ def _in_stages(number: int, total: int) -> str:
 
 
 def _change(first: Segment, last: Segment) -> str:
-    """Return "straighter" or "less straight" for disjoint intervals, "unclear", or "" without."""
+    """Compare two intervals: "unclear" if they overlap, "" if one is missing."""
     before, after = (each.centred.interval("length_ratio") for each in (first, last))
     if before is None or after is None:
         return ""

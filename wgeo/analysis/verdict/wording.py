@@ -13,7 +13,7 @@ from .sentence import THRESHOLDS
 _MAX_DECIMALS = 9
 _MAX_WITHOUT_EXPONENT = 1e7
 
-OVER_IMAGES = ", 95 % interval over images"  # note of `ranged` for an interval of resampled images
+OVER_IMAGES = ", 95 % interval over images"  # a note for `ranged`
 UNDEFINED = "undefined"
 
 
@@ -72,7 +72,7 @@ def ranged(value: float | None, interval: Any, *, certified: bool = False, note:
 
 
 def start_of(layers: Sequence[str]) -> str:
-    """Return the first layer's name; a shortcut's output is called its block's mapped input."""
+    """Return the first layer's name, or a description if it is the output of a shortcut."""
     block, dot, child = layers[0].rpartition(".")
     is_shortcut = bool(dot) and child == "shortcut"
     return f"the input of {block}, mapped by its shortcut," if is_shortcut else layers[0]
