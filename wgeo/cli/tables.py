@@ -64,8 +64,9 @@ def _header(record: Record) -> list[str]:
         context = [f"guessing {trust.chance:.3f}"] if trust.chance is not None else []
         context += [f"the file states {stated:.3f}"] if stated is not None else []
         parts.append(f"accuracy {record.accuracy:.3f}" + _in_parentheses(", ".join(context)))
-    how = describe_reading(origin.report)
-    return [*lines, *([f"weights: {how}"] if how else []), *(["; ".join(parts)] if parts else [])]
+    if how := describe_reading(origin.report):
+        lines.append(f"weights: {how}")
+    return [*lines, "; ".join(parts)] if parts else lines
 
 
 def _in_parentheses(text: str) -> str:
@@ -147,7 +148,7 @@ def print_series(series: Series) -> None:
         column(first, lambda row: str(row[first]), once=True),
         column("segment", lambda row: row["segment"]),
         column("accuracy", value("accuracy", "{:.3f}"), 1, once=True),
-        column("length ratio", lambda row: _with_interval(row, "length_ratio")),
+        column("length ratio", _length_ratio),
         column("centered", value("length_ratio_centred"), 2),
         *([column(f"over k = {runs}", value("length_over_runs_centred"), 2)] if over else []),
         column("sqrt B", value("sqrt_moving_blocks"), 3),
@@ -173,10 +174,10 @@ def _in_parentheses_unless(certain: Any, text: str) -> str:
     return text if certain else f"({text})"
 
 
-def _with_interval(row: Row, key: str) -> str:
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{_cell(row[key], '{:.2f}')}{ends}"
+def _length_ratio(row: Row) -> str:
+    low, high = row["length_ratio_low"], row["length_ratio_high"]
+    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{_cell(row['length_ratio'], '{:.2f}')}{interval}"
 
 
 def _cell(value: float | None, form: str = "{:.4g}") -> str:

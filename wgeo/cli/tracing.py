@@ -74,5 +74,4 @@ def trace(
             f"is preserved up to a factor between {low:.2f} and {high:.2f}; a typical distance "
             f"changes by {projected['typical']:.1%}."
         )
-    next_command = ["wgeo", "analyze", store, "--out", "runs/analysis"]
-    say(f"Next: {shlex.join(next_command)}")
+    say(f"Next: {shlex.join(['wgeo', 'analyze', store, '--out', 'runs/analysis'])}")

@@ -24,7 +24,7 @@ _SCORE = (
     f"{THRESHOLDS['nearly_optimal']}, provided that it clearly exceeds the scores of null maps.)"
 )
 
-_NULL_MAPS = "the same displacements, turned or given to the wrong samples"
+_NULL_MAPS = "the same displacements, rotated or assigned to the wrong samples"
 
 
 def optimality(record: Record) -> Iterator[Sentence]:
