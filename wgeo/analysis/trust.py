@@ -73,7 +73,8 @@ def trust_of(
 
 
 def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
-    accuracy, p = traj.accuracy, None
+    accuracy = traj.accuracy
+    p = None
     if accuracy is not None:
         p = float(scipy.stats.binom.sf(round(accuracy * len(traj)) - 1, len(traj), chance))
     at_chance = p is not None and p > THRESHOLDS["chance_level"]
