@@ -1,7 +1,7 @@
 """Analyze a network on images, and combine all measurements in a record.
 
-`analyze` takes a network and images, and `analyze_trajectory` takes features. `Series` compares the
-analyses of several checkpoints or several networks.
+`analyze` takes a network and images; `analyze_trajectory` takes features. `Series` compares the
+analyses of several checkpoints or networks.
 """
 
 from __future__ import annotations

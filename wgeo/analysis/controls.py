@@ -1,4 +1,4 @@
-"""Controls of the measurements: comparison with a reference, and tests of the Jacobians."""
+"""Comparison with a reference, and tests of the blocks' Jacobians."""
 
 from __future__ import annotations
 
@@ -22,24 +22,19 @@ from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory import Trajectory
 from .plan import REFERENCES, AnalysisPlan
 
-_STATISTIC = "line_shape_ratio"  # a value per sample, so the test solves no transport problem
+_STATISTIC = "line_shape_ratio"  # per sample, so the test solves no transport problem
 _MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
-_TOTAL_OPERATIONS = 4e8  # of a forward pass of these images, if they are more than the minimum
-_MAX_OPERATIONS = 3e8  # of a forward pass of one image; with more, the test is only on request
-_ALIGNED_POINTS = 4  # default number of images at which residual Jacobians are compared
+_TOTAL_OPERATIONS = 4e8  # a forward pass of more than _MIN_POINTS images takes at most this many
+_MAX_OPERATIONS = 3e8  # if a forward pass of one image takes more, tests run only on request
+_ALIGNED_POINTS = 4  # default number of images of the alignment test
 _PROBES = 4
-_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
+_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over images is larger
 
 
 def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
-    """Return the reference of a plan; a path is loaded as stored features or as a checkpoint.
+    """Return the reference of a plan; a path is loaded, as stored features if `features` is true.
 
-    Raises
-    ------
-    ArgumentError
-        A network is given for features, or features for a network.
-    CheckpointError, RecordError
-        The path contains no checkpoint, or no stored features.
+    An ArgumentError is raised if a network is given for features, or features for a network.
     """
     reference = plan.reference.reference
     if isinstance(reference, str | os.PathLike):
@@ -63,26 +58,10 @@ def reference_test(
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
 
-    Parameters
-    ----------
-    traj : Trajectory
-    reference : as returned by `opened_reference`
-    seed : int
-    compare : callable, optional
-        Compares the network with randomly initialized ones (`fresh_networks`) or with another
-        network, which it traces; None if only features are available.
-
-    Returns
-    -------
-    dict or None
-        ``kind``; for ``init``, the result of `fresh_networks`; for any other reference, ``tests``
-        of these two networks over images, one row for each segment of at least two blocks; or
-        ``skipped``, the reason why there is no test. None for the reference ``none``.
-
-    Raises
-    ------
-    WgeoError
-        The comparison with another network failed.
+    The result is None for the reference ``none``. Otherwise it contains ``kind``, and the values of
+    `fresh_networks` (for ``init``) or `over_images`, or the reason why there is no test
+    (``skipped``). `compare` computes tests that need the network; it is None if there are only
+    features. Errors of a test against a given network are raised.
     """
     if reference == "none":
         return None
@@ -97,30 +76,22 @@ def reference_test(
             )
         other = reference if isinstance(reference, Trajectory) else shuffled(traj, seed=seed)
         return {"kind": kind, **over_images(traj, other, seed)}
-    except WgeoError as error:  # the analysis is useful without this comparison
+    except WgeoError as error:  # the rest of the analysis is useful without this test
         if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "skipped": str(error)}
 
 
 def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any]:
-    """Compare two networks on these images, in every segment of at least two blocks."""
+    """Test two networks over these images, in every segment of at least two blocks."""
     tests = straighter_than(traj, other, statistic=_STATISTIC, centred=True, seed=seed)
     return {"tests": [test.to_dict() for test in tests if len(test.layers) > 2]}
 
 
 class BrenierTests(NamedTuple):
-    """What the Brenier test adds to the record.
+    """What the Brenier test adds to a record: on the whole (`test`), and to each block and segment.
 
-    Attributes
-    ----------
-    test : dict
-        ``points``, the number of images, and ``skipped``, the reason if a test was not possible;
-        empty if none was requested.
-    blocks, segments : list of dict
-        For each block and each segment, in the trajectory's order: ``asymmetry``,
-        ``min_eigenvalue``, and ``brenier`` with all values (for a segment, also the ``blocks`` that
-        were composed). A row is empty if there was no test or the feature space changes.
+    The mapping is empty for those that were not tested or change the feature space.
     """
 
     test: dict[str, Any]
@@ -129,7 +100,6 @@ class BrenierTests(NamedTuple):
 
     @classmethod
     def none(cls, traj: Trajectory, test: dict[str, Any]) -> BrenierTests:
-        """Return no tests of blocks and segments."""
         return cls(test, [{}] * len(traj.blocks), [{}] * len(traj.segments))
 
 
@@ -143,28 +113,23 @@ def brenier_test(
 ) -> BrenierTests:
     """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
-    Parameters
-    ----------
-    traj, net, images, bootstrap, seed
-        As in `analyze`.
-    points : int or None
-        Number of images; None for a default that depends on the cost (`_affordable_points`).
-
-    Raises
-    ------
-    WgeoError, torch.OutOfMemoryError
-        The test failed although `points` is given. By default, ``skipped`` states the reason.
+    If `points` is None, the number of images depends on the cost of the test, and the test is
+    skipped if it fails. Otherwise its errors are raised.
     """
     names = [block.target for block in traj.blocks]
     try:
-        count = _affordable_points(net, images) if points is None else points
+        if points is None:
+            operations = _affordable_operations(net, images, "Brenier test", "brenier")
+            count = int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
+        else:
+            count = points
         rows = spaced_rows(len(traj), count)
         x = inputs(net, images, rows)
         tests = brenier_blocks(
             module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
         )
     except (WgeoError, OUT_OF_MEMORY) as reason:
-        if points:  # the caller requested the test
+        if points:
             raise
         return BrenierTests.none(traj, {"points": 0, "skipped": str(reason)})
     last = {run[-1]: (run, result) for run, result in tests.segments.items()}
@@ -179,32 +144,10 @@ def brenier_test(
 def alignment_test(
     traj: Trajectory, net: Network | nn.Module, images: Any, points: int | None, seed: int
 ) -> dict[str, Any]:
-    """Compare the residual Jacobians of the blocks (`wgeo.alignment`).
-
-    Parameters
-    ----------
-    traj : Trajectory
-        Its blocks are compared.
-    net, images : network and images
-        As for `wgeo.alignment`.
-    points : int or None
-        Number of images; None for 4, or for no comparison if that is too expensive.
-    seed : int
-        Random seed.
-
-    Returns
-    -------
-    dict
-        The values of `wgeo.alignment`; or ``points`` 0, and ``skipped``, the reason.
-
-    Raises
-    ------
-    WgeoError, torch.OutOfMemoryError
-        The comparison failed although `points` is given.
-    """
+    """Return the values of `wgeo.alignment`; errors as for `brenier_test`."""
     try:
         if points is None:
-            _check_affordable(net, images, "comparison of Jacobians", "alignment")
+            _affordable_operations(net, images, "comparison of Jacobians", "alignment")
         result = alignment(
             net,
             images,
@@ -214,31 +157,16 @@ def alignment_test(
             seed=seed,
         )
     except (WgeoError, OUT_OF_MEMORY) as reason:
-        if points:  # the caller requested the test
+        if points:
             raise
         return {"points": 0, "skipped": str(reason)}
     return result.to_dict()
 
 
-def _affordable_points(net: Network | nn.Module, images: Any) -> int:
-    """Return the default number of images of the Brenier test, by the cost of a forward pass.
-
-    Raises
-    ------
-    ArgumentError
-        A forward pass is so expensive that even the minimum number would take minutes.
-    """
-    operations = _check_affordable(net, images, "Brenier test", "brenier")
-    return int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
-
-
-def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
+def _affordable_operations(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
     """Return the number of operations of a forward pass of one image.
 
-    Raises
-    ------
-    ArgumentError
-        The number is so large that the test would take minutes.
+    If it is so large that the test would take minutes, raise an ArgumentError.
     """
     from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which takes a while
 

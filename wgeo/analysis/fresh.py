@@ -1,11 +1,10 @@
 """Compare a network with randomly initialized ones: is it straighter because of training?
 
-The sample consists of networks, not of images. Two training runs with the same recipe differ by
-more than the sampling error over images, so a p-value over images finds a difference between any
-two networks. Here the p-value is computed from the rank of the network among randomly initialized
-("fresh") networks. Under the null hypothesis that the network is itself randomly initialized, all
-networks are exchangeable, whatever the images, and the p-value is at most 1/20 in at most one case
-of 20.
+Two training runs with the same recipe usually differ by more than the sampling error over images,
+so a test over images finds a difference between almost any two networks. This test is over
+networks: the p-value is the rank of the network among randomly initialized ("fresh") networks. The
+null hypothesis is that the network is itself randomly initialized. Then all networks are
+exchangeable, whatever the images, and p <= 0.05 has a probability of at most 0.05.
 """
 
 from __future__ import annotations
@@ -34,17 +33,16 @@ from ..runtime import processes
 from ..text import first_names
 from ..trajectory import Trajectory
 
-_MAX_IMAGES = 200  # the rank is valid for any number of images, and more of them take more time
+_MAX_IMAGES = 200  # the rank is valid for any number of images
 _STATISTICS_BATCH = 50  # number of images per batch for estimating batch statistics
 _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their trained values
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """The mean line-shape ratio of a segment's samples; NaN if it is undefined for all of them.
+    """The mean line-shape ratio of a segment's samples, with each layer's mean subtracted or not.
 
-    ``centred`` is that of the paths with each layer's mean subtracted, ``raw`` that of the original
-    paths.
+    It is NaN if no sample has a defined ratio.
     """
 
     centred: float
@@ -61,7 +59,7 @@ def fresh_networks(
 ) -> dict[str, Any]:
     """Compare a network's line-shape ratios with those of randomly initialized networks.
 
-    All networks are evaluated on the same images, at most 200. The batch statistics of the randomly
+    All networks process the same images, at most 200. The batch statistics of the randomly
     initialized networks are estimated on these images (`reestimate_statistics`).
 
     Parameters
@@ -71,19 +69,19 @@ def fresh_networks(
     net : Network or nn.Module
     images : Images, or (x, labels)
     count : int
-        Number R of randomly initialized networks; the smallest possible p-value is 1 / (R + 1).
+        Number R of randomly initialized networks.
     reading : mapping
-        The parameters ``pool``, ``tap``, ``batch_size`` and ``device`` of `trace`.
+        Parameters of `trace`; its ``layers`` are replaced by those of `traj`.
     seed : int
-        Seed from which the networks' seeds are derived.
+        Random seed.
 
     Returns
     -------
     dict
-        ``statistic``; ``images``, the number of images; ``networks``, for each randomly initialized
-        network its ``seed`` and ``segments``, with the ``centred`` and the ``raw`` ratio;
-        ``segments``, the rows of `rank_test` for the segments of at least two blocks; ``kept``, the
-        names of the parameters that kept their trained values.
+        ``statistic``; ``images``, the number of images; ``networks``, the ``seed`` of each randomly
+        initialized network and its ratios in all ``segments``; ``segments``, the rows of
+        `rank_test` for the segments of at least two blocks; ``kept``, the names of the parameters
+        that kept their trained values.
 
     Raises
     ------
@@ -92,19 +90,21 @@ def fresh_networks(
         network has a different number of segments.
     """
     rows = spaced_rows(len(traj), _MAX_IMAGES)
-    module, subset = module_of(net), _select_images(net, images, rows)
+    images = as_images(images)
+    # All networks use the normalization of `net`.
+    normalize = normalization_for(net, images)
+    subset = replace(images, x=images.x[rows], y=images.y[rows], normalize=normalize)
     layers = [layer.name for layer in traj.staged][1:]  # all but the stem
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
-    measure = partial(_fresh_ratios, module, subset, {**reading, "layers": layers})
+    measure = partial(_fresh_ratios, module_of(net), subset, {**reading, "layers": layers})
     works = [partial(measure, each) for each in seeds]
     results = processes.map_over_ranks(works, "randomly initialized networks")
-    segments = traj.segments
     ratios = [ratios for ratios, _ in results]
-    if any(len(each) != len(segments) for each in ratios):
+    if any(len(each) != len(traj.segments) for each in ratios):
         raise ArgumentError(
             "Randomly initialized networks have different segments from this network."
         )
-    own = [_ratios([array[rows] for array in segment.arrays]) for segment in segments]
+    own = [_ratios([array[rows] for array in segment.arrays]) for segment in traj.segments]
     return {
         "statistic": "line_shape_ratio_centred",
         "images": len(rows),
@@ -115,13 +115,6 @@ def fresh_networks(
         "segments": _ranked_segments(traj, own, ratios),
         "kept": list(results[0][1]),
     }
-
-
-def _select_images(net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]) -> Images:
-    """Select images by row, and fix the normalization of `net`, so that all networks use it."""
-    images = as_images(images)
-    normalize = normalization_for(net, images)
-    return replace(images, x=images.x[rows], y=images.y[rows], normalize=normalize)
 
 
 def _fresh_ratios(
@@ -148,9 +141,9 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
 
 
 def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
-    """Split rows into batches of nearly equal size, because batches have equal weight.
+    """Split rows into batches of nearly equal size, of at least two rows if there are two.
 
-    Every batch has at least two rows, unless there is only one.
+    The sizes are nearly equal because all batches have the same weight in the batch statistics.
     """
     number = min(-(-count // size), count // 2)
     return np.array_split(np.arange(count), max(number, 1))
@@ -158,7 +151,7 @@ def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
 
 def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> Ratios:
     means = np.stack([array.mean(0, dtype=np.float64) for array in arrays])
-    # `path_measures` subtracts the means, since the rounding error is that of the features.
+    # `path_measures` itself subtracts the means, so that it knows the features' rounding error.
     paths = path_measures(arrays, centres=means), path_measures(arrays)
     return Ratios(*(_mean(path.line_shape_ratio) for path in paths))
 
@@ -192,16 +185,16 @@ def rank_test(
 ) -> list[dict[str, Any]]:
     r"""Rank a network among R others by the distance of its ratios from the median.
 
-    For segment s the distance of network j is :math:`z_{js} = |\log v_{js} - m_s| / \sigma_s`, with
-    m the median and sigma the standard deviation of the logarithms over all R + 1 networks. Network
-    0 is the one to be ranked. Its ``rank_p`` is the fraction of all networks, including itself,
-    with :math:`z_{js} \ge z_{0s}`. The test is two-sided, and exact because the median and the
-    standard deviation treat all networks alike. For ``adjusted_p``, :math:`z_{0s}` is compared
-    instead with the largest distance of each network over the segments. This bounds the probability
-    of any false claim (Westfall and Young 1993, single-step maxT) and needs no more networks for
-    several segments than for one. (A test by twice the smaller one-sided rank could not be
-    significant with 20 networks: its p-value is at least 2 / (R + 1) = 0.095, even before Holm's
-    correction.)
+    For segment s the distance of network j is :math:`z_{js} = |\log v_{js} - m_s| / \sigma_s`. Here
+    :math:`m_s` is the median, and :math:`\sigma_s` the standard deviation, of the logarithms over
+    all R + 1 networks. Network 0 is the one to be ranked. Its ``rank_p`` is the fraction of all
+    networks, including itself, with :math:`z_{js} \ge z_{0s}`. This two-sided test is exact,
+    because the median and the standard deviation treat all networks alike.
+
+    For ``adjusted_p``, :math:`z_{0s}` is compared with the largest distance of each network over
+    the segments. This bounds the probability of any false claim (Westfall and Young 1993,
+    single-step maxT) and needs no more networks for several segments than for one. (Twice the
+    smaller one-sided rank would be at least 2 / (R + 1), so never significant for R = 20.)
 
     Parameters
     ----------
@@ -215,14 +208,14 @@ def rank_test(
     list of dict
         For each segment: ``value``; the ``median``, ``low`` (smallest) and ``high`` (largest) ratio
         of the other networks; ``as_straight`` and ``as_bent``, the numbers of other networks that
-        are at least and at most as straight (both include undefined ratios); ``rank_p`` and
-        ``adjusted_p``; ``direction``, "straighter" or "less straight" than the median if
+        are at least as straight and at least as bent, both including undefined ratios; ``rank_p``
+        and ``adjusted_p``; ``direction``, "straighter" or "less straight" than the median if
         ``adjusted_p`` is at most `SIGNIFICANT`, else "neither".
     """
     pooled = np.log(np.vstack([values, fresh]))
     center, scale = np.nanmedian(pooled, axis=0), np.nanstd(pooled, axis=0)
     deviation = np.abs(pooled - center)
-    # Ratios of equal networks differ by rounding; undefined ratios could have any value.
+    # Equal networks have the same ratio up to rounding.
     distance = np.where(deviation > 1e-9, deviation / np.where(scale > 0, scale, 1.0), 0.0)
     distance = np.where(np.isnan(pooled), np.inf, distance)
     largest = distance.max(1)
@@ -249,6 +242,6 @@ def rank_test(
 
 
 def _direction(value: float, median: float, p: float) -> str:
-    if not p <= SIGNIFICANT or value == median:
+    if p > SIGNIFICANT or value == median:
         return "neither"
     return "straighter" if value < median else "less straight"

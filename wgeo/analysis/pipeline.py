@@ -1,4 +1,4 @@
-"""The steps of an analysis, from a network and images to the record."""
+"""All steps of an analysis, from a network and images to the record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .result import Analysis, versions
 from .trust import copies_in, trust_of
 from .verdict import NO_COMMON_SPACE, THRESHOLDS, headline, sentences
 
-_MAX_WORK = 1e10  # multiplications for the intervals of collapse metrics: about 20 s on one core
+_MAX_WORK = 1e10  # multiplications for intervals of the collapse metrics; about 20 s on one core
 
 
 def analyze(
@@ -74,39 +74,38 @@ def analyze(
     pool, tap, layers, batch_size, device
         Options for reading features; see `trace`.
     store : path, optional
-        Store the features in this folder, and those of a network given as `reference` next to it
-        (``-reference-SEED``), instead of keeping them in memory; see `trace`.
+        Store the features in this folder instead of keeping them in memory; see `trace`. Those of a
+        network given as `reference` are stored in ``STORE-reference-SEED``.
     embed : str, optional
         Also measure the whole network in one space: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
     solver : Exact, Sinkhorn, Sliced or Gaussian, or str
         The solver for W2, or its text on the command line; by default ``Exact()``.
     bootstrap : int
-        Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics get no
-        intervals here if that would take too long (more than about 20 s), for example for unpooled
-        features; `wgeo.collapse` computes them.
+        Number of resamples for the 95 % intervals; 0 for no intervals. The intervals of the
+        collapse metrics are left out if they would take more than about 20 s, for example for
+        unpooled features; `wgeo.collapse` computes them.
     reference : {"init", "shuffled", "none"}, Network, nn.Module or path
         The reference for straightness. ``init``: the rank of the network among
-        `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
-        own layers in another order), another network or the path of its checkpoint: a test of these
-        two networks over images (`straighter_than`). ``none`` (or None): no test.
+        `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (the
+        network's own layers in another order), another network, or the path of its checkpoint: a
+        test of these two networks over images (`straighter_than`). ``none`` or None: no test.
     reference_networks : int
-        Number R >= 1 of randomly initialized networks; p-values are at least 1 / (R + 1), so with
+        Number R >= 1 of randomly initialized networks. P-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
     brenier : int or None
         Number of images at which to test whether every block is the gradient of a convex function
-        (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a forward pass of one image takes at
-        most 3e8 operations, as in CIFAR's ResNets of up to 56 layers; otherwise there is no test,
-        and the record states why. Each image costs about 100 passes of each block.
+        (`wgeo.brenier`); 0 for no test. Each image costs about 100 passes of each block. By default
+        4 to 8 images if a forward pass of one image takes at most 3e8 operations, as in CIFAR's
+        ResNets of up to 56 layers; otherwise there is no test, and the record states why.
     alignment : int or None
         Number of images at which the residual Jacobians of the blocks are compared
-        (`wgeo.alignment`); 0 for no comparison. None: 4 images under the same condition as for
-        `brenier`. Each image costs about 150 passes of each block.
+        (`wgeo.alignment`); 0 for no comparison. Each image costs about 150 passes of each block. By
+        default 4 images under the same condition as for `brenier`.
     mufm : bool or None
         Whether to compare the network also with the multilayer unconstrained feature model, fitted
-        to its last segment. None: only if the network has a classifier and the fit is expected to
-        take at most a minute on one core. The time grows with the numbers of samples, features and
-        classes; if there is no fit, the record states why.
+        to its last segment. By default only if the network has a classifier and the fit is expected
+        to take at most a minute on one core. If there is no fit, the record states why.
     seed : int
         Random seed, >= 0.
     command : str, optional
@@ -208,9 +207,9 @@ def analyze_trajectory(
 ) -> Analysis:
     """Analyze existing features, such as stored ones; see `analyze`.
 
-    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples (of an
-    untrained checkpoint, for example) or its path. ``init`` needs a network: here the record only
-    states that there was no test. `provenance`, `device` and `command` are stored in the record.
+    `reference` is ``shuffled``, ``none``, another trajectory of the same samples (for example of an
+    untrained checkpoint), or its path. For ``init``, which needs a network, the record states that
+    there was no test. `provenance`, `device` and `command` are stored in the record.
 
     Examples
     --------
@@ -258,7 +257,7 @@ def analyze_features(
 
 
 class _Measured(NamedTuple):
-    """The measurements that need only features, and `copies_in` of them."""
+    """The measurements that need only features."""
 
     copies: np.ndarray
     straight: Straightness
@@ -269,12 +268,11 @@ class _Measured(NamedTuple):
 
 
 def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
-    """Measure everything except the tests that need a reference or the network."""
     classes = np.unique(as_trajectory(traj).labels)
     if len(classes) < 2:
         raise FeatureError(
             f"All {len(traj)} samples are of one class ({classes[0]}); collapse compares classes. "
-            "Give images of at least two classes."
+            "Give samples of at least two classes."
         )
     embed, bootstrap, seed = plan.measuring.embed, plan.measuring.bootstrap, plan.seed
     solver = solver_of(plan.measuring.solver)
@@ -287,7 +285,6 @@ def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
     }
     whole = None if embed is None else straightness(traj.embedded(embed), **options)
     distances = chain(traj, solver)
-    # There are no blocks if no two consecutive layers share a space.
     straight = (
         straightness(traj, chain=distances, **options) if traj.blocks else Straightness((), ())
     )
@@ -299,7 +296,7 @@ def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
     sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
         models = model_predictions(traj, mufm=plan.measuring.mufm, seed=seed)
-    except RecordError as error:  # a full disk; earlier measurements are kept
+    except RecordError as error:  # the disk is full; earlier measurements are kept
         models = Comparison(skipped=str(error))
     return _Measured(copies, straight, whole, depth, sizes, models)
 
@@ -317,7 +314,6 @@ def _record(
     device: str,
     command: str | None,
 ) -> dict[str, Any]:
-    """Return the record, with the verdict that its numbers support."""
     straight, depth = measured.straight.to_dict(), measured.depth.to_dict()
     tested = brenier or BrenierTests.none(traj, {})
     whole = measured.embedded
@@ -385,6 +381,6 @@ def _verdict(measured: Record | Straightness) -> list[dict[str, Any]]:
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:
-    """Return the number of resamples of the collapse metrics, or 0 if they would take too long."""
+    """Return the number of resamples for the collapse metrics; 0 if they would take too long."""
     entries = sum(layer.features.size for layer in traj.staged)
     return draws if draws * entries * traj.num_classes <= _MAX_WORK else 0

@@ -1,8 +1,8 @@
-"""The plan of an analysis: all its settings, each checked once, and a key that identifies it.
+"""The settings of an analysis, and a key that identifies it.
 
-`wgeo.analyze`, the command line and the file of a sweep all build an `AnalysisPlan`. Each setting
-has the name of the parameter of the Python function that takes it. No library is loaded until a
-plan is built, so that the command line can show the defaults at once.
+`wgeo.analyze`, the command line and the configuration of a sweep all build an `AnalysisPlan`. Each
+setting has the name of the Python parameter for which it is meant. No library is loaded before a
+plan is built, so the command line can show the defaults at once.
 """
 
 from __future__ import annotations
@@ -26,31 +26,22 @@ if TYPE_CHECKING:
     from ..transport import Solver
 
 REFERENCES = ("init", "shuffled", "none")
-SOLVERS = {  # the `name` of each solver's class in `wgeo.transport`, and a summary
+SOLVERS = {  # the `name` of each solver class in `wgeo.transport`, and a summary
     "exact": "W2 itself, with a certificate",
     "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
     "sliced": "mean over random directions; fast, an interval that contains W2",
     "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
 }
 
-Check = Callable[[Any, str], object]  # of a value and its name; raises ArgumentError
+Check = Callable[[Any, str], object]  # takes a value and its name; raises ArgumentError
 
 
 def _setting(default: Any, check: Check, *, keyed: bool = True, network: bool = False) -> Any:
     """Declare a setting.
 
-    Parameters
-    ----------
-    default : object
-        It is not checked, so that defaults load no library.
-    check : callable
-        Takes a value and the setting's name; raises an error if the value is invalid.
-    keyed : bool
-        Whether the plan's key contains the setting. The key omits settings that do not affect the
-        results, and those that only determine the images, because it contains the images'
-        fingerprint.
-    network : bool
-        Whether the setting is for networks only, not for stored features.
+    Its value is checked unless it is the default, so that defaults load no library. A `keyed`
+    setting is part of `AnalysisPlan.key`. The others do not affect the results, or only select the
+    images, whose fingerprint is in the key. A `network` setting is refused for stored features.
     """
     return field(default=default, metadata={"check": check, "keyed": keyed, "network": network})
 
@@ -75,7 +66,7 @@ def _at_least(minimum: int) -> Check:
 
 
 def _by(module: str, function: str) -> Check:
-    """Return a check for text, by a function of wgeo that raises an error if it is invalid."""
+    """Return a check of text by a function of wgeo, which is imported when a value is checked."""
 
     def check(value: Any, name: str) -> None:
         _text(value, name)
@@ -107,8 +98,6 @@ def _reference(value: Any, _: str) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """Settings that belong together; each is checked, unless it has its default."""
-
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
@@ -127,7 +116,6 @@ class Loading(_Group):
     trust: bool = _setting(False, _flag, keyed=False)
 
     def network(self, path: str | os.PathLike[str]) -> Network:
-        """Return the network of a checkpoint."""
         from ..checkpoints import load_checkpoint
 
         return load_checkpoint(path, **vars(self))
@@ -149,17 +137,16 @@ class Data(_Group):
 class Reading(_Group):
     """How features are read: parameters of `wgeo.trace`.
 
-    `layers` is a sequence of names, or one text with commas between the names.
+    `layers` may also be one text with commas between the names.
     """
 
     pool: str = _setting("gap", _by("features.pooling", "pooling"), network=True)
     tap: str = _setting("post", _by("features.tracing", "check_tap"), network=True)
     layers: str | Sequence[str] | None = _setting(None, _layers, network=True)
-    device: str = _setting("auto", lambda *_: None, keyed=False)  # checked when it is used
+    device: str = _setting("auto", lambda *_: None, keyed=False)  # checked by `wgeo.trace`
     batch_size: int = _setting(256, _at_least(1), keyed=False)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters for `wgeo.trace`."""
         layers = self.layers
         if isinstance(layers, str):
             layers = [name.strip() for name in layers.split(",")] if layers else None
@@ -168,7 +155,7 @@ class Reading(_Group):
 
 @dataclass(frozen=True)
 class Measuring(_Group):
-    """What is measured; `solver` is a solver, or a text such as ``sinkhorn:epsilon=0.01``."""
+    """What is measured; `solver` may also be a text such as ``sinkhorn:epsilon=0.01``."""
 
     solver: str | Solver = _setting("exact", lambda value, _: solver_of(value))  # noqa: RUF009
     bootstrap: int = _setting(200, _at_least(0))
@@ -178,7 +165,7 @@ class Measuring(_Group):
 
 @dataclass(frozen=True)
 class Reference(_Group):
-    """What straightness is tested against: one of `REFERENCES`, a network, features or a file."""
+    """The reference for straightness: one of `REFERENCES`, a network, features, or their path."""
 
     reference: Any = _setting("init", _reference)  # noqa: RUF009
     reference_networks: int = _setting(20, _at_least(1), network=True)
@@ -186,7 +173,7 @@ class Reference(_Group):
 
 @dataclass(frozen=True)
 class JacobianTests(_Group):
-    """Number of images for each test of Jacobians; None for a default that depends on its cost."""
+    """Number of images for each test of Jacobians; None if it depends on the cost."""
 
     brenier: int | None = _setting(None, _at_least(0), network=True)
     alignment: int | None = _setting(None, _at_least(0), network=True)
@@ -194,12 +181,12 @@ class JacobianTests(_Group):
 
 @dataclass(frozen=True)
 class AnalysisPlan(_Group):
-    """All settings of an analysis, in groups; see `wgeo.analyze` for their meaning.
+    """All settings of an analysis; see `wgeo.analyze`.
 
     Raises
     ------
     ArgumentError
-        A setting is invalid; the message names the parameter of the Python function.
+        A setting is invalid; the message names the Python parameter.
     """
 
     loading: Loading = Loading()
@@ -213,7 +200,7 @@ class AnalysisPlan(_Group):
 
     @classmethod
     def of(cls, **settings: Any) -> AnalysisPlan:
-        """Build a plan from settings given by name; the others have their defaults."""
+        """Build a plan from the given settings, and defaults for the others."""
         if unknown := sorted(settings.keys() - SETTINGS.keys()):
             raise ArgumentError(
                 f"{unknown[0]!r} is not a setting of an analysis{suggestion(unknown[0], SETTINGS)}."
@@ -226,23 +213,20 @@ class AnalysisPlan(_Group):
         return _chosen(cls, settings, **groups)
 
     def images(self) -> Images:
-        """Load the images; those loaded last are cached."""
+        """Return the images; those loaded last are cached."""
         return _images(self.data, self.seed)
 
     def key(self, target: str) -> str:
-        """Return a hash (SHA-256) of everything that determines the numbers of an analysis.
+        """Return a hash (SHA-256) of everything that determines the results of an analysis.
 
-        A finished analysis with the same key is not repeated, so that a stopped sweep resumes.
-        The key is computed from wgeo's version; the contents, not the paths, of the target, the
-        images and a reference; and the name and value of every other setting that affects results.
-        `layers` and `solver` enter it as text: Python objects are written as on the command line,
-        so that ``Sinkhorn(epsilon=0.01)`` and ``sinkhorn:epsilon=0.01`` have the same key. Within
-        one version of wgeo, these names and values must not change, and no setting may be removed.
+        A finished analysis with the same key is not repeated, so a stopped sweep can resume. The
+        key depends on wgeo's version; on the contents, not the paths, of the target, the images and
+        a reference; and on the names and values of all other settings that affect results.
+        ``Sinkhorn(epsilon=0.01)`` has the value ``sinkhorn:epsilon=0.01``, as on the command line.
+        Within one version of wgeo, these names and values must not change, and no setting may be
+        removed.
 
-        Parameters
-        ----------
-        target : str
-            Path of a checkpoint, or of stored features.
+        `target` is the path of a checkpoint or of stored features.
         """
         from ..runtime.memory import memory_limit
         from ..runtime.processes import on_rank_zero
@@ -252,7 +236,7 @@ class AnalysisPlan(_Group):
         if not is_stored(target):
             with memory_limit(self.memory):
                 loaded = self.images()
-            # Without `normalize` the preset decides how images are normalized.
+            # The preset can determine the normalization; the fingerprint does not include it.
             images = [on_rank_zero(lambda: loaded.fingerprint), loaded.preset]
         content = {"target": _sha256(target), "images": images, "wgeo": __version__}
         options = {
@@ -271,7 +255,7 @@ class AnalysisPlan(_Group):
 
 
 def _chosen(kind: type[Any], settings: Mapping[str, Any], **groups: Any) -> Any:
-    """Build a group, or the plan from its groups, with the given values of its own settings."""
+    """Build a group, or the plan from `groups`, with those of the given settings that it has."""
     names = (each.name for each in fields(kind) if each.metadata)
     return kind(**groups, **{name: settings[name] for name in names if name in settings})
 
@@ -286,13 +270,7 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return a solver; a text such as ``sinkhorn:epsilon=0.01`` is parsed.
-
-    Raises
-    ------
-    ArgumentError
-        No solver has this name, its options are invalid, or the object is not a solver.
-    """
+    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``; a solver is only checked."""
     from .. import transport
     from ..transport.entry import checked_solver
 
@@ -317,7 +295,7 @@ def solver_of(solver: str | Solver) -> Solver:
 
 
 def _written(solver: Any) -> str:
-    """Return a solver as text: its name, and the options that differ from their defaults."""
+    """Return a solver as text: its name, and the options that are not the defaults."""
     if isinstance(solver, str):
         return solver
     values = [(each, getattr(solver, each.name)) for each in fields(solver)]
@@ -326,13 +304,7 @@ def _written(solver: Any) -> str:
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``.
-
-    Raises
-    ------
-    ArgumentError
-        A text does not have the form name=value.
-    """
+    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``."""
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -362,8 +334,8 @@ def _images(data: Data, seed: int) -> Images:
 def _sha256(target: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a checkpoint, or of the manifest of stored features.
 
-    The manifest contains the features' checksums, which `Trajectory.load` verifies. A file that has
-    not changed is read only once: the jobs of a sweep may share a large reference.
+    The manifest contains the checksums of the features, which `Trajectory.load` verifies. An
+    unchanged file is read only once, since the jobs of a sweep may share a large reference.
     """
     path = Path(target)
     if not path.is_file():

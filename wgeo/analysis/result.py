@@ -1,4 +1,4 @@
-"""The result of an analysis: its record, from which figures and reports are made."""
+"""The result of an analysis: a record, from which figures and reports are made."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss"
 class Analysis(Result):
     """The measurements of one network on one set of images.
 
-    ``to_pandas()`` has one row per layer: its collapse metrics, and the transport of the block that
-    ends there.
+    ``to_pandas()`` has one row per layer: its collapse metrics, and the transport of the block
+    whose output it is.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Analysis(Result):
 
     @property
     def verdict(self) -> str:
-        """The sentences of the verdict, as one text; `record` also contains their evidence."""
+        """The sentences of the verdict as one text; their evidence is in `record`."""
         return text(self.record["verdict"])
 
     @property
@@ -83,30 +83,24 @@ class Analysis(Result):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``analysis.json`` and then the figures to a folder; return the record's path.
 
-        Files that wgeo did not write, or that were changed since, are never replaced.
-
         Raises
         ------
         RecordError
-            The folder cannot be written, or a file that wgeo did not write would be replaced. If
-            only figures could not be written, the message says so, and the record is kept.
+            The folder cannot be written, or a file that wgeo did not write, or that was changed
+            since, would be replaced. If only figures could not be written, the message says so, and
+            the record is kept.
         """
         return save(folder, self.record, ANALYSIS, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
-        """Save to a folder and build its report; return the page, as `wgeo.report.build` does."""
+        """Save to a folder, and build its report; see `wgeo.report.build` for the result."""
         require_writable(folder, ANALYSIS, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Analysis:
-        """Load a saved analysis.
-
-        Parameters
-        ----------
-        folder : path
-            The run's folder, or its ``analysis.json``.
+        """Load a saved analysis from its folder or from its ``analysis.json``.
 
         Raises
         ------
@@ -116,7 +110,6 @@ class Analysis(Result):
         return cls(read_record(folder))
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return one row per layer: its collapse metrics, and the block that ends there."""
         record = Record.of(self.record)
         blocks = {block.target: block for block in record.blocks}
         return [_layer_row(layer, blocks.get(layer.name, Block.of({}))) for layer in record.layers]
@@ -149,17 +142,16 @@ class Analysis(Result):
 
 
 def _layer_row(layer: Layer, block: Block) -> dict[str, Any]:
-    """Return a layer and the block that ends there as columns with one value each."""
     head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
     score = block.measure("corr_score")
     return {**head, **layer.collapse.plain(), **block.plain(), "corr_score": score}
 
 
 def versions() -> dict[str, str]:
-    """Return what can change the last digits of results, apart from settings and data.
+    """Return the versions of Python and packages, the number of threads, and the processor's kind.
 
-    These are the versions of Python and of packages; the number of threads, which determines the
-    order of sums; and the processor's instruction set, by which libraries choose their kernels.
+    They can change the last digits of results: the number of threads determines the order of sums,
+    and libraries choose their kernels by the processor's instruction set.
     """
     result = {"python": platform.python_version()}
     for package in _PACKAGES:

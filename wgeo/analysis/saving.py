@@ -20,11 +20,8 @@ def require_writable(
 ) -> None:
     """Check that a record, its figures and, if requested, its report can be written to a folder.
 
-    Raises
-    ------
-    RecordError
-        A file that wgeo did not write would be replaced (the message names it), or the folder
-        contains a record of the other kind.
+    Raise a RecordError if a file that wgeo did not write would be replaced, or if the folder
+    contains a record of the other kind.
     """
     path = records.require_writable(Path(folder), kind)
     require_figures_writable(path / "figures", series=kind == SERIES)
@@ -35,13 +32,9 @@ def require_writable(
 def save(
     folder: str | os.PathLike[str], record: Mapping[str, Any], kind: str, shown: Mapping[str, Any]
 ) -> Path:
-    """Write a record, then figures of the record `shown`; return the path of the record's file.
+    """Write a record, then the figures of the record `shown`; return the path of the record's file.
 
-    Raises
-    ------
-    RecordError
-        The record, or only its figures, could not be written (the message says which); or files
-        that wgeo did not write would be replaced, in which case nothing is written.
+    If only the figures could not be written, the message of the RecordError says so.
     """
     run = writable(folder)
     require_writable(run, kind)

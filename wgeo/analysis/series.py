@@ -19,25 +19,24 @@ from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
 
-_LEFT_OUT = ("view", "quantiles", "sample_sizes", "brenier")
-"""Parts of layers, blocks and segments that a series leaves out."""
+_LEFT_OUT = ("view", "quantiles", "sample_sizes", "brenier")  # of layers, blocks and segments
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Series(Result):
-    """Analyses of the checkpoints of one run, by epoch, or of several networks, in given order.
+    """Analyses of the checkpoints of one training run, or of several networks.
 
-    They count as checkpoints of one run if their epochs are known and different, and they have the
-    same architecture, images, pooling and folder. ``to_pandas()`` has one row per analysis and
-    segment.
+    The networks are checkpoints of one run if their epochs are known and different, and their
+    architecture, images, pooling and checkpoint folder are the same. They are then sorted by epoch.
+    ``to_pandas()`` has one row per analysis and segment.
 
     Attributes
     ----------
     record : dict
         The contents of `series.json`: ``axis``, which is ``epoch`` for one run and ``name``
-        otherwise; ``headline``; ``analyses``, the record of each analysis without its per-sample
-        parts, with its ``name`` and ``folder``; and for one run ``last_layer``, the paths of the
-        class means over training (`training_view`).
+        otherwise; ``headline``; and ``analyses``, each the record of an analysis without its
+        per-sample parts, with its ``name`` and ``folder``. For one run also ``last_layer``, the
+        paths of the last layer's class means over training.
 
     Examples
     --------
@@ -65,7 +64,7 @@ class Series(Result):
         analyses : mapping of str to dict
             Records by name.
         folders : sequence of path, optional
-            The folder of each analysis, to which reports link.
+            The folder of each analysis, for links in reports.
 
         Raises
         ------
@@ -82,18 +81,16 @@ class Series(Result):
                 "give one for each."
             )
         records = {name: check_record(record, name, Record) for name, record in analyses.items()}
-        locations: list[str | None] = [str(folder) for folder in folders] or [None] * len(records)
-        epochs = {name: record.epoch for name, record in records.items()}
-        known = {epoch for epoch in epochs.values() if epoch is not None}
+        location = {name: str(path) for name, path in zip(records, folders, strict=False)}
+        epochs = {record.epoch for record in records.values()} - {None}
         runs = {_training_run(record.provenance) for record in records.values()}
-        by_epoch = len(known) == len(records) and len(runs) == 1
-        axis, view = ("epoch" if by_epoch else "name"), None
-        if by_epoch:
-            records = dict(sorted(records.items(), key=lambda item: epochs[item[0]] or 0))
+        axis, view = "name", None
+        if len(epochs) == len(records) and len(runs) == 1:
+            axis = "epoch"
+            records = dict(sorted(records.items(), key=lambda item: item[1].epoch or 0))
             view = training_view(list(records.values()))
-        location = dict(zip(analyses, locations, strict=True))
         rows = [
-            {**_without_samples(record.json), "name": name, "folder": location[name]}
+            {**_without_samples(record.json), "name": name, "folder": location.get(name)}
             for name, record in records.items()
         ]
         return cls(
@@ -154,7 +151,7 @@ class Series(Result):
         return save(run, {**self.record, "analyses": rows}, SERIES, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
-        """Save to a folder and build its report; return the page, as `wgeo.report.build` does."""
+        """Save to a folder, and build its report; see `wgeo.report.build` for the result."""
         require_writable(folder, SERIES, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
@@ -164,7 +161,6 @@ class Series(Result):
         return self.record
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return one row per analysis and segment."""
         return series_rows(self.record)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -186,16 +182,13 @@ def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training_run(provenance: Provenance) -> tuple[Any, ...]:
-    """Return values that are equal for checkpoints of one run: network, images and folder."""
+    """Return values that are equal for all checkpoints of a training run."""
     shared = provenance.only("arch", "num_classes", "data", "split", "samples", "pool")
     return (Path(str(provenance.checkpoint)).parent, *map(str, shared.values()))
 
 
 def _relative_to(location: str | None, folder: Path) -> str | None:
-    """Return a path relative to the series' folder if it is inside, otherwise as absolute.
-
-    The series and the analyses inside its folder can then be moved together.
-    """
+    """Return a path inside the series' folder as relative, so that the folder can be moved."""
     if location is None:
         return None
     path, parent = Path(location).resolve(), folder.resolve()

@@ -1,4 +1,4 @@
-"""Facts about the reliability of an analysis: accuracy, normalization, classes, samples."""
+"""Facts that decide whether an analysis can be trusted: accuracy, normalization, samples."""
 
 from __future__ import annotations
 
@@ -31,32 +31,24 @@ def trust_of(
     images: Any = None,
     reading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the facts by which a reader can judge whether to trust an analysis.
+    """Return the facts that decide whether an analysis can be trusted.
 
-    Parameters
-    ----------
-    traj : Trajectory
-    copies : ndarray of int, (n,)
-        As returned by `copies_in`.
-    net : Network or nn.Module, optional
-    images : Images, optional
-        The images from which the features were traced. Without them or `net`, the result does not
-        include ``normalization``.
-    reading : mapping, optional
-        The parameters of `trace` with which they were traced.
+    `copies` is the result of `copies_in`, and `images` and `reading` are the arguments of `trace`
+    for `traj`. If `net` or `images` is None, the result contains no ``normalization``.
 
     Returns
     -------
     dict
         ``samples``; ``samples_per_class``, the size of the smallest class that occurs;
         ``duplicates``, the number of samples that are copies of an earlier one, and ``relabelled``,
-        the number of those whose label differs from the original's; ``classes``, the numbers of
+        the number of copies with another label than the original; ``classes``, the numbers of
         classes that are ``present`` in the images and that the network's ``head`` distinguishes;
         ``accuracy``; ``chance``, the accuracy of always predicting the most frequent class;
         ``chance_p``, the p-value of a one-sided binomial test of "better than chance", and
         ``at_chance``, whether it is too large; ``claimed_accuracy``, the accuracy stated in the
-        file; ``normalization``: ``name``, ``mean``, ``std``, ``source`` and, if it may be wrong,
-        the presets that were ``tried``, on how many ``images``, and a ``better`` one.
+        file; ``normalization``, with ``name``, ``mean``, ``std`` and ``source``. If the
+        normalization may be wrong, it also contains ``tried``, the accuracy with each preset,
+        ``images``, the number of images for this, and ``better``, a better preset or None.
     """
     _, counts = np.unique(traj.labels, return_counts=True)
     head = None if traj.classifier is None else len(traj.classifier.weight)
@@ -82,24 +74,19 @@ def trust_of(
 
 def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
     accuracy = traj.accuracy
-    if accuracy is None:
-        return {"accuracy": None, "chance": chance, "chance_p": None, "at_chance": False}
-    correct = round(accuracy * len(traj))
-    p = float(scipy.stats.binom.sf(correct - 1, len(traj), chance))
-    return {
-        "accuracy": accuracy,
-        "chance": chance,
-        "chance_p": p,
-        "at_chance": p > THRESHOLDS["chance_level"],
-    }
+    p = None
+    if accuracy is not None:
+        p = float(scipy.stats.binom.sf(round(accuracy * len(traj)) - 1, len(traj), chance))
+    at_chance = p is not None and p > THRESHOLDS["chance_level"]
+    return {"accuracy": accuracy, "chance": chance, "chance_p": p, "at_chance": at_chance}
 
 
 def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
-    """Return for each sample the first sample of which it is a copy; see `wgeo.arrays.rows`.
+    """Return for each sample the first sample of which it is a copy (`wgeo.arrays.rows.copies_of`).
 
-    Samples are compared as images if the trajectory begins with the images. Otherwise their
-    features must agree in the first and in the last layer, since a single layer can give different
-    samples the same features.
+    Samples are compared as images if the trajectory begins with the images, otherwise by their
+    features at the first and at the last layer. One layer is not enough, because different samples
+    can have the same features there.
     """
     first_layer = traj.layers[0]
     features = [first_layer.features]
@@ -112,20 +99,18 @@ def _normalization(
     net: Network | nn.Module, images: Images, accuracy: float | None, reading: Mapping[str, Any]
 ) -> dict[str, Any]:
     normalization = normalization_for(net, images)
-    source = _source(net, images)
     facts: dict[str, Any] = {
         "name": normalization.name,
         "mean": list(normalization.mean),
         "std": list(normalization.std),
-        "source": source,
+        "source": _source(net, images),
     }
-    if accuracy is None or accuracy >= THRESHOLDS["good_accuracy"] or source == "file":
+    if accuracy is None or accuracy >= THRESHOLDS["good_accuracy"] or facts["source"] == "file":
         return facts
     return {**facts, **_try_presets(net, images, normalization, reading)}
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
-    """Return the source of the normalization: asked, file, architecture, data, or none."""
     if images.normalize is not None:
         return "asked"
     if isinstance(net, Network) and net.normalize is not None:
@@ -141,11 +126,10 @@ def _try_presets(
     normalization: Normalization,
     reading: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the accuracy on a few images with every preset, and a preset that is clearly better.
+    """Return the accuracy with every preset on a few images, and a preset that is clearly better.
 
-    `reading`, the parameters of `trace`, names a single layer, so that no blocks need to be
-    detected, which would take longer than tracing these few images. The result is empty if the
-    network cannot classify the images with the normalization that was used.
+    In `reading`, ``layers`` names a single layer, which saves the detection of blocks. The result
+    is empty if the network cannot classify the images with the normalization that was used.
     """
     rows = spaced_rows(len(images), _MAX_TRIAL_IMAGES)
     subset = replace(images, x=images.x[rows], y=images.y[rows])
@@ -162,23 +146,19 @@ def _try_presets(
             correct[name] = traj.predictions == subset.y
     if normalization.name not in correct:
         return {}
-    accuracies = [{"name": name, "accuracy": float(each.mean())} for name, each in correct.items()]
-    best = better_preset(correct, normalization.name)
-    return {"tried": accuracies, "images": len(rows), "better": best}
+    return {
+        "tried": [{"name": name, "accuracy": float(each.mean())} for name, each in correct.items()],
+        "images": len(rows),
+        "better": better_preset(correct, normalization.name),
+    }
 
 
 def better_preset(correct: Mapping[str, Bool[np.ndarray, " n"]], used: str) -> str | None:
-    """Return a preset with which significantly more images are classified correctly, or None.
+    """Return a preset that classifies significantly more images correctly than `used`, or None.
 
-    McNemar's exact test considers the images that are classified correctly with only one of the two
-    presets. Its p-value is multiplied by the number of other presets tried (Bonferroni).
-
-    Parameters
-    ----------
-    correct : mapping of str to ndarray of bool, (n,)
-        For each preset, whether each image is classified correctly.
-    used : str
-        The preset that was used.
+    `correct` states for each preset whether each image is classified correctly. McNemar's exact
+    test considers the images that are classified correctly with only one of two presets. Its
+    p-value is multiplied by the number of other presets (Bonferroni).
     """
     others = [name for name in correct if name != used]
     best = max(others, key=lambda name: correct[name].sum(), default=used)

@@ -15,21 +15,14 @@ from ..trajectory.views import explained
 def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
     """Return the paths of the last layer's class means over the epochs of training, in one plane.
 
-    Every epoch is scaled to the same spread (root mean square over the samples shown) and rotated
-    onto the next epoch (orthogonal Procrustes on the class means), since scale and orientation are
-    irrelevant to collapse. The plane is spanned by the first two principal components of the class
-    means of all epochs.
+    Scale and orientation are irrelevant to collapse. Every epoch is therefore scaled to the same
+    spread (root mean square over the samples shown) and rotated onto the next epoch (orthogonal
+    Procrustes on the class means). The plane contains the first two principal components of the
+    class means of all epochs.
 
-    Parameters
-    ----------
-    analyses : sequence of dict
-        Records of the same images, ordered by epoch.
-
-    Returns
-    -------
-    dict or None
-        ``layers``, the names of the epochs, and ``view``, like that of a segment; None if a record
-        has no segment or its view has no ``end``, or if the views contain different samples.
+    `analyses` are records of the same images, ordered by epoch. The result contains ``layers``, the
+    names of the epochs, and ``view``, like that of a segment. It is None if a record has no segment
+    or its view has no ``end``, or if the views contain different samples.
     """
     records = [Record.of(analysis) for analysis in analyses]
     views = [record.segments[-1].view for record in records if record.segments]
@@ -45,14 +38,15 @@ def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
         u, _, v = np.linalg.svd(means[k].T @ means[k + 1])
         means[k], points[k] = means[k] @ (u @ v), points[k] @ (u @ v)
     flat = means.reshape(-1, means.shape[-1])
-    _, scales, axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    center = flat.mean(0)
+    _, scales, axes = np.linalg.svd(flat - center, full_matrices=False)
     plane = np.zeros((means.shape[-1], 2))
     plane[:, : min(2, len(axes))] = axes[:2].T
     return {
         "layers": [f"epoch {record.epoch}" for record in records],
         "view": {
-            "class_means": ((means - flat.mean(0)) @ plane).round(5).tolist(),
-            "points": ((points - flat.mean(0)) @ plane).round(5).tolist(),
+            "class_means": ((means - center) @ plane).round(5).tolist(),
+            "points": ((points - center) @ plane).round(5).tolist(),
             **views[0].only("classes", "labels"),
             "explained": explained(scales),
         },
@@ -60,7 +54,7 @@ def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def _stack(arrays: Sequence[Any]) -> Float[np.ndarray, "E n r"]:
-    """Stack the coordinates of all epochs, padded with zeros to the largest number of axes."""
+    """Stack the coordinates of all epochs, padded with zeros to the same number of columns."""
     padded = [np.array(array, dtype=np.float64) for array in arrays]
     r = max(array.shape[1] for array in padded)
     return np.stack([np.pad(array, ((0, 0), (0, r - array.shape[1]))) for array in padded])

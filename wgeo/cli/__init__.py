@@ -1,6 +1,6 @@
 """The command line: parse options, call the library, and print results.
 
-There is one module per group of commands; importing it adds the commands to `main`.
+Each module of commands adds them to `main` when it is imported.
 """
 
 from . import analysis, lists, sweeps, tracing, training, ufm

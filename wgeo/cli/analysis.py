@@ -98,15 +98,15 @@ def analyze(
 ) -> None:
     """Analyze saved networks: transport, straightness, collapse; write records and a report.
 
-    CHECKPOINT is a saved network, or a folder of features that `wgeo trace` stored. Writes
+    CHECKPOINT is a saved network, or a folder of features that `wgeo trace` stored. The results are
     OUT/analysis.json, OUT/figures and OUT/report.
 
-    Of several checkpoints, each gets its own folder in OUT, and OUT/series.json and OUT/report
+    Each of several checkpoints has its own folder in OUT, and OUT/series.json and OUT/report
     compare them: over the epochs of a training run, or network by network. Those that were already
     analyzed with the same settings are not analyzed again.
 
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
-    each on its own GPU if available. After a stop, it resumes from the stored features.
+    each on its own GPU if there are enough. After a stop, it resumes from the stored features.
     """
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
@@ -115,7 +115,7 @@ def analyze(
     require_inputs(checkpoints, ctx.params["source"])
     if store is not None and is_stored(checkpoints[0]):
         raise ArgumentError(
-            f"{checkpoints[0]} already holds stored features; --store is for checkpoints."
+            f"{checkpoints[0]} already contains stored features; --store is for networks."
         )
     given = given_settings(ctx)
     jobs_by_name = {
@@ -159,7 +159,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from ..storage.records import SERIES, kind_of, read_record
 
     for run in runs:
-        read_record(run, kind_of(run))  # before libraries are loaded, which takes seconds
+        read_record(run, kind_of(run))  # errors come before libraries are loaded, which is slow
 
     from .. import report as reports
     from ..analysis import Series
@@ -167,7 +167,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from ..report.building import engine
 
     if pdf:
-        engine()  # first, to fail early if no TeX engine is installed
+        engine()  # fails early if no TeX engine is installed
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a separate folder: --out DIR.")

@@ -1,4 +1,4 @@
-"""Run several analyses, each once and in a separate folder, and compare them."""
+"""Run several analyses, each in its own folder, and compare them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,23 @@ from ..storage.ownership import has_leftovers, owned
 from .job import Job
 from .root import as_typed, main, say, with_flags
 
-_START_METHOD = "forkserver"  # libraries are imported once, and each job has its own process
+_START_METHOD = "forkserver"  # the server imports libraries once, for the processes of all jobs
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
 
 
 def run_all(
     jobs: Mapping[str, Job], folder: Path, *, processes: int = 1, part: tuple[int, int] = (1, 1)
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run unfinished jobs, each in a folder with its name, and report failures.
+    """Run unfinished jobs, each in the subfolder with its name, and print failures.
 
-    Parameters
-    ----------
-    jobs : mapping of str to Job
-    folder : Path
-    processes : int
-        Number of jobs run in parallel.
-    part : (i, n)
-        Run only every n-th job, beginning with the i-th (from 1).
+    With ``part = (i, n)``, only every n-th job is run, from the i-th (1 to n).
 
     Returns
     -------
     done : dict of str to dict
         Records of all finished jobs, including those of earlier runs, in the order of `jobs`.
     failures : dict of str to str
-        Error messages by job name. A job in `done` is here if its figures could not be drawn.
+        Error messages. A job in `done` has one if its figures could not be drawn.
 
     Raises
     ------
@@ -67,8 +60,8 @@ def run_all(
     todo = {name: jobs[name] for name in own if name not in records and name not in failures}
     for name in todo:
         require_writable(folder / name)
-    for name in [name for name in own if name in records]:
-        if error := _draw_missing(records[name], folder / name):
+    for name in own:
+        if name in records and (error := _draw_missing(records[name], folder / name)):
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
     for name, error in track(outcomes, "analyzing", len(todo)):
@@ -78,9 +71,9 @@ def run_all(
         if error or record is None:
             error = error or unread or "its record is missing"
             failures[name] = _report_failure(jobs[name], error)
-    for name in jobs:  # runs of other parts may have finished some in the meantime
+    for name, job in jobs.items():  # other parts may have been run in the meantime
         if name not in records and name not in failures:
-            record, _ = _record_or_error(jobs[name], folder / name)
+            record, _ = _record_or_error(job, folder / name)
             if record is not None:
                 records[name] = record
     return {name: records[name] for name in jobs if name in records}, failures
@@ -94,15 +87,9 @@ def gather(
     part: tuple[int, int] = (1, 1),
     processes: int = 1,
 ) -> None:
-    """Run jobs (`run_all`), and compare the analyses unless other parts are still unfinished.
+    """Run jobs (`run_all`), and compare the analyses unless other parts are unfinished.
 
-    Raises
-    ------
-    RecordError
-        Files that wgeo did not write would be replaced; no job was run.
-    WgeoError
-        Some checkpoints could not be analyzed, or the figures of some analyses could not be drawn;
-        the other analyses are saved.
+    Failures of some jobs are a WgeoError, which is raised after the other results are saved.
     """
     from ..analysis import Series
     from ..analysis.saving import require_writable
@@ -138,7 +125,7 @@ def gather(
         )
 
 
-_RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")
+_RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")  # of a series
 
 
 def folder_names(
@@ -146,21 +133,11 @@ def folder_names(
 ) -> dict[str, str]:
     """Return targets by folder name: the target's stem, with a number if the stem is in use.
 
-    Some file systems do not distinguish upper and lower case, or composed and decomposed accents,
-    so names that differ only in these count as equal.
-
-    Parameters
-    ----------
-    targets : list of str
-        Paths of checkpoints and of stored features.
-    prefix : str
-        Prefix of each name.
-    existing : tuple of str
-        Names already in use.
+    Some file systems do not distinguish upper and lower case, or composed and decomposed accents.
+    Names that differ only in these therefore count as equal. Names in `existing` are in use.
     """
-    names = dict.fromkeys((*_RESERVED, *existing), "")  # names in the series' folder
-    number_reserved = len(names)
-    keys = {_fold(name) for name in names}
+    names: dict[str, str] = {}
+    keys = {_fold(name) for name in (*_RESERVED, *existing)}
     for target in targets:
         path = Path(os.path.abspath(target))  # gives "." and ".." a name
         stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
@@ -169,7 +146,7 @@ def folder_names(
         name = next(name for name in candidates if _fold(name) not in keys)
         names[name] = target
         keys.add(_fold(name))
-    return dict(list(names.items())[number_reserved:])
+    return names
 
 
 def _fold(name: str) -> str:
@@ -183,7 +160,7 @@ def _report_failure(job: Job, error: str) -> str:
 
 
 def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
-    """Return the record of this job, or None if the job is not finished."""
+    """Return the record of a job, or None if the job is not finished."""
     from ..storage.records import read_record
 
     key = job.key
@@ -195,7 +172,7 @@ def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
 
 
 def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of this job, if it is finished, and an error message, if any."""
+    """Return the record of a job, if it is finished, and an error message, if any."""
     try:
         return _record_of(job, folder), ""
     except Exception as error:  # one bad checkpoint must not stop the others
@@ -203,9 +180,9 @@ def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str
 
 
 def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
-    """Draw figures that are missing because a run was killed after writing the record.
+    """Draw figures that are missing because an earlier run was killed; return an error message.
 
-    Return an error message, or "". Folders that are locked or not writable are left unchanged.
+    Folders that are locked or not writable are left unchanged.
     """
     from .. import plots
     from ..plots.files import current_files
@@ -230,7 +207,6 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
 
 
 def _message(error: Exception) -> str:
-    """Return the message of an error, with its type unless it is one of wgeo's."""
     return str(error) if isinstance(error, WgeoError) else f"{type(error).__name__}: {error}"
 
 
@@ -238,7 +214,7 @@ def _run(job: Job, folder: Path, command_line: str) -> str:
     """Run a job and save the analysis; return an error message, or ""."""
     try:
         with locked(folder):
-            if _record_of(job, folder) is None:  # another run may have finished it meanwhile
+            if _record_of(job, folder) is None:  # else another run has finished it
                 job.measure(command_line).save(folder)
     except Exception as error:  # a checkpoint can make a library raise any error
         return _message(error)
@@ -246,14 +222,13 @@ def _run(job: Job, folder: Path, command_line: str) -> str:
 
 
 def _run_here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]]:
-    """Run jobs one after the other in this process."""
     command_line = as_typed()
     for name, job in jobs.items():
         yield name, _run(job, folder / name, command_line)
 
 
 def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
-    """Run jobs in parallel, each in its own process; a crash does not affect the others."""
+    """Run jobs in parallel, each in its own process, so that a crash does not affect the others."""
     context: Any = multiprocessing.get_context(_START_METHOD)
     context.set_forkserver_preload(_PRELOAD)
     threads = max(1, (os.cpu_count() or 1) // processes)

@@ -1,4 +1,4 @@
-"""A single analysis: a checkpoint or stored features, and the plan for analyzing it."""
+"""A single analysis: a checkpoint or stored features, and a plan."""
 
 from __future__ import annotations
 
@@ -17,26 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A checkpoint, or a folder of stored features, and a plan."""
+    """The path of a checkpoint or of stored features (`target`), and a plan."""
 
     target: str
     plan: AnalysisPlan
 
     @classmethod
     def of(cls, target: str, given: Mapping[str, Any]) -> Job:
-        """Build a job from the settings that were given explicitly, and check them.
+        """Build a job from the settings that were given explicitly.
 
-        Raises
-        ------
-        ArgumentError
-            A setting is invalid; no images are given for a network; settings for networks are given
-            for stored features.
+        Raise an ArgumentError if a setting is invalid, if no images are given for a network, or if
+        settings for networks are given for stored features.
         """
         stored = is_stored(target)
         if stored and (names := [f"`{name}=`" for name in NETWORK_SETTINGS if name in given]):
             raise ArgumentError(
-                f"{target} holds stored features: {', '.join(names)} can only be given to "
-                "`wgeo trace`."
+                f"{target} holds stored features: {', '.join(names)} can only be given for a "
+                "network."
             )
         if not stored and given.get("source") is None:
             raise ArgumentError("No images are given: add `source=`; see `wgeo list datasets`.")
@@ -44,13 +41,13 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """The key of the plan for this target; the record of the finished analysis contains it."""
+        """The key of the plan for this target (`AnalysisPlan.key`)."""
         return self.plan.key(self.target)
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
-        """Run the analysis, and store the features of a network in `store`, if it is given.
+        """Run the analysis; the features of a network are stored in the folder `store`, if given.
 
-        The provenance in the result contains the key.
+        The result's provenance contains the key, by which a finished job is recognized.
         """
         from ..analysis.pipeline import analyze_features, analyze_network
         from ..runtime.memory import memory_limit
@@ -66,18 +63,12 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Raise an error for paths that do not exist, before libraries are loaded, which takes seconds.
-
-    Raises
-    ------
-    CheckpointError, DataError
-        There is no such checkpoint, or no such data set.
-    """
+    """Check that all paths exist, before libraries are loaded, which takes seconds."""
     from ..checkpoints.locating import checked_path, display_path
     from ..data.names import locate
 
     for path in checkpoints:
         if not os.path.exists(path):
-            checked_path(path, display_path(path))  # raises an error that says what is wrong
+            checked_path(path, display_path(path))  # raises the error
     if source is not None:
         locate(source)

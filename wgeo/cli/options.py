@@ -1,4 +1,4 @@
-"""Options that several commands share, and their parsing."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .root import SEED, Choice, combined
 
 
 def _setting(flag: str, name: str = "", **options: Any) -> Any:
-    """Return the option for a setting of `AnalysisPlan`, with the same default.
+    """Return the option for a setting of `AnalysisPlan`, which checks the value.
 
-    The plan checks the value. `name` is the Python parameter, if the flag has a different name.
+    `name` is the name of the setting, if it differs from that of the flag.
     """
     name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
     options = {"default": SETTINGS[name].default, "show_default": True, **options}
@@ -47,7 +47,7 @@ network_options = combined(
 
 
 def data_options(limit: int = Data.limit) -> Any:
-    """Return the options that select the images; `limit` is the default number."""
+    """Return the options for the images; `limit` is their default number."""
     return combined(
         _setting("--split", help="Part of the data set."),
         _setting(
@@ -133,7 +133,7 @@ measuring_options = combined(
 
 
 def given_settings(ctx: click.Context) -> dict[str, Any]:
-    """Return the settings of an analysis that were given explicitly, under Python's names."""
+    """Return the settings of an analysis that were given explicitly, by name."""
     default = click.core.ParameterSource.DEFAULT
     return {
         name: value

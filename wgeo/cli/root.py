@@ -1,4 +1,4 @@
-"""Common parts of all commands: the group, one-line errors, help that ends in an example."""
+"""Common parts of all commands: errors in one line, help that ends in an example."""
 
 from __future__ import annotations
 
@@ -40,21 +40,16 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def say(*lines: object, err: bool = False) -> None:
-    """Print lines of text, escaping unprintable characters, to standard output or error."""
+    """Print lines to standard output or error, with unprintable characters escaped."""
     for line in lines:
         click.echo(printable(str(line), None), err=err)
 
 
 def with_flags(text: str, command: click.Command | None = None) -> str:
-    """Rewrite parameters in a library message as options: ``--pool gap`` for `` `pool='gap'` ``.
+    """Replace parameters in a library message by options: `` `pool='gap'` `` by ``--pool gap``.
 
-    Library messages name parameters in backquotes. Parameters without an option are unchanged.
-
-    Parameters
-    ----------
-    text : str
-    command : click.Command, optional
-        By default the command that is running.
+    The library writes parameters in backquotes. Those without an option of `command`, by default
+    the running command, are unchanged.
     """
     if command is None and (ctx := click.get_current_context(silent=True)):
         command = ctx.meta.get("wgeo.command")
@@ -68,10 +63,7 @@ def with_flags(text: str, command: click.Command | None = None) -> str:
 
 
 def _flags(option: click.Parameter, value: str) -> str | None:
-    """Return an option with its value as typed in a shell.
-
-    None for a positional argument, and for a value that a flag cannot express.
-    """
+    """Return an option with its value as typed in a shell; None if it cannot be typed."""
     if not isinstance(option, click.Option):
         return None
     name = max(option.opts, key=len)
@@ -88,7 +80,7 @@ def _flags(option: click.Parameter, value: str) -> str | None:
 
 
 class Choice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2 only
-    """A choice whose error suggests the closest names."""
+    """A choice whose error message suggests the closest names."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
@@ -107,16 +99,15 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """A group that prints every error except click's own in one line and exits with code 2.
+    """A group that prints errors, except click's own, in one line and exits with code 2.
 
-    With `--debug` it shows the traceback instead.
+    `--debug` shows the traceback instead.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; a failure to print its help is also reported in one line."""
         try:
             return super().main(*args, **extra)
-        except OSError as error:
+        except OSError as error:  # for example while help is printed
             say(f"wgeo: {_error_text(error)}", err=True)
             sys.exit(2)
 
@@ -166,14 +157,14 @@ def _quiet_on_closed_pipe() -> Iterator[None]:
         yield
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # otherwise flushing them at exit raises an error
+        for stream in (1, 2):  # otherwise Python reports an error when it flushes them at exit
             os.dup2(nowhere, stream)
         sys.exit(128 + SIGPIPE)
 
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Escape unprintable characters in click's own errors, which quote file names, for example."""
+    """Escape unprintable characters in click's own errors, which can quote file names."""
     try:
         yield
     except click.ClickException as error:
@@ -182,7 +173,7 @@ def _printable_errors() -> Iterator[None]:
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop signal, raised as an exception so that files are closed and locks released."""
+    """A signal to stop, as an exception, so that files are closed and locks released."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -191,9 +182,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Make SIGTERM stop a command like Ctrl-C; a second signal kills it immediately."""
+    """Make SIGTERM stop a command like Ctrl-C; a second signal ends it immediately."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread handles signals
+        yield  # only the main thread can handle signals
         return
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -212,7 +203,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print wgeo's own warnings on one line, and other warnings as Python does."""
+    """Print wgeo's own warnings in one line."""
     original = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *location: Any, **more: Any) -> None:
@@ -230,7 +221,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _process() -> str:
-    """Return the label of this process in messages, or "" if it is the only one."""
+    """Return the label of this process for messages, or "" if it is the only one."""
     return f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
 
 
@@ -250,7 +241,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _memory_advice() -> str:
-    """Return how the running command would need less memory, by the options that it has."""
+    """Return which options of the running command would reduce its memory."""
     ctx = click.get_current_context(silent=True)
     command = ctx.meta.get("wgeo.command") if ctx else None
     names = {option.name for option in command.params} if command else set()
@@ -287,8 +278,8 @@ def command(
 ) -> Callable[[F], click.Command]:
     """Return a decorator that adds a command to `main` or to the group `within`.
 
-    The command's help ends in an example. If `distributed` is true, several processes may run the
-    command together, under torchrun (see `wgeo.runtime.processes`).
+    The command's help ends in `example`. If `distributed` is true, several processes started by
+    torchrun can run the command together (see `wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
@@ -305,7 +296,7 @@ def command(
 
 
 def combined(*options: Any) -> Any:
-    """Return one decorator for several, of which the first is listed first in the help."""
+    """Combine options, in the order of the help, into one decorator."""
 
     def wrap(function: F) -> F:
         for option in reversed(options):
@@ -316,8 +307,6 @@ def combined(*options: Any) -> Any:
 
 
 def _single_process(name: str, function: F) -> F:
-    """Make a command raise an error if several processes run it."""
-
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if launched_world_size() > 1:
@@ -344,24 +333,18 @@ def main() -> None:
 
 
 def lock_folder(out: str) -> Path:
-    """Create a command's folder if needed, and lock it until the command ends."""
+    """Create a folder if needed, and lock it until the command ends."""
     ctx = click.get_current_context()
     return on_rank_zero(lambda: ctx.with_resource(locked(out)))
 
 
 def whole_number(text: str, option: str) -> int:
-    """Parse an option's text as a nonnegative integer.
-
-    Raises
-    ------
-    ArgumentError
-        The text is not such a number; the message names the option.
-    """
+    """Parse the text of an option as a nonnegative integer; any other text is an ArgumentError."""
     if not text.strip().isdecimal():
         raise ArgumentError(f"{option}: {text!r} is not a whole number.")
     return int(text)
 
 
 def as_typed() -> str:
-    """Return the command line as typed, to be stored in a record."""
+    """Return the command line as typed, for records."""
     return str(click.get_current_context().find_root().meta["wgeo.typed"])

@@ -1,4 +1,4 @@
-"""Print the record of a solved model as tables."""
+"""Print the record of a solved unconstrained feature model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _objective(record: Mapping[str, Any]) -> Table:
 
 def _layers(record: Mapping[str, Any]) -> list[Column]:
     curve = record["curve"]
-    weights = "deep" in curve[0]  # one row per weight matrix; MUFM has one per layer
+    weights = "deep" in curve[0]  # one row per weight matrix; MUFM has one per layer of features
     deep = DEEP if weights and len(curve) > 1 else {}
     columns = {
         key: name

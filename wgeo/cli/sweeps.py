@@ -44,9 +44,9 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
-    The file contains `out`, `checkpoints` (paths; `*` is allowed) and any options of `wgeo analyze`
-    except `jobs`, `store` and `report`, written without dashes before them. Numbers have no quotes.
-    For example:
+    The file contains `out`, `checkpoints` (paths, in which `*` is allowed) and options of
+    `wgeo analyze` except `jobs`, `store` and `report`. Options are written without the two dashes,
+    and numbers without quotes. For example:
         out = "runs/sweep"
         data = "digits"
         samples = 500
@@ -59,9 +59,9 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
         [[run]]
         checkpoints = "features/c"
 
-    Every [[run]] inherits the options at the top of the file. If its checkpoints are features
-    stored by `wgeo trace`, the options for images and networks are not inherited. The folders of
-    its analyses begin with its `name`, if any. Paths are relative to the current folder.
+    Every [[run]] inherits the options at the top of the file. Features stored by `wgeo trace` do
+    not inherit the options for images and networks. If a run has a `name`, the folders of its
+    analyses begin with it. Paths are relative to the current folder.
     """
     out, jobs = read_config(config)
     if len(jobs) < 2:
@@ -73,14 +73,7 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:
-    """Return a sweep's output folder and its jobs, by name.
-
-    Raises
-    ------
-    ArgumentError
-        The file is missing or not TOML, an option is unknown or invalid, a run's name cannot be the
-        name of a folder, or there are no checkpoints.
-    """
+    """Return a sweep's output folder and its jobs by name; a fault is an ArgumentError."""
     try:
         require_regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
@@ -90,8 +83,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         raise ArgumentError(f"{path} contains a null character.")
     runs = config.pop("run", [{}])
     out = config.pop("out", None)
-    tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
-    if not isinstance(out, str) or not tables:
+    are_tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
+    if not isinstance(out, str) or not are_tables:
         raise ArgumentError(f'{path} needs out = "FOLDER", and every run as a table [[run]].')
     jobs: dict[str, Job] = {}
     for run in runs:
@@ -105,10 +98,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         targets = _matching_files(table.get("checkpoints"), path)
         shared, own = _settings(config, path), _settings(run, path)
         for name, target in folder_names(targets, prefix, tuple(jobs)).items():
-            if is_stored(target):
-                inherited = {k: value for k, value in shared.items() if k not in NETWORK_SETTINGS}
-            else:
-                inherited = shared
+            omitted = NETWORK_SETTINGS if is_stored(target) else ()
+            inherited = {key: value for key, value in shared.items() if key not in omitted}
             try:
                 jobs[name] = Job.of(target, {**inherited, **own})
             except ArgumentError as error:
@@ -117,7 +108,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in a configuration, including option names."""
+    """Yield all strings of a configuration, including names of options."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())
@@ -129,7 +120,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _matching_files(patterns: Any, path: Path) -> list[str]:
-    """Return the paths that match `patterns`, in the order of the patterns."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, list) or not patterns:
         raise ArgumentError(f'{path} needs checkpoints = "..." for every run.')
@@ -143,7 +133,7 @@ def _matching_files(patterns: Any, path: Path) -> list[str]:
 
 
 def _settings(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a table's settings of an analysis, with options renamed to Python's parameters."""
+    """Return the settings of an analysis in a table, under the names of the Python parameters."""
     names = {
         option.opts[0].removeprefix("--"): option.name
         for option in analyze.params
@@ -162,7 +152,7 @@ def _settings(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _parse_index(index: str | None) -> tuple[int, int]:
-    """Parse ``"3/10"`` as ``(3, 10)``; without an index the sweep is a single part, ``(1, 1)``."""
+    """Parse ``"3/10"`` as ``(3, 10)``; without an index, return ``(1, 1)``, the whole sweep."""
     if index is None:
         return 1, 1
     part, slash, count = index.partition("/")

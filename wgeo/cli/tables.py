@@ -1,4 +1,4 @@
-"""Print analyses in a terminal, as tables with the verdict."""
+"""Print analyses and series as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..storage.record import Block, Layer, Record
 from .widths import Column, fit_to_width
 
 _PIPED = 110  # width in characters if the output is not a terminal
-_ARCH_SOURCES = {  # how the architecture was determined if the user did not name it
+_ARCH_SOURCES = {  # how the architecture was determined, if the user did not name it
     "tensors": "recognized by its tensors",
     "config": "from its config.json",
     "file": "as the file states",
@@ -26,11 +26,7 @@ Row = Mapping[str, Any]
 def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> None:
     """Print a header, a table with one row per layer, and the verdict with one line per sentence.
 
-    Parameters
-    ----------
-    analysis : Analysis
-    rephrase : callable
-        Applied to every sentence; the command line uses it to replace parameters by options.
+    `rephrase` is applied to every sentence, for example to replace parameters by options.
     """
     record = Record.of(analysis.record)
     console = Terminal(_PIPED)
@@ -50,7 +46,7 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
 
 
 def _header(record: Record) -> list[str]:
-    """Return lines that state what was analyzed, and how far the results can be trusted."""
+    """Return lines on the network, the images, and how far the results can be trusted."""
     origin, trust = record.provenance, record.trust
     split = f" ({origin.split})" if origin.split else ""
     net = (origin.arch or "features") + _in_parentheses(
@@ -68,8 +64,9 @@ def _header(record: Record) -> list[str]:
         context = [f"guessing {trust.chance:.3f}"] if trust.chance is not None else []
         context += [f"the file states {stated:.3f}"] if stated is not None else []
         parts.append(f"accuracy {record.accuracy:.3f}" + _in_parentheses(", ".join(context)))
-    how = describe_reading(origin.report)
-    return [*lines, *([f"weights: {how}"] if how else []), *(["; ".join(parts)] if parts else [])]
+    if how := describe_reading(origin.report):
+        lines.append(f"weights: {how}")
+    return [*lines, "; ".join(parts)] if parts else lines
 
 
 def _in_parentheses(text: str) -> str:
@@ -101,7 +98,7 @@ def _correlation(_: Layer, block: Block | None) -> str:
     return _in_parentheses_unless(block.power, _cell(block.measure("corr_score"), "{:z.4f}"))
 
 
-# Name, function that returns the cell of a row, and drop_order (see `widths.Column`).
+# Name, function that returns a cell, and `drop_order` (see `widths.Column`).
 _COLUMNS: tuple[tuple[str, Show, int], ...] = (
     ("layer", lambda layer, _: layer.name, 0),
     ("W2", _block("distance"), 0),
@@ -112,17 +109,14 @@ _COLUMNS: tuple[tuple[str, Show, int], ...] = (
     ("NC1", _collapse("nc1"), 0),
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
 )
+_CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
 _CAPTION = (
     "corr.: correlation score, 1 for an optimal map; in parentheses if null maps score about as "
     "high, so that it is not evidence. NCC acc.: accuracy of the nearest class mean."
 )
 
 
-_CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
-
-
 def _columns(record: Record) -> list[tuple[str, Show, int]]:
-    """Return the columns for a record, including corrected NC1 for few samples per class."""
     columns = list(_COLUMNS)
     if has_corrected(record):
         columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
@@ -130,7 +124,7 @@ def _columns(record: Record) -> list[tuple[str, Show, int]]:
 
 
 def print_series(series: Series) -> None:
-    """Print one row per analysis and segment."""
+    """Print a series as a table with one row per analysis and segment."""
     by_epoch = series.record["axis"] == "epoch"
     rows = series_rows(series)
     repeated = [k > 0 and row["name"] == rows[k - 1]["name"] for k, row in enumerate(rows)]
@@ -138,7 +132,7 @@ def print_series(series: Series) -> None:
     def column(
         name: str, show: Callable[[Row], str], drop_order: int = 0, *, once: bool = False
     ) -> Column:
-        """Return a column; with `once`, only the first row of each analysis is filled."""
+        """Return a column; with `once`, only the first row of each analysis has a cell."""
         cells = [
             "" if once and again else show(row) for row, again in zip(rows, repeated, strict=True)
         ]
@@ -154,7 +148,7 @@ def print_series(series: Series) -> None:
         column(first, lambda row: str(row[first]), once=True),
         column("segment", lambda row: row["segment"]),
         column("accuracy", value("accuracy", "{:.3f}"), 1, once=True),
-        column("length ratio", lambda row: _with_interval(row, "length_ratio")),
+        column("length ratio", _length_ratio),
         column("centered", value("length_ratio_centred"), 2),
         *([column(f"over k = {runs}", value("length_over_runs_centred"), 2)] if over else []),
         column("sqrt B", value("sqrt_moving_blocks"), 3),
@@ -180,10 +174,10 @@ def _in_parentheses_unless(certain: Any, text: str) -> str:
     return text if certain else f"({text})"
 
 
-def _with_interval(row: Row, key: str) -> str:
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{_cell(row[key], '{:.2f}')}{ends}"
+def _length_ratio(row: Row) -> str:
+    low, high = row["length_ratio_low"], row["length_ratio_high"]
+    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{_cell(row['length_ratio'], '{:.2f}')}{interval}"
 
 
 def _cell(value: float | None, form: str = "{:.4g}") -> str:

@@ -49,11 +49,10 @@ def trace(
     project: int | None,
     **_: Any,
 ) -> None:
-    """Store the features before and after every block, in one file per layer.
+    """Store the features before and after every block, to be read from the disk as needed.
 
-    If the command was killed or the disk was full, run it again: it resumes, and produces the same
-    bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`; features are read
-    from the disk as needed.
+    If the command was killed or the disk was full, run it again: it resumes, and the result is the
+    same. Open it with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
     require_inputs([checkpoint], source)
 
@@ -75,5 +74,4 @@ def trace(
             f"is preserved up to a factor between {low:.2f} and {high:.2f}; a typical distance "
             f"changes by {projected['typical']:.1%}."
         )
-    next_command = ["wgeo", "analyze", store, "--out", "runs/analysis"]
-    say(f"Next: {shlex.join(next_command)}")
+    say(f"Next: {shlex.join(['wgeo', 'analyze', store, '--out', 'runs/analysis'])}")

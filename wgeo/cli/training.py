@@ -111,10 +111,10 @@ def train(
     skip_broken: bool,
     **settings: Any,
 ) -> None:
-    """Train to the terminal phase, saving checkpoints along the way; resumable.
+    """Train by SGD with momentum, and save checkpoints; resumable.
 
-    Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. Training by SGD with momentum continues
-    after training accuracy 1, because neural collapse occurs in this phase.
+    Training continues after training accuracy 1, because neural collapse occurs in this terminal
+    phase. The results are OUT/checkpoints/epoch-*.pt and OUT/history.json.
     """
     require_inputs((), source)
 
@@ -130,10 +130,10 @@ def train(
         "skip_broken": skip_broken,
     }
     images = load_images(source, split="train", limit=limit or None, **load)
-    epochs_to_save: Any = checkpoints
+    settings |= {"options": settings_of(options), "checkpoints": checkpoints}
     if checkpoints not in ("auto", "all"):
-        epochs_to_save = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
-    settings |= {"options": settings_of(options), "checkpoints": epochs_to_save}
+        epochs = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
+        settings["checkpoints"] = epochs
     run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]

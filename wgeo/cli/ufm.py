@@ -31,10 +31,9 @@ DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 def ufm() -> None:
     """Solve an unconstrained feature model, and certify, print and plot the solution.
 
-    In these models, the last-layer features of a network are free variables, with a network's loss
-    and weight decay: cross-entropy (ce), squared loss (mse), or squared loss and several layers of
-    weights (deep). In mufm, the features of every layer are free, and optimal transport ties them
-    to data.
+    In ce (cross-entropy) and mse (squared loss), the last-layer features of a network are free
+    variables. In deep, several layers of weights follow the free features. In mufm, the features of
+    all layers are free, and optimal transport ties them to data.
     """
 
 
@@ -57,7 +56,7 @@ output_options = combined(
 
 
 def decay_options(layers: bool) -> Any:
-    """Return options for the penalties; with `layers`, every layer may have its own."""
+    """Return options for the penalties; with `layers`, every layer can have its own."""
     several = " One number, or one per layer, such as 1e-3,2e-3." if layers else ""
     kind: Any = str if layers else float
     return combined(
@@ -88,7 +87,7 @@ def bias_option(default: str) -> Any:
 
 
 def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
-    """Return options for solving the model; `restarts` describes the default."""
+    """Return options for solving the model; `restarts` describes the default number."""
     return combined(
         click.option(
             "--method", type=Choice(methods), default="auto", show_default=True, help=help_
@@ -109,7 +108,7 @@ PLAIN = ("auto", "closed", "numerical")
 
 
 def plain_options(bias: str) -> Any:
-    """Return the options of a model with one layer of weights; `bias` is the default."""
+    """Return the options of a model with one layer of weights and the given default of the bias."""
     return combined(
         label_options,
         decay_options(layers=False),
@@ -201,8 +200,9 @@ def deep(
     """Solve the deep model (Súkeník, Mondelli, Lampert 2023; L = 2: Tirer, Bruna 2022).
 
     \b
-    F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||^2
-        + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,   s the ReLU or the identity
+    F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) + b 1^T - Y||^2
+        + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2 + (lambda_b/2) ||b||^2,
+    with s the ReLU or the identity
     """
     from ..ufm import fit_deep, lower_rank
 
@@ -271,8 +271,9 @@ def mufm(
     """Solve the multilayer model MUFM (Wang, Gai, Zhang 2024).
 
     \b
-    F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lambda_W/2) ||W||^2
+    F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lambda_W/2) ||W||^2 + (lambda_b/2) ||b||^2
         + (lambda/2N) sum_l ||H_l - H_{l-1}||^2 + (lambda_H/2N) ||H_L||^2,   H_0 = X the data
+    With --loss ce, cross-entropy replaces the squared loss.
     """
     from ..data import load_images
     from ..data.images import normalization
@@ -296,13 +297,11 @@ def _labels(
         sizes = [whole_number(text, "--counts") for text in counts.split(",")]
     if min(sizes, default=0) < 1 or len(sizes) < 2:
         raise ArgumentError("A model needs at least two classes with at least one sample each.")
-    return [k for k, size in enumerate(sizes) for _ in range(size)], len(
-        sizes
-    ) if dim is None else dim
+    labels = [k for k, size in enumerate(sizes) for _ in range(size)]
+    return labels, len(sizes) if dim is None else dim
 
 
 def _bias(text: str) -> str | float:
-    """Return the option's value as the ``fit_*`` functions take it."""
     try:
         return text if text in ("free", "none") else float(text)
     except ValueError:
@@ -330,7 +329,7 @@ def _refuse_given(*names: str, reason: str) -> None:
 
 
 def _folder(out: str | None) -> Any:
-    """Lock a solution's folder, if any, before the work, so that errors occur early."""
+    """Lock the folder of a solution, if any, and check that it can be written."""
     if out is None:
         return None
     folder = lock_folder(out)
@@ -342,15 +341,13 @@ def _solve_plain(fit: Any, bias: str | float, settings: dict[str, Any]) -> None:
     size = {name: settings.pop(name) for name in ("classes", "per_class", "counts", "dim")}
     labels, dim = _labels(**size)
     with_landscape, folder = settings.pop("with_landscape"), _folder(settings.pop("out"))
-    solution = fit(labels, dim=dim, bias=bias, **settings)
-    _show(solution, with_landscape, folder)
+    _show(fit(labels, dim=dim, bias=bias, **settings), with_landscape, folder)
 
 
 # --- output ----------------------------------------------------------------------------------
 
 
 def _show(solution: Any, with_landscape: bool, folder: Any) -> None:
-    """Print a solution, and save it if there is a folder."""
     import numpy as np
 
     from ..analysis.result import versions

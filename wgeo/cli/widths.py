@@ -1,4 +1,4 @@
-"""Tables that fit the width of the terminal: columns are left out, or rows become several lines."""
+"""Tables that fit the width of the terminal."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from rich.text import Text
 
 from ..text import printable
 
-_MAX_NAME_WIDTH = 24  # characters that a column of names needs at most; longer names are folded
+_MAX_NAME_WIDTH = 24  # width in characters above which names are folded
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table; `names` states whether its cells are names, which may be folded.
 
-    Attributes
-    ----------
-    name : str
-    cells : sequence of str
-    drop_order : int
-        If the terminal is narrow, the columns with the highest number are left out first, from
-        right to left. Columns with 0 are never left out.
-    names : bool
-        Whether the cells are names, left-aligned and folded, rather than numbers.
+    In a narrow terminal, columns with the highest `drop_order` are left out first, from right to
+    left. Columns with 0 are never left out.
     """
 
     name: str
@@ -37,7 +30,6 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Number of characters of the longest cell or of the name."""
         return max(cell_len(printable(text, None)) for text in (self.name, *self.cells))
 
 
@@ -46,7 +38,7 @@ def fit_to_width(
 ) -> RenderableType:
     """Return a table of the columns that fit.
 
-    If the columns that must not be left out do not fit, return every row as several lines of text.
+    If too many columns cannot be left out, every row becomes several lines of text instead.
     """
     shown = list(columns)
     while _width(shown) > width and (highest := max(column.drop_order for column in shown)):
@@ -80,7 +72,7 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def _lines(columns: Sequence[Column]) -> list[Text]:
-    """Return a heading for every row, made of its names, and one line per number."""
+    """Return for every row a line with its names, and one line per number."""
     lines = []
     for row in range(len(columns[0].cells)):
         names = [c.cells[row] for c in columns if c.names and c.cells[row]]

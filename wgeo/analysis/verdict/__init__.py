@@ -1,8 +1,7 @@
 """The verdict: sentences about a network, with the evidence that supports them.
 
-Every sentence is a function of a record's numbers. `sentences` reads a record and returns the
-sentences in the order in which they are printed, beginning with reasons to doubt the rest. No other
-package composes sentences of a verdict. `THRESHOLDS` are the values at which their wording changes.
+Every sentence is a function of a record's numbers, and its wording changes at `THRESHOLDS`. Only
+this package composes sentences of a verdict.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ __all__ = [
 
 
 def sentences(record: Any) -> tuple[Sentence, ...]:
-    """Return the sentences that a record's numbers support, in the order of printing.
+    """Return the sentences that a record's numbers support; reasons for doubt come first.
 
     Parameters
     ----------
     record : mapping, Analysis, Straightness or Collapse
-        The record of an analysis. For a `Straightness` or a `Collapse`, only the sentences about
-        straightness or collapse are returned.
+        The record of an analysis. A `Straightness` supports only sentences about straightness and
+        transport, a `Collapse` only those about collapse.
 
     Examples
     --------
@@ -71,15 +70,12 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
 
 
 def headline(record: Any) -> Sentence:
-    """Return a one-sentence summary: the shape of the path, collapse, and reasons for doubt.
-
-    It states nothing that `sentences` does not state about the same record.
-    """
+    """Return a one-sentence summary of `sentences`: the path, collapse, and reasons for doubt."""
     record = Record.of(record)
     return compose(sentences(record), record.trust)
 
 
 def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:
-    """Return the text of sentences, or of a record's ``verdict``."""
+    """Return the text of a verdict: of sentences, or of their mappings in a record."""
     words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in verdict)
     return " ".join(part for part in words if part)

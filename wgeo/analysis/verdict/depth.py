@@ -1,4 +1,4 @@
-"""Sentences on the rate of class separation, and on the alignment of residual Jacobians."""
+"""Sentences on class separation over depth, and on the alignment of residual Jacobians."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def separation_law(record: Record) -> Iterator[Sentence]:
     for segment in law.segments:
         long = len(segment.layers) >= THRESHOLDS["fewest_layers"]
         bounds = segment.interval("rate")
-        # A fit over several stages is not judged, since their feature spaces differ.
+        # A fit over several stages is not judged, because their feature spaces differ.
         if segment.stage is None or not long or bounds is None:
             continue
         yield _law(segment, bounds, "" if explained else _D)
@@ -79,7 +79,7 @@ def _law(segment: SegmentLaw, bounds: Interval, definition: str) -> Sentence:
 
 
 def _constant(curvature: Interval | None, correlation: Interval | None) -> bool | None:
-    """Return whether the intervals show a straight line (constant rate); None if undecided."""
+    """Return whether the intervals show a constant rate; None if they do not decide it."""
     max_curvature, max_correlation = THRESHOLDS["law_curvature"], -THRESHOLDS["law_correlation"]
     if curvature is None or correlation is None:
         return None
@@ -137,11 +137,8 @@ def _alignment(
 
 
 def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
-    """Return words for an overlap, and whether its interval is narrow enough to justify them.
-
-    The interval's ends are converted to excesses over `chance`: 0 for random directions, 1 for
-    equal ones.
-    """
+    """Return words for the interval of an overlap, and whether they are a decision."""
+    # The excess over chance is 0 for random directions, and 1 for equal ones.
     lower, upper = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
     if lower >= THRESHOLDS["aligned"]:
         return "aligned", True
@@ -159,10 +156,6 @@ _OVERLAP = " (overlap of the leading {} of one block's output with those of anot
 
 
 def _slope(segment: AlignedSegment) -> str:
-    """State the slope over depth of step length / largest singular value.
-
-    See `SegmentAlignment.slopes`.
-    """
     bounds = segment.interval("slope")
     if segment.slope is None or bounds is None:
         return ""

@@ -1,6 +1,7 @@
-"""Sentences on optimality: segments are judged by correlation scores, blocks by their Jacobians.
+"""Sentences on optimality.
 
-If the Jacobians of a block were not computed, the block is judged by its correlation score.
+Segments are judged by their correlation scores. Blocks are judged by their Jacobians or, if these
+were not computed, by their correlation scores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SCORE = (
     f"{THRESHOLDS['nearly_optimal']}, provided that it clearly exceeds the scores of null maps.)"
 )
 
-_NULL_MAPS = "the same displacements, turned or given to the wrong samples"
+_NULL_MAPS = "the same displacements, rotated or assigned to the wrong samples"
 
 
 def optimality(record: Record) -> Iterator[Sentence]:
@@ -51,10 +52,7 @@ def _has_point_end(segment: Segment) -> bool:
 
 
 def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sentence:
-    """State the first layer from which the map to the last layer is at least nearly optimal.
-
-    If there is none, state that the map is not optimal, or that this is undecided.
-    """
+    """Name the first layer from which the map to the last is optimal or nearly optimal, if any."""
     scores = _scores_to_end(segment, score)
     first = scores[0]
     evidence: dict[str, Any] = {
@@ -102,7 +100,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
 
 
 def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]) -> str:
-    """Name those blocks of an optimal end-to-end map whose Jacobians exclude an optimal map."""
+    """Name the blocks of an optimal map whose Jacobians show that they are not optimal."""
     inner = segment.layers[segment.layers.index(start) + 1 :]
     kinds = {block.target: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -118,12 +116,12 @@ def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]
 
 
 def _refuted(map_score: MapScore) -> bool:
-    """Return whether the certified interval excludes a nearly optimal map."""
+    """Return whether the certified upper bound excludes even a nearly optimal map."""
     return map_score.score.high < THRESHOLDS["nearly_optimal"]
 
 
 def _undecided(map_score: MapScore) -> str:
-    """State that it is undecided whether a map is optimal or nearly optimal, and why."""
+    """State why it is undecided whether a map is optimal or nearly optimal."""
     score = f"correlation score {_score(map_score)}"
     null = map_score.null
     if map_score.score.low < THRESHOLDS["nearly_optimal"]:
@@ -164,7 +162,7 @@ def _score(map_score: MapScore) -> str:
 
 
 def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
-    """Return the correlation scores of the maps from each layer to the last, with null scores."""
+    """Return the scores of the maps from each layer to the last."""
     scores = [MapScore.of(segment.layers[0], score, segment.highest_null, segment)]
     pairs = segment.pairs
     for i, name in enumerate(pairs.layers[1:-1], 1):
@@ -177,11 +175,11 @@ def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
 
 @dataclass(frozen=True)
 class MapScore:
-    """The correlation score of a map from the layer `start`, and the highest score of null maps.
+    """The correlation score of the map from the layer `start`, and the highest score of null maps.
 
-    The score is evidence (`power`) only if it exceeds the null maps' score by more than `margin`.
-    The record's own `power` is computed instead from the samples on which null maps are scored,
-    which can be a subset.
+    The score is evidence (`power`) only if it exceeds that of null maps by more than `margin`. This
+    margin is for all samples. That of the record's `power` is for the samples on which null maps
+    were scored, which can be fewer.
     """
 
     start: str
@@ -192,20 +190,20 @@ class MapScore:
 
     @classmethod
     def of(cls, start: str, score: Score, null: float | None, row: Optimality) -> MapScore:
-        """Compare the score of a segment or block with the highest score of null maps, if any."""
+        """Compare the score of a segment or block (`row`) with that of null maps, if any."""
         power = None if null is None else bool(clearly_above(score.low, null, row.samples))
         return cls(start, score, null, float(margin(row.samples)), power)
 
     @property
     def word(self) -> Literal["optimal", "nearly optimal"] | None:
-        """What the map is called; None if these samples do not show that it is one of the two."""
+        """What the map is called; None if these samples show neither."""
         low = self.score.low
         if not self.power or low < THRESHOLDS["nearly_optimal"]:
             return None
         return "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
 
     def evidence(self) -> dict[str, Any]:
-        """Return the values for the evidence of a sentence."""
+        """Return the values as the evidence of a sentence."""
         return {
             "from": self.start,
             **self.score._asdict(),
@@ -253,7 +251,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """Return a clause such as ``2 are optimal maps``, or ``none is ...`` for all blocks."""
+    """Return a clause such as ``2 are optimal maps``, or ``none is ...``."""
     number = kinds.count(kind)
     one, several, none = _KINDS[kind]
     if len(kinds) == 1:
@@ -266,7 +264,6 @@ def _clause(kinds: Sequence[str], kind: str) -> str:
 
 
 def _jacobians(tests: Sequence[Brenier]) -> str:
-    """State the result of the Brenier test, which uses the features before pooling."""
     asymmetry = _from_to([test.asymmetry for test in tests])
     eigenvalue = _from_to([test.relative_eigenvalue for test in tests])
     if not asymmetry:
@@ -282,7 +279,7 @@ def _jacobians(tests: Sequence[Brenier]) -> str:
 
 
 def _from_to(numbers: Sequence[float | None]) -> str:
-    """Return the range of several blocks' values, such as ``0.06 to 0.49``; empty if undefined."""
+    """Return the range of the defined values, such as ``0.06 to 0.49``; "" if there are none."""
     values = [value for value in numbers if value is not None]
     if not values:
         return ""
@@ -290,7 +287,7 @@ def _from_to(numbers: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # the predicate for one block and for several; a negated one also as used after "none"
+_KINDS = {  # predicates for one block and for several, and one after "none" in place of a negation
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",
@@ -327,7 +324,6 @@ _KINDS = {  # the predicate for one block and for several; a negated one also as
 
 
 def _block_kind(block: Block) -> str:
-    """Classify a block: by its Jacobians if they were tested, else by its correlation score."""
     if unmoved(block):
         return "unmoved"
     test = block.brenier
@@ -344,7 +340,7 @@ def _block_kind(block: Block) -> str:
 
 
 def _nearly_gradient(test: Brenier) -> bool:
-    """Return whether the intervals allow a nearly symmetric and positive semi-definite Jacobian."""
+    """Return whether the intervals allow Jacobians of a nearly optimal map."""
     threshold = THRESHOLDS["nearly_gradient_map"]
     asymmetry, eigenvalue = test.interval("asymmetry"), test.interval("relative_eigenvalue")
     low = asymmetry.low if asymmetry else test.asymmetry

@@ -1,4 +1,4 @@
-"""The headline: one sentence composed from the evidence of all others."""
+"""The headline: one sentence composed from the evidence of all sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .wording import listed, percent
 
 
 def compose(verdict: Sequence[Sentence], trust: Trust) -> Sentence:
-    """Return the headline of a verdict: the path's shape, collapse, and how certain they are."""
+    """Return the headline of a verdict: shape of the path, collapse, certainty, and doubts."""
     if silenced(trust):
         return _silence(trust)
     paths = [s for s in verdict if s.claim == "straightness"]
@@ -51,11 +51,8 @@ def _silence(trust: Trust) -> Sentence:
     return Sentence("headline", words, {"samples": trust.samples}, "warning")
 
 
-_NOT_JUDGED = "not judged"
-
-
 def _straightness(paths: Sequence[Sentence]) -> list[str]:
-    """State the shape of the path in each stage, naming stages of the same shape together."""
+    """State the shape of the path in each stage; stages of the same shape are named together."""
     if not paths:
         return []
     if not paths[0].evidence:
@@ -77,7 +74,7 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
 
 def _shape(path: Sentence) -> str:
     if "shape" not in path.evidence:
-        return _NOT_JUDGED
+        return "not judged"
     return _between(path.evidence["shape"]) or "of undecided shape"
 
 
@@ -95,7 +92,7 @@ def _collapse(classes: Sequence[Sentence]) -> list[str]:
 
 
 def _trend(evidence: Mapping[str, Any]) -> str:
-    """State whether the classes become tighter with depth, if the interval of tau excludes 0."""
+    """State whether the classes become tighter with depth, if Kendall's tau is clearly not 0."""
     ends = evidence.get("kendall_interval")
     tau = evidence.get("kendall_tau")
     if tau is None or not ends or ends[0] <= 0 <= ends[1]:

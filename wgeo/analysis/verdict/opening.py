@@ -13,7 +13,6 @@ from .wording import percent
 
 
 def reasons_to_doubt(record: Record) -> list[Sentence]:
-    """Return the sentences about accuracy, normalization, classes and samples."""
     trust = record.trust
     return [
         *_accuracy(trust, record.provenance),
@@ -24,18 +23,18 @@ def reasons_to_doubt(record: Record) -> list[Sentence]:
 
 
 def silenced(trust: Trust) -> bool:
-    """Return whether the verdict ends here: the network only guesses, or there are few samples."""
+    """Return whether nothing else is said: the network only guesses, or there are few samples."""
     few = trust.samples is not None and trust.samples < THRESHOLDS["fewest_samples"]
     return trust.at_chance or few
 
 
 def has_corrected(record: Record) -> bool:
-    """Return whether the record contains an NC1 that is corrected for few samples per class."""
+    """Return whether a layer has an NC1 that is corrected for few samples per class."""
     return any(layer.collapse.measure("nc1_corrected") is not None for layer in record.layers)
 
 
 def few_samples_note(record: Record) -> str:
-    """Return a note for a table of collapse metrics if there are few samples per class, else ""."""
+    """Return a note for tables of collapse metrics if there are few samples per class, else ""."""
     samples = record.trust.samples_per_class
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
@@ -79,7 +78,7 @@ def _accuracy(trust: Trust, provenance: Provenance) -> Iterator[Sentence]:
 
 
 def _unsurprising(stated: float, images: int) -> float:
-    """Return the largest difference from the stated accuracy that needs no warning."""
+    """Return how far below the stated accuracy another one may be without a warning."""
     deviation = math.sqrt(max(stated * (1 - stated), 0.0) / max(images, 1))
     sampling = THRESHOLDS["claim_deviations"] * deviation
     return min(THRESHOLDS["below_claim"], max(sampling, THRESHOLDS["near_claim"]))
@@ -109,14 +108,14 @@ def _normalization(trust: Trust) -> Iterator[Sentence]:
             "warning",
         )
     elif used.source in ("data", "none"):
-        treatment, origin = (
+        treatment, basis = (
             ("not normalized", "")
             if used.source == "none"
             else (f"normalized as {used.name}", " (from the data set)")
         )
         yield Sentence(
             "normalization",
-            f"The pixels were {treatment}. This is an assumption{origin}, because neither the file "
+            f"The pixels were {treatment}. This is an assumption{basis}, because neither the file "
             "nor the caller says how they were normalized in training.",
             used.only("name", "mean", "std", "source"),
             "warning",

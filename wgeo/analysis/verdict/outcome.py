@@ -22,14 +22,9 @@ def reference(record: Record) -> Iterator[Sentence]:
 def against_network(test: Any, kind: str = "network") -> Sentence:
     """State the result of `wgeo.straighter_than` over images, for one segment of two networks.
 
-    The statement is about these two networks only. Two training runs with different seeds usually
-    differ as clearly, so nothing is stated about recipes, whatever the p-value.
-
-    Parameters
-    ----------
-    test : StraightnessTest, or a row of a record's ``reference.tests``
-    kind : str
-        The kind of the reference; see `analyze`.
+    `test` is a `StraighterThan` or a row of a record's ``reference.tests``, and `kind` is
+    ``network`` or ``shuffled``. Two training runs of one recipe usually differ as clearly, so
+    nothing is stated about recipes.
     """
     row = Comparison.of(test)
     low, high = row.interval or (float("nan"),) * 2
@@ -49,7 +44,7 @@ def against_network(test: Any, kind: str = "network") -> Sentence:
     )
 
 
-_SCOPE = {  # the other network, and the meaning of a difference over images
+_SCOPE = {  # names of the other network, and what a difference over images means
     "network": (
         "the network it is compared with",
         "This is about these two networks on these images, not about how they were trained: two "
@@ -88,7 +83,7 @@ def _against_fresh(row: Rank, reference: Reference, explained: bool) -> Sentence
     )
 
 
-_MOST_NAMED = 3  # up to this many layers at which NC1 rises are named; more are only counted
+_MOST_NAMED = 3  # if NC1 rises at more layers, they are counted and not named
 _LINE_SHAPE = (
     " (length of an image's own centered path over the distance between its ends, averaged over "
     "images; 1 is a straight line)"
@@ -133,8 +128,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
             "undecided",
         )
         return
-    trend = record.trend("nc1")
-    yield _collapse_sentence(layers[0], inner[0], last, end, trend)
+    yield _collapse_sentence(layers[0], inner[0], last, end, record.trend("nc1"))
 
 
 def _collapse_sentence(
@@ -182,7 +176,7 @@ def _level(nc1: float) -> str:
 
 
 def _with_interval(value: float, interval: Interval | None) -> str:
-    """Format a value and its interval, which is corrected for bias and can exclude the value."""
+    """Format a value and its interval, which can exclude the value because of bias correction."""
     outside = interval is not None and not interval.low <= value <= interval.high
     note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
     return ranged(value, interval, note=note)
@@ -193,13 +187,12 @@ def _is_corrected(layer: Layer) -> bool:
 
 
 def _nc1(layer: Layer) -> tuple[float | None, Interval | None]:
-    """Return NC1 with its interval; for few samples per class, the corrected estimate."""
+    """Return NC1, or its corrected estimate for few samples per class, and the interval."""
     key = "nc1_corrected" if _is_corrected(layer) else "nc1"
     return layer.collapse.measure(key), layer.collapse.interval(key)
 
 
 def _uncorrected(layer: Layer) -> str:
-    """Format the uncorrected value, which is biased for few samples per class."""
     value = layer.collapse.measure("nc1")
     relevant = _is_corrected(layer) and value is not None
     return f" [uncorrected: {rounded(value)}]" if relevant else ""
@@ -238,7 +231,7 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     )
 
 
-_QUESTIONS = {  # the claims that more evidence could decide, in the order of the verdict
+_QUESTIONS = {  # claims that more evidence could decide
     "straightness": "whether the path is straight",
     "optimality": "from which layer the map to the last layer is optimal",
     "blocks": "whether the undecided blocks are optimal maps",
@@ -246,7 +239,7 @@ _QUESTIONS = {  # the claims that more evidence could decide, in the order of th
 
 
 def _leaves_open(sentence: Sentence) -> bool:
-    """Return whether a sentence leaves a question undecided that more evidence could decide."""
+    """Return whether more evidence could decide what a sentence leaves undecided."""
     evidence = sentence.evidence
     if sentence.claim == "straightness":
         return bool(evidence.get("turns_unseen"))

@@ -1,4 +1,4 @@
-"""Sentences on straightness: the centered length ratio, compared with orthogonal steps."""
+"""Sentences on straightness."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_COMMON_SPACE = (
     "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
     "`embed='pca:D'`."
 )
-"""The reason why a record has no transport; the record stores it as ``transport_skipped``."""
+"""The reason why a record has no transport (``transport_skipped``)."""
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
@@ -47,7 +47,7 @@ def straightness(record: Record) -> Iterator[Sentence]:
 
 
 class Terms(NamedTuple):
-    """Explanations of terms for the first sentence that uses them; empty for later ones."""
+    """Explanations of terms, for the first sentence that uses them."""
 
     centered: str = ""
     geodesic: str = ""
@@ -89,7 +89,6 @@ def _path(segment: Segment, terms: Terms) -> Sentence:
 
 
 def _unmoved(segment: Segment, subject: str, spread: float) -> Sentence:
-    """State that no sample moves, or that each returns to its starting point."""
     moved = segment.relative_displacement
     length = segment.length or 0.0
     returned = length > least_motion(segment) * spread * (len(segment.layers) - 1)
@@ -146,16 +145,16 @@ def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> 
     )
 
 
-_STRAIGHT = 2  # number of categories of `_category` that count as straight
+_STRAIGHT = 2  # the first categories of `_category`, straight and close to straight
 
 
 def _shape(
     segment: Segment, interval: Interval | None, bound: float | None
 ) -> tuple[str, Strength, list[str]]:
-    """Return words for the shape of a path, their strength, and the categories in its interval.
+    """Return words for the shape of a path, their strength, and the names of possible shapes.
 
     A path is called straight only if its interval is well below sqrt(B) and there is evidence that
-    these samples would show a turn. The list of categories is empty if the shape is not classified.
+    these samples would show a turn. There are no names if the shape is not classified.
     """
     if interval is None:
         return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
@@ -178,7 +177,7 @@ def _shape(
 
 
 def _unseen(centered: Centred, ratio: float) -> float:
-    """Return a bound on the true length ratio, which sparse samples may hide.
+    """Return how large the true length ratio can be if the samples are too sparse to show it.
 
     It is 1 if null maps show that the samples would reveal a turn, and infinite if it is unknown.
     """

@@ -52,15 +52,13 @@ THRESHOLDS: dict[str, float] = {
 }
 """The thresholds at which the wording changes.
 
-Thresholds that are also used in a measurement are defined in its module and imported here.
-
 straight, close, bent
     Largest centered length ratios at which a path is called straight, close to straight, and bent.
     The ratio of a quarter circle is 1.11, that of a zigzag of 45 degrees 1.41.
 orthogonal
-    A path is called straight only if the upper end of its length ratio's interval is within this
-    fraction of the way from 1 to sqrt(B). B is the effective number of moving blocks; the length
-    ratio of mutually orthogonal steps is exactly sqrt(B).
+    A path is called straight only if the interval of its length ratio ends within this fraction of
+    the way from 1 to sqrt(B). B is the effective number of moving blocks, and sqrt(B) the length
+    ratio of mutually orthogonal steps.
 few_moving
     If sqrt(B) is below this, one block accounts for nearly all of the path, and the length ratio
     says little.
@@ -71,55 +69,57 @@ optimal, nearly_optimal
     optimal.
 power_margin
     A correlation score is evidence of an optimal map only if it exceeds the scores of null maps by
-    more than this, or by more than 1 / sqrt(n) for n samples if that is larger. A path is called
-    straight only if its length ratio is below that of null maps by more than this, or if a bound on
-    the true length ratio excludes a turn.
+    more than this and by more than 1 / sqrt(n) for n samples. A path is called straight only if its
+    length ratio is below that of null maps by more than this, or if a bound on the true length
+    ratio excludes a turn.
 low_resolution
     If the resolution is below this, an OT score is not evidence, and is printed in parentheses.
 nearly_a_point
-    If the spread of the last cloud divided by that of the first is at least this, the first cloud
-    is nearly a point, so that almost any map has a high OT score.
+    If the last cloud's spread divided by the first cloud's is at least this, the first cloud is
+    nearly a point, and almost any map has a high OT score.
 mostly_shift
     A common shift is mentioned if it makes up at least this fraction of the squared displacement.
 rounding, above_rounding
-    A displacement relative to the spread counts as zero below the first threshold, or below the
-    second times the largest displacement that rounding of the features can cause. Scatter below
-    the square of the first, relative to other scatter, cannot be distinguished from zero.
+    A displacement relative to the spread counts as zero below ``rounding``, and below
+    ``above_rounding`` times the largest displacement that rounding of the features can cause.
+    Scatter relative to other scatter counts as zero below the square of ``rounding``.
 fewest_samples, few_a_class
-    With fewer samples than the first, the verdict makes no statement; with fewer samples per class
-    than the second, there is a warning.
+    With fewer samples than ``fewest_samples``, the verdict makes no statement, and one based on the
+    Jacobians at fewer images is only ``suggested``. With fewer samples per class than
+    ``few_a_class``, there is a warning.
 carrying_share
-    A value is judged only if the effective number of samples behind it is at least this fraction
-    of all samples, and at least ``fewest_samples``.
+    A value is judged only if the effective number of samples that determine it is at least this
+    fraction of all samples, and at least ``fewest_samples``.
 chance_level
-    One-sided level of the binomial test of "better than chance".
+    Level of the one-sided binomial test of "better than chance".
 good_accuracy
     If the accuracy is at least this, no other normalization is tried.
 below_claim, near_claim, claim_deviations
-    There is a warning if the accuracy is lower than that stated in the file by more than the first
-    threshold; or by more than the second, if the difference is also more than sampling error, that
-    is, more than the third times the standard deviation of a binomial proportion.
+    There is a warning if the accuracy is lower than stated in the file by more than
+    ``below_claim``. There is also one if the difference is more than ``near_claim`` and more than
+    ``claim_deviations`` standard deviations of a binomial proportion.
 gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
     largest eigenvalue, at which a map may be the gradient of a convex function.
 nearly_gradient_map
-    Largest value of both quantities at which a map may nearly be such a gradient.
-    A planar rotation with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has
-    a score of 0.995.
+    Largest value of both quantities at which a map may nearly be such a gradient. A planar rotation
+    with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has a score of 0.995.
 collapsed, partly_collapsed
     Largest NC1 of the last layer at which classes are called collapsed, and partly collapsed.
 significant
-    Level of tests against a reference.
-fewest_layers, law_correlation, law_curvature
-    Smallest number of layers for which the rate of separation is judged. The rate is called
-    constant if the correlation of depth and ln D is at most minus the second threshold, and the
-    absolute curvature of ln D at most the third. (Along a geodesic on which classes contract or
-    expand twofold, their absolute values are 0.995 and 0.34.)
-aligned, partly_aligned, above_chance
+    Level of tests against a reference, and of tests of other normalizations.
+fewest_layers
+    Smallest number of layers for which the rate of separation is judged.
+law_correlation, law_curvature
+    The rate is called constant if the correlation of depth and ln D is at most minus the first, and
+    the absolute curvature of ln D at most the second. (Along a geodesic on which classes contract
+    or expand twofold, their absolute values are 0.995 and 0.34.)
+aligned, partly_aligned
     Blocks are called aligned, or partly aligned, if the overlap of their singular directions
     exceeds that of random directions by at least this fraction of the largest possible excess.
-    Below that, the overlap is called more than random if it exceeds that of random directions by
-    more than the factor ``above_chance``.
+above_chance
+    A smaller overlap is called more than random if it is more than this many times that of random
+    directions.
 """
 
 
@@ -136,11 +136,11 @@ class Sentence(Result):
     words : str
         The text.
     evidence : dict
-        The numbers that determine the wording.
+        The numbers on which the text is based.
     strength : {"shown", "suggested", "undecided", "warning"}
-        ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported by a
-        value without an interval, a wide interval or few images. ``undecided``: these samples do
-        not decide it. ``warning``: a reason to doubt the rest.
+        ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported only
+        by a value without an interval, a wide interval or few images. ``undecided``: not decided by
+        these samples. ``warning``: a reason to doubt the rest.
 
     Examples
     --------

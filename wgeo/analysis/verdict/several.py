@@ -1,4 +1,4 @@
-"""The headline of a series: changes from its first analysis to its last, or ranges."""
+"""The headline of a series: changes from the first analysis to the last, or ranges."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from .wording import decimals_of, listed, percent, rounded
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     """Return one sentence about the differences between the analyses of a series.
 
-    Parameters
-    ----------
-    analyses : sequence of dict
-        The records of the analyses, in order, with their names.
-    axis : {"epoch", "name"}
-        ``epoch`` for checkpoints of one training run, ``name`` for networks. The sentence states
-        changes from first to last or, for more than two networks, whose order has no meaning,
-        ranges.
+    It states changes from the first to the last of `analyses`. If `axis` is ``name`` and there are
+    more than two networks, their order has no meaning, and it states ranges.
     """
     rows = [AnalysisRow.of(analysis) for analysis in analyses]
     as_ranges = len(rows) > 2 and axis != "epoch"
@@ -41,8 +35,7 @@ def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     ]
     if at_chance:
         words += f"; the accuracy of {listed(at_chance)} is at chance"
-    words += "."
-    return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
+    return Sentence("headline", f"{words}.", {"analyses": len(rows), "axis": axis}, "suggested")
 
 
 def _name(row: AnalysisRow) -> str:
@@ -71,10 +64,7 @@ def _changes(first: AnalysisRow, last: AnalysisRow) -> list[str]:
 
 
 def _straighter(first: AnalysisRow, last: AnalysisRow) -> list[str]:
-    """State in how many stages the path becomes straighter or less straight.
-
-    A change counts only if the two intervals of the centered length ratio are disjoint.
-    """
+    """State in how many stages the path becomes straighter or less straight."""
     if len(first.segments) != len(last.segments):
         return []
     outcomes = [_change(*pair) for pair in zip(first.segments, last.segments, strict=True)]
@@ -104,7 +94,7 @@ def _in_stages(number: int, total: int) -> str:
 
 
 def _change(first: Segment, last: Segment) -> str:
-    """Return "straighter", "less straight", "unclear", or "" if an interval is missing."""
+    """Compare two intervals: "unclear" if they overlap, "" if one is missing."""
     before, after = (each.centred.interval("length_ratio") for each in (first, last))
     if before is None or after is None:
         return ""

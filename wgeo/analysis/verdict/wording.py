@@ -13,15 +13,12 @@ from .sentence import THRESHOLDS
 _MAX_DECIMALS = 9
 _MAX_WITHOUT_EXPONENT = 1e7
 
-OVER_IMAGES = ", 95 % interval over images"
-"""The note for an interval from resampled images, for `ranged`."""
-
-
+OVER_IMAGES = ", 95 % interval over images"  # a note for `ranged`
 UNDEFINED = "undefined"
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
-    """Return ``98.3 %`` for ``0.9833``; only 1 and 0 exactly become 100 % and 0 %."""
+    """Return ``98.3 %`` for ``0.9833``; near 0 and 1 there are more decimals, as in ``99.96 %``."""
     if share is None:
         return UNDEFINED
     digits = f"{100 * share:z.{decimals}f}"
@@ -39,14 +36,14 @@ def listed(parts: Sequence[str], last: str = "and") -> str:
 
 
 def rounded(value: float | None) -> str:
-    """Round to three significant digits, with an exponent only for unusual magnitudes."""
+    """Format with three significant digits; from 1,000 to 10 million, as a whole number."""
     if value is None:
         return UNDEFINED
     return f"{value:,.0f}" if 1000 <= abs(value) < _MAX_WITHOUT_EXPONENT else f"{value:.3g}"
 
 
 def decimals_of(low: float, high: float, minimum: int = 2) -> int:
-    """Return the smallest number of decimals at which the ends of an interval differ."""
+    """Return the smallest number of decimals at which `low` and `high` differ."""
     for decimals in range(minimum, _MAX_DECIMALS):
         if round(low, decimals) != round(high, decimals):
             return decimals
@@ -54,40 +51,31 @@ def decimals_of(low: float, high: float, minimum: int = 2) -> int:
 
 
 def ranged(value: float | None, interval: Any, *, certified: bool = False, note: str = "") -> str:
-    """Format a value with its interval, to the digit in which the ends differ.
+    """Format a value with its interval, to the digit in which the ends differ, and a note.
 
-    ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval whose
-    ends agree to within rounding is left out. `note` is appended to the interval.
+    ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. An interval of equal ends is left
+    out; so is a certified interval narrower than 1e-4.
     """
     if interval is None or value is None:
         return rounded(value)
     low, high = interval
-    is_point = abs(high - low) <= 1e-4 if certified else low == high
-    if is_point:
-        return (
-            f"{round(value, 4) + 0.0:.4f}"
-            if certified
-            else f"{value:.2f}"
-            if 1 <= value < 10
-            else rounded(value)
-        )
+    if certified and abs(high - low) <= 1e-4:
+        return f"{round(value, 4) + 0.0:.4f}"
+    if not certified and low == high:
+        return f"{value:.2f}" if 1 <= value < 10 else rounded(value)
     if high >= 1000 or 0 < high < 0.01:
         return f"{rounded(value)} ({rounded(low)} to {rounded(high)}{note})"
-    # Two significant digits of the value, if the interval is not wider than these.
+    # At least two significant digits of the value or the interval's width, whichever is larger.
     magnitude = max(abs(value), abs(high - low))
     d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(magnitude))))
     return f"{value:z.{d}f} ({low:z.{d}f} to {high:z.{d}f}{note})"  # z: no negative zero
 
 
 def start_of(layers: Sequence[str]) -> str:
-    """Return the first layer's name, for the middle of a sentence.
-
-    The output of a shortcut is described as the block's input, mapped by the shortcut.
-    """
-    first = layers[0]
-    block, dot, child = first.rpartition(".")
+    """Return the first layer's name, or a description if it is the output of a shortcut."""
+    block, dot, child = layers[0].rpartition(".")
     is_shortcut = bool(dot) and child == "shortcut"
-    return f"the input of {block}, mapped by its shortcut," if is_shortcut else first
+    return f"the input of {block}, mapped by its shortcut," if is_shortcut else layers[0]
 
 
 def segment_ends(layers: Sequence[str]) -> str:
@@ -106,7 +94,7 @@ def spreads(row: Optimality) -> list[float]:
 
 
 def least_motion(row: Optimality) -> float:
-    """Return the relative displacement below which a block or segment counts as unmoved."""
+    """Return the relative displacement below which samples count as unmoved."""
     rounding = THRESHOLDS["above_rounding"] * (row.relative_rounding or 0.0)
     return max(THRESHOLDS["rounding"], rounding)
 
@@ -118,7 +106,7 @@ def unmoved(row: Optimality) -> bool:
 
 
 def few_carrying(row: Optimality) -> str:
-    """Return ``about 1 sample of 300 determines`` if few samples determine a value, else ""."""
+    """Return a text such as ``about 1 sample of 300 determines`` if they are few, else ""."""
     number, samples = row.effective_samples, row.distinct or row.samples
     if number is None or not samples:
         return ""
