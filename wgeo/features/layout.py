@@ -4,13 +4,12 @@ Feature maps may have the axes (n, c, h, w) or (n, h, w, c). They may be tokens 
 or (t, n, c), or video, and their sample axis may contain windows. Shapes do not distinguish these
 cases, and a mean over the wrong axes is meaningless.
 
-To find the samples, one image is replaced: along the sample axis, only one sample changes.
+To find the samples, one image is changed: along the sample axis, only one sample changes.
 
-To find the channels, derivatives are computed: the derivative of the map with respect to one entry
-of a bias (or one row of a weight) is confined to one slice of the channel axis, but not of other
-axes. The last conclusive parameter before the map is used, since the token axis of a mixer has
-weights too. If no derivative is conclusive, the channel axis is the only axis that is as long as a
-parameter of one of the last modules before the map.
+To find the channels, the map is differentiated with respect to one entry of a bias (or one row of a
+weight). Along the channel axis, and no other, the derivative is confined to one slice. The token
+axis of a mixer has weights too, so the last conclusive parameter before the map decides. If no
+parameter is conclusive, the only axis that is as long as a parameter of the last modules is used.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class Layout(Result):
     Attributes
     ----------
     shape : tuple of int
-        Shape of one sample's map: that of the tensor without the sample axis. If this axis contains
-        windows, they are the map's first axis.
+        Shape of one sample's map, that is, of the tensor without its sample axis. Windows, if any,
+        are the first axis of this map.
     samples : int
         The sample axis of the tensor.
     folded : {"", "outer", "inner"}
@@ -97,7 +96,6 @@ def find_layouts(
     Parameters
     ----------
     module : nn.Module
-        Unchanged afterwards.
     specs : sequence of BlockSpec
     tap : {"post", "pre"}
     images : Tensor, (n, ...)
@@ -152,7 +150,7 @@ def _maps(
 
 
 def _one_replaced(images: torch.Tensor) -> torch.Tensor:
-    """Return the images with noise added to the one at index 1."""
+    """Add noise to the image at index 1."""
     others = images.clone()
     noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1))
     others[1] = others[1] + noise.to(others)
@@ -160,7 +158,7 @@ def _one_replaced(images: torch.Tensor) -> torch.Tensor:
 
 
 def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> Layout:
-    """Find the axis along which replacing the image at index 1 changes only one sample."""
+    """Find the axis along which a change of the image at index 1 changes only one sample."""
     changed = (maps - other).abs() > _MIN_CHANGE * maps.abs().max()
     for fold in ("", "outer", "inner"):
         for axis, size in enumerate(maps.shape):
@@ -213,7 +211,7 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _Graph:
-    """The maps of a few images, for derivatives, and the modules that ran before each map."""
+    """The maps of a few images, with derivatives, and the modules that ran before each map."""
 
     def __init__(
         self, module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
@@ -268,7 +266,7 @@ class _Graph:
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of a module to test: its vectors (bias first), or else all others."""
+    """Return the vectors among a module's parameters, the bias first; or all, if it has none."""
     parameters = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in parameters if max(p.shape, default=0) == p.numel() > 1]
     return vectors or parameters
@@ -277,11 +275,11 @@ def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis along which one entry (or row) of a parameter changes only one slice.
 
-    Different entries must change different slices: if all change only the class token, they do not
-    distinguish tokens from channels. None if there is no such axis, or more than one.
+    Different entries must change different slices: entries that all change the class token do not
+    show which axis has the channels. None if there is no such axis, or more than one.
 
-    The derivative of the maps in a direction of the parameter is computed as the derivative of
-    <d<maps, v>/dp, direction> with respect to v.
+    The derivative of the maps along a direction u of the parameter p is the derivative of
+    <d<maps, v>/dp, u> with respect to v.
     """
     try:
         v = torch.ones_like(maps, requires_grad=True)
@@ -318,7 +316,7 @@ def _derivative(
 
 
 def _confined(derivative: torch.Tensor | None) -> dict[int, int]:
-    """Return the axes along which a derivative is confined to one slice, and the slice's index."""
+    """Return the axes along which a derivative is confined to one slice, with its index."""
     if derivative is None:
         return {}
     square = derivative.detach().double().square()

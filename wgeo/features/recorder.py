@@ -43,9 +43,9 @@ class Recorder:
         The network's classifier.
     penultimate : bool
         Whether the classifier's input is a separate layer, because it differs from the features of
-        the last block (a norm or a choice of tokens is between them).
+        the last block.
     max_batch : int or None
-        Maximum number of images per pass, once the device has run out of memory; None before.
+        Maximum number of images per pass; None until the device has run out of memory.
     """
 
     module: nn.Module
@@ -137,9 +137,8 @@ class Recorder:
     def _drop_entries(self) -> None:
         """Drop the entries of identity shortcuts, which usually repeat the previous layer.
 
-        An entry is kept if the feature space has changed since the previous layer (except for the
-        first block, whose input is the stem), or if the block adds its branch to an argument other
-        than its first.
+        An entry is kept if the block adds its branch to an argument other than its first; or, after
+        the first block, if the feature space has changed since the previous layer.
         """
         previous = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
         for last, spec in zip(previous, self.specs, strict=False):

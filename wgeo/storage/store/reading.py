@@ -83,7 +83,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
     Raises
     ------
     RecordError
-        The store is missing, unfinished, or damaged (the message names the damaged file).
+        The store is missing, unfinished or damaged.
     """
     path = as_path(folder, "folder")
     manifest = manifest_of(path)
@@ -92,8 +92,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
         array = _mapped(path, entry)
         if verify:
             _verify(path, array, entry, manifest["rows"])
-        narrow = entry["dtype"] == "bfloat16"
-        arrays[key] = _widened(array, path) if narrow else array
+        arrays[key] = _widened(array, path) if entry["dtype"] == "bfloat16" else array
     return Stored(arrays, manifest["about"], manifest["job"])
 
 
@@ -134,7 +133,6 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def _mapped(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Map an array of a store, as its manifest describes it."""
     path = folder / entry["file"]
     if path.parent != folder:
         raise RecordError(f"{folder / MANIFEST} is damaged: it names {path}, outside the store.")
@@ -162,7 +160,7 @@ def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list
     if not whole or any(not a <= b <= c for (a, c), b in zip(spans, bounds, strict=False)):
         raise RecordError(f"{folder / MANIFEST} is damaged: it lacks rows. Trace again.")
     path, row = folder / entry["file"], array.itemsize * math.prod(array.shape[1:])
-    # The file is read, not mapped: if the disk fails, reading raises an error.
+    # Reading raises an error if the disk fails; a memory map would crash the process.
     with open(path, "rb") as file:
         for (start, stop), crc in zip(spans, sums, strict=True):
             file.seek(array.offset + start * row)
@@ -179,7 +177,6 @@ def _crc32(file: IO[bytes], size: int) -> int:
 
 
 def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
-    """Return bfloat16 bits as float32."""
 
     def widen(rows: slice) -> np.ndarray:
         return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)
