@@ -32,20 +32,13 @@ _Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier of a network.
+    """The classifier of a network: the linear layer that computes the logits.
 
-    Attributes
-    ----------
-    name : str or None
-        The linear layer that computes the logits, up to a scale, a softmax or its logarithm; None
-        if there is no such layer.
-    output : int or None
-        Index of the logits among the tensors (n, k) in the network's output, in the order of
-        `tables_in`; None if unknown.
+    It computes them up to a scale or (log-)softmax. What is unknown is None.
     """
 
     name: str | None = None
-    output: int | None = None
+    output: int | None = None  # index of the logits among the tensors of the output (`tables_in`)
 
 
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
@@ -59,12 +52,6 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     - if no layer computes an output: the only output.
 
     In all other cases, the logits are unknown.
-
-    Parameters
-    ----------
-    module : nn.Module
-    images : Tensor, (n, ...)
-        A few inputs of the network, on its device.
 
     Raises
     ------

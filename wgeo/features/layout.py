@@ -40,27 +40,15 @@ _MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
 class Layout(Result):
     """The sample axis and channel axis of a tensor.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape of one sample's map, that is, of the tensor without its sample axis. Windows, if any,
-        are the first axis of this map.
-    samples : int
-        The sample axis of the tensor.
-    folded : {"", "outer", "inner"}
-        Whether the sample axis contains parts of samples, such as windows. If ``outer``, the parts
-        of one sample are consecutive; if ``inner``, the samples of one part are.
-    channels : int or None
-        The channel axis of a sample's map, counted from 1; None if unknown.
-    evidence : str
-        How the channel axis was determined.
+    If the sample axis also contains parts of samples, such as windows, `folded` is ``outer`` (the
+    parts of one sample are consecutive) or ``inner`` (the samples of one part are).
     """
 
-    shape: tuple[int, ...]
-    samples: int = 0
+    shape: tuple[int, ...]  # of one sample's map; its parts, if any, are the first axis
+    samples: int = 0  # axis of the tensor
     folded: str = ""
-    channels: int | None = 1
-    evidence: str = "one vector per sample"
+    channels: int | None = 1  # axis of a sample's map, counted from 1; None if unknown
+    evidence: str = "one vector per sample"  # how the channel axis was found
 
     def samples_first(self, maps: torch.Tensor, n: int) -> torch.Tensor:
         """Return maps with their n samples on the first axis."""
@@ -93,15 +81,8 @@ def find_layouts(
 ) -> dict[str, Layout]:
     """Return the layout of every tensor that `tensor_hooks` records, by its key.
 
-    Parameters
-    ----------
-    module : nn.Module
-    specs : sequence of BlockSpec
-    tap : {"post", "pre"}
-    images : Tensor, (n, ...)
-        A few inputs of the network, at least two, on its device.
-    channels : {"first", "last"}, optional
-        The position of the channel axis, if the user specifies it.
+    At least two images are needed. If `channels` is given, it is the channel axis: ``first`` or
+    ``last``.
 
     Raises
     ------

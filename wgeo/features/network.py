@@ -71,14 +71,13 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
 def inputs(
     net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
 ) -> Float[torch.Tensor, "r ..."]:
-    """Return the images `rows` as inputs: normalized, in the network's precision, on its device."""
+    """Return the images `rows` as the network takes them: normalized, of its dtype and device."""
     images, module = as_images(images), module_of(net)
     device, dtype = device_and_dtype(module)
     return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(device, dtype)
 
 
 def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
-    """Return the origin of features for a record: network, images, normalization."""
     record: dict[str, Any] = (
         net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
     )

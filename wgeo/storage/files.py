@@ -75,13 +75,7 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
-    """Create a folder if needed, and check that it is writable.
-
-    Raises
-    ------
-    RecordError
-        The folder cannot be created or written.
-    """
+    """Create a folder if needed; raise RecordError if it is not writable."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -107,11 +101,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file atomically: to a temporary file, which is then renamed.
 
     The data is on the disk before the rename, so not even a power loss leaves a partial file.
-
-    Raises
-    ------
-    RecordError
-        The disk is full or the folder cannot be written; an existing file is unchanged.
+    RecordError is raised if the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content

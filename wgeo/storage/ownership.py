@@ -81,13 +81,9 @@ def has_leftovers(folder: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
-    """Lock a folder (`files.locked`) for writing, and remove partial files of killed runs.
+    """Lock a folder for writing, as `files.locked` does, and remove partial files of killed runs.
 
-    Raises
-    ------
-    RecordError
-        Another run is writing to the folder, the folder cannot be written, or its manifest is
-        damaged.
+    RecordError is also raised if the manifest is damaged.
     """
     with locked(folder) as path:
         owner = Owned(path)
@@ -117,11 +113,8 @@ class Owned:
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
         """Write files, given as names and contents, each atomically and in this order.
 
-        Raises
-        ------
-        RecordError
-            A file that wgeo did not write is in the way (then no file is written), or the disk is
-            full.
+        Raise RecordError if the disk is full, or (before any file is written) if a file that wgeo
+        did not write is in the way.
         """
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -31,14 +31,11 @@ _ADVICE = {
 def require_writable(folder: Path, kind: str) -> Path:
     """Return `folder` if a record of this kind can be written to it.
 
-    An analysis and a series cannot share a folder, since the figures and report of one would
-    replace those of the other.
-
     Raises
     ------
     RecordError
-        The folder contains a record of the other kind, or a file with the record's name that wgeo
-        did not write.
+        The folder contains a record of the other kind, whose figures and report would be replaced,
+        or a file with the record's name that wgeo did not write.
     """
     other = SERIES if kind == ANALYSIS else ANALYSIS
     if (folder / other).exists():

@@ -153,16 +153,15 @@ def train(
 ) -> TrainingRun:
     """Train a network on images; resume if `out` contains a run with the same settings.
 
-    The whole data set is kept on the device. Each epoch visits every image once, in random order,
-    in batches of nearly equal size with at most `batch_size` images.
+    All images are kept on the device. Each epoch visits every image once, in random order, in
+    batches of nearly equal size.
 
     Parameters
     ----------
     arch : str or nn.Module
         A name for `wgeo.models.build`, or your own network, which is trained in place.
     images : Images
-        The training images. They are normalized as they specify, or else as is usual for the data
-        set.
+        The training images, normalized as they specify, or else as is usual for the data set.
     out : path
         Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
     epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed

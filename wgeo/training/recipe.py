@@ -54,8 +54,8 @@ class Recipe:
         norm. The network's function does not depend on their scale: decay only shrinks them, and
         the gradient grows until training breaks down (Lobacheva et al. 2021, arXiv:2106.15739).
     precision : {"float32", "bfloat16"}
-        Precision of the forward and backward passes; ``bfloat16`` uses torch's autocast.
-        Weights, loss, optimizer and evaluation stay in the network's own precision.
+        ``bfloat16`` applies torch's autocast to the forward and backward passes. Weights, loss,
+        optimizer and evaluation keep the network's own precision.
 
     Raises
     ------

@@ -60,18 +60,8 @@ def with_momenta(
 ) -> dict[str, Any]:
     """Return `expected`, the optimizer state of a new run, with the momenta of the saved state.
 
-    Parameters
-    ----------
-    saved, expected : mapping
-    parameters : list of Tensor
-        The optimized parameters, in the order of the groups.
-    required : bool
-        Whether there must be momenta, because steps with momentum were taken.
-
-    Raises
-    ------
-    ValueError
-        The momenta do not belong to these parameters.
+    Raise ValueError if the momenta do not belong to the parameters, which are in the order of the
+    groups, or are missing although `required`.
     """
     groups = [group["params"] for group in saved["param_groups"]]
     if groups != [group["params"] for group in expected["param_groups"]]:

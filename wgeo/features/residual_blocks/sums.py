@@ -221,11 +221,8 @@ class SumWatch(_Addressed):
 class SumTap(_Addressed):
     """Calls functions with the summands and values of selected sums, whenever they are computed.
 
-    Parameters
-    ----------
-    sums : mapping of address to (tail, put)
-        ``put(operands, sum, value)`` is called with the summands, the sum, and the value after its
-        tail.
+    `sums` maps the address of a sum to (tail, put). The tap calls ``put(operands, sum, value)``
+    with the summands, the sum, and the value after the tail.
     """
 
     def __init__(self, sums: dict[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:

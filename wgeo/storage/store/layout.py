@@ -91,10 +91,7 @@ def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
 def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
     """Return the bytes of rows in the stored format; NaN and infinity are kept.
 
-    Raises
-    ------
-    FeatureError
-        A finite number is too large for the format.
+    Raise FeatureError if a finite number is too large for the format.
     """
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(array, "<f4" if dtype == "bfloat16" else DTYPES[dtype])

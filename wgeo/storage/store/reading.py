@@ -25,21 +25,11 @@ _READ = 2**20  # bytes read at a time; more is not faster
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The contents of a finished store.
+    """The contents of a finished store."""
 
-    Attributes
-    ----------
-    arrays : dict of str to ndarray
-        Memory maps; changes to them are private to this process.
-    about : dict
-        The writer's description of the arrays.
-    job : dict
-        The inputs from which the arrays were computed; equal jobs write equal arrays.
-    """
-
-    arrays: dict[str, np.ndarray]
-    about: dict[str, Any]
-    job: dict[str, Any]
+    arrays: dict[str, np.ndarray]  # memory maps; changes to them are private to this process
+    about: dict[str, Any]  # the writer's description of the arrays
+    job: dict[str, Any]  # what the arrays were computed from; equal jobs write equal arrays
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
@@ -74,11 +64,7 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
 def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored:
     """Open a finished store; arrays stored as bfloat16 become float32.
 
-    Parameters
-    ----------
-    folder : path
-    verify : bool
-        Whether to read all data and compare it with the checksums in the manifest.
+    If `verify`, all data is read and compared with the checksums in the manifest.
 
     Raises
     ------
@@ -97,13 +83,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """Read and validate the manifest of a store, without reading the arrays.
-
-    Raises
-    ------
-    RecordError
-        The store is missing or unfinished, or its manifest is damaged.
-    """
+    """Read the manifest of a store; raise RecordError if it is missing, unfinished or damaged."""
     if not (path / MANIFEST).is_file():
         if (path / UNFINISHED).is_file():
             raise RecordError(f"{path} is not finished: run the command that began it again.")

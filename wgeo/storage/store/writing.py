@@ -123,8 +123,7 @@ class Writer:
         FeatureError
             A number is too large for its array's format.
         RecordError
-            The range cannot be written, for example because the disk is full; earlier ranges are
-            kept.
+            The range cannot be written, for example because the disk is full.
         """
         sums, stop = {}, start + len(next(iter(arrays.values())))
         try:
