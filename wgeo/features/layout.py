@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -154,8 +153,8 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
     if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
         return _layout_of(maps, 0, "", n)
     raise FeatureError(
-        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
-        f"none of whose axes is the sample axis. Choose other modules: `layers=`."
+        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, but "
+        "no axis of this tensor is the sample axis. Choose other modules: `layers=`."
     )
 
 
@@ -206,18 +205,15 @@ class _Graph:
             self.maps[key] = value.clone()
             self.calls_before[key] = len(self.calls)
 
+        def end(name: str, part: nn.Module) -> None:
+            self.calls.append((name, part))
+
         with hooked() as keep:
             for name, part in module.named_modules():
                 if any(True for _ in part.parameters(recurse=False)):
-                    keep(part.register_forward_hook(self._end(name)))
+                    keep(part.register_forward_hook(lambda own, *_, name=name: end(name, own)))
             with tensor_hooks(module, specs, tap, put):
                 run(module, images.clone())
-
-    def _end(self, name: str) -> Any:
-        def hook(part: nn.Module, *_: Any) -> None:
-            self.calls.append((name, part))
-
-        return hook
 
     def with_channels(self, key: str, layout: Layout) -> Layout:
         """Return a map's layout with its channel axis, from derivatives or else from lengths.

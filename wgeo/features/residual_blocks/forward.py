@@ -33,7 +33,7 @@ def forward_sums(
     others: Counter[str] = Counter()
     crossed: list[str] = []
     roots: dict[Node, Node] = {}  # from the result of each residual sum to its identity summand
-    inside = {run.y for run in watch.calls if run.name in blocks}
+    inside = {call.y for call in watch.calls if call.name in blocks}
     names: Counter[str] = Counter()
     for total in watch.sums:
         if any(name in blocks for name in total.path):
@@ -66,9 +66,9 @@ def _as_residual(
         if total.partial or root not in sources:
             continue
         between = (sources & watch.results(root)) - {root}
-        path = [run for run in watch.calls if run.y in between and _has_matrices(modules[run.name])]
+        path = [c for c in watch.calls if c.y in between and _has_matrices(modules[c.name])]
         if path and not any(node in between for node in inside):
-            ends = [run for run in path if run.y == branch]
+            ends = [call for call in path if call.y == branch]
             return f"{(ends or path)[-1].name}+x", identity
     return None
 

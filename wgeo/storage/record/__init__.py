@@ -139,8 +139,8 @@ class Record(Part):
 
     def mismatches(self) -> Iterator[Fault]:
         """Yield the locations of lists that are valid individually but do not match each other."""
-        for k, run in enumerate(self.alignment.segments):
-            if len(run.blocks) < 2:
+        for k, aligned in enumerate(self.alignment.segments):
+            if len(aligned.blocks) < 2:
                 yield Fault(f"alignment.segments[{k}].blocks")
         for k, law in enumerate(self.separation_law.segments):
             for key in ("separation", "compression", "discrimination"):
