@@ -153,8 +153,8 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
     if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
         return _layout_of(maps, 0, "", n)
     raise FeatureError(
-        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, but "
-        "no axis of this tensor is the sample axis. Choose other modules: `layers=`."
+        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
+        "but no axis of this tensor is the sample axis. Choose other modules: `layers=`."
     )
 
 

@@ -61,7 +61,7 @@ class TrainingRun(Result):
         images (None if not evaluated); ``lr``, the learning rate of the last step; ``seconds``.
     terminal_epoch : int or None
         The first evaluated epoch after `last_below`; since then, the training accuracy has been 1.
-        None if it is below 1 at the end.
+        None if the accuracy is below 1 at the end.
     settings : dict
         The metadata stored in every checkpoint under the key ``wgeo``.
 

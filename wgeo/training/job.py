@@ -238,7 +238,7 @@ class Job:
         self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return ``history.json``, which a resumed run does not read, as {name: text}."""
+        """Return ``history.json``, which is not needed to resume, as {name: text}."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
