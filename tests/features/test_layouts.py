@@ -247,7 +247,7 @@ def test_a_layer_without_samples_is_refused():
             return self.head(x.flatten(1)) + self.gram(x).mean()
 
     x, y = pair(side=4)
-    with pytest.raises(FeatureError, match="none of whose axes is the sample axis"):
+    with pytest.raises(FeatureError, match="no axis of this tensor is the sample axis"):
         trace(Net(), (x, y), layers=["gram"])
 
 

@@ -1,8 +1,8 @@
 """Find a network's classifier by what it computes: the linear layer whose outputs are the logits.
 
-A network may return several tensors, such as its features and its logits, and may contain linear
-layers that are registered after the classifier: an auxiliary head, a projector. So the network is
-run on a few images, and its outputs are compared with those of its linear layers.
+The network is run on a few images, and its outputs are compared with those of its linear layers.
+The order of layers or outputs is no guide: a network may also return its features, or register an
+auxiliary head after the classifier.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from ..models.parts import logits_of, tables_in, usual_head
 from .residual_blocks import evaluating, first_tensor, hooked, run
 
 # Relative to the largest logit. In 15 networks of torchvision and timm, the classifier's outputs
-# equal the network's exactly, in every precision; if a softmax or a scaling follows, they differ by
-# at most 1e-6 in float32. The closest wrong layer differs by 1e-2: one of two heads trained on the
-# same features, in a network that returns their mean. In half precision, the rounding of a softmax
-# is as large, so the layer before it is not found.
+# differed from the network's by at most 1e-6 in float32, after a softmax or a scaling. The closest
+# wrong layer differed by 1e-2. In half precision, a softmax rounds so much that the layer before it
+# is not found.
 _TOLERANCE = 1e-3
 _TINY = 1e-300  # logits that are all 0
 
@@ -33,37 +32,26 @@ _Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier of a network.
+    """The classifier of a network: the linear layer that computes the logits.
 
-    Attributes
-    ----------
-    name : str or None
-        The linear layer that computes the logits, up to a scale, a softmax or its logarithm; None
-        if there is no such layer.
-    output : int or None
-        Index of the logits among the tensors (n, k) in the network's output, in the order of
-        `tables_in`; None if unknown.
+    It computes them up to a scale or (log-)softmax. What is unknown is None.
     """
 
     name: str | None = None
-    output: int | None = None
+    output: int | None = None  # index of the logits among the tensors of the output (`tables_in`)
 
 
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
-    The logits are the output named ``logits``. Without that name, they are the output that comes
-    from a linear layer. If several linear layers compute outputs, they are that of the layer with a
-    usual name (`usual_head`); or else that of the only layer whose outputs, or their softmax or its
-    logarithm, are returned without a scale; or else unknown. If no output comes from a linear
-    layer, the logits are known only if the network returns a single tensor (n, k).
+    The logits are the output named ``logits``, if there is one. Otherwise they are
 
-    Parameters
-    ----------
-    module : nn.Module
-        Unchanged afterwards.
-    images : Tensor, (n, ...)
-        A few inputs of the network, on its device.
+    - the only output that a linear layer computes;
+    - if several layers compute outputs: that of the layer with a usual name (`usual_head`), or else
+      that of the only layer whose values, or their (log-)softmax, are returned without a scale;
+    - if no layer computes an output: the only output.
+
+    In all other cases, the logits are unknown.
 
     Raises
     ------
@@ -123,7 +111,7 @@ def _is_named(output: Any, table: torch.Tensor) -> bool:
 
 
 def _layers(matches: list[_Match]) -> set[str]:
-    """Return the layers that compute outputs: of each output, that of its first match."""
+    """Return the layer of every output's first match."""
     closest: dict[int, str] = {}
     for index, name, *_ in matches:
         closest.setdefault(index, name)
@@ -138,7 +126,7 @@ def _is_normalized(table: torch.Tensor) -> bool:
 
 
 def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:
-    """Return the calls whose outputs match a table, the closest first; of equals, the last."""
+    """Return the calls that match a table, the closest first; among equals, the last call first."""
     candidates = [(distance(call[2], table), call) for call in reversed(calls)]
     return [call for d, call in sorted(candidates, key=lambda pair: pair[0]) if d <= _TOLERANCE]
 
@@ -152,10 +140,7 @@ def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
 
 
 def _distance_rescaled(y: torch.Tensor, table: torch.Tensor) -> float:
-    """Return the same for a y + b, fitted to the table or to its logarithm.
-
-    There is one a > 0, and one b per sample.
-    """
+    """Return `_distance` for a y + b, fitted to a table or its log; a > 0, one b per sample."""
     if y.shape != table.shape or not y.numel():
         return math.inf
     distances = [math.inf]

@@ -4,13 +4,12 @@ Feature maps may have the axes (n, c, h, w) or (n, h, w, c). They may be tokens 
 or (t, n, c), or video, and their sample axis may contain windows. Shapes do not distinguish these
 cases, and a mean over the wrong axes is meaningless.
 
-To find the samples, one image is replaced: along the sample axis, only one sample changes.
+To find the samples, one image is changed: along the sample axis, only one sample changes.
 
-To find the channels, derivatives are computed: the derivative of the map with respect to one entry
-of a bias (or one row of a weight) is confined to one slice of the channel axis, but not of other
-axes. The last conclusive parameter before the map is used, since the token axis of a mixer has
-weights too. If no derivative is conclusive, the channel axis is the only axis that is as long as a
-parameter of one of the last modules before the map.
+To find the channels, the map is differentiated with respect to one entry of a bias (or one row of a
+weight). Along the channel axis, and no other, the derivative is confined to one slice. The token
+axis of a mixer has weights too, so the last conclusive parameter before the map decides. If no
+parameter is conclusive, the only axis that is as long as a parameter of the last modules is used.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,27 +39,15 @@ _MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
 class Layout(Result):
     """The sample axis and channel axis of a tensor.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape of one sample's map: that of the tensor without the sample axis. If this axis contains
-        windows, they are the map's first axis.
-    samples : int
-        The sample axis of the tensor.
-    folded : {"", "outer", "inner"}
-        Whether the sample axis contains parts of samples, such as windows. If ``outer``, the parts
-        of one sample are consecutive; if ``inner``, the samples of one part are.
-    channels : int or None
-        The channel axis of a sample's map, counted from 1; None if unknown.
-    evidence : str
-        How the channel axis was determined.
+    If the sample axis also contains parts of samples, such as windows, `folded` is ``outer`` (the
+    parts of one sample are consecutive) or ``inner`` (the samples of one part are).
     """
 
-    shape: tuple[int, ...]
-    samples: int = 0
+    shape: tuple[int, ...]  # of one sample's map; its parts, if any, are the first axis
+    samples: int = 0  # axis of the tensor
     folded: str = ""
-    channels: int | None = 1
-    evidence: str = "one vector per sample"
+    channels: int | None = 1  # axis of a sample's map, counted from 1; None if unknown
+    evidence: str = "one vector per sample"  # how the channel axis was found
 
     def samples_first(self, maps: torch.Tensor, n: int) -> torch.Tensor:
         """Return maps with their n samples on the first axis."""
@@ -94,16 +80,8 @@ def find_layouts(
 ) -> dict[str, Layout]:
     """Return the layout of every tensor that `tensor_hooks` records, by its key.
 
-    Parameters
-    ----------
-    module : nn.Module
-        Unchanged afterwards.
-    specs : sequence of BlockSpec
-    tap : {"post", "pre"}
-    images : Tensor, (n, ...)
-        A few inputs of the network, at least two, on its device.
-    channels : {"first", "last"}, optional
-        The position of the channel axis, if the user specifies it.
+    At least two images are needed. If `channels` is given, it is the channel axis: ``first`` or
+    ``last``.
 
     Raises
     ------
@@ -152,7 +130,7 @@ def _maps(
 
 
 def _one_replaced(images: torch.Tensor) -> torch.Tensor:
-    """Return the images with noise added to the one at index 1."""
+    """Add noise to the image at index 1."""
     others = images.clone()
     noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1))
     others[1] = others[1] + noise.to(others)
@@ -160,7 +138,7 @@ def _one_replaced(images: torch.Tensor) -> torch.Tensor:
 
 
 def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> Layout:
-    """Find the axis along which replacing the image at index 1 changes only one sample."""
+    """Find the axis along which a change of the image at index 1 changes only one sample."""
     changed = (maps - other).abs() > _MIN_CHANGE * maps.abs().max()
     for fold in ("", "outer", "inner"):
         for axis, size in enumerate(maps.shape):
@@ -176,7 +154,7 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
         return _layout_of(maps, 0, "", n)
     raise FeatureError(
         f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
-        f"none of whose axes is the sample axis. Choose other modules: `layers=`."
+        "but no axis of this tensor is the sample axis. Choose other modules: `layers=`."
     )
 
 
@@ -213,7 +191,7 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _Graph:
-    """The maps of a few images, for derivatives, and the modules that ran before each map."""
+    """The maps of a few images, with derivatives, and the modules that ran before each map."""
 
     def __init__(
         self, module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
@@ -227,18 +205,15 @@ class _Graph:
             self.maps[key] = value.clone()
             self.calls_before[key] = len(self.calls)
 
+        def end(name: str, part: nn.Module) -> None:
+            self.calls.append((name, part))
+
         with hooked() as keep:
             for name, part in module.named_modules():
                 if any(True for _ in part.parameters(recurse=False)):
-                    keep(part.register_forward_hook(self._end(name)))
+                    keep(part.register_forward_hook(lambda own, *_, name=name: end(name, own)))
             with tensor_hooks(module, specs, tap, put):
                 run(module, images.clone())
-
-    def _end(self, name: str) -> Any:
-        def hook(part: nn.Module, *_: Any) -> None:
-            self.calls.append((name, part))
-
-        return hook
 
     def with_channels(self, key: str, layout: Layout) -> Layout:
         """Return a map's layout with its channel axis, from derivatives or else from lengths.
@@ -268,7 +243,7 @@ class _Graph:
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of a module to test: its vectors (bias first), or else all others."""
+    """Return the vectors among a module's parameters, the bias first; or all, if it has none."""
     parameters = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in parameters if max(p.shape, default=0) == p.numel() > 1]
     return vectors or parameters
@@ -277,11 +252,11 @@ def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis along which one entry (or row) of a parameter changes only one slice.
 
-    Different entries must change different slices: if all change only the class token, they do not
-    distinguish tokens from channels. None if there is no such axis, or more than one.
+    Different entries must change different slices: entries that all change the class token do not
+    show which axis has the channels. None if there is no such axis, or more than one.
 
-    The derivative of the maps in a direction of the parameter is computed as the derivative of
-    <d<maps, v>/dp, direction> with respect to v.
+    The derivative of the maps along a direction u of the parameter p is the derivative of
+    <d<maps, v>/dp, u> with respect to v.
     """
     try:
         v = torch.ones_like(maps, requires_grad=True)
@@ -318,7 +293,7 @@ def _derivative(
 
 
 def _confined(derivative: torch.Tensor | None) -> dict[int, int]:
-    """Return the axes along which a derivative is confined to one slice, and the slice's index."""
+    """Return the axes along which a derivative is confined to one slice, with its index."""
     if derivative is None:
         return {}
     square = derivative.detach().double().square()

@@ -30,7 +30,7 @@ def normalization_for(net: Network | nn.Module, images: Images) -> Normalization
 
 
 def declared_normalization(net: Network | nn.Module) -> str | None:
-    """Return a network's normalization, or that of `own_normalization`; None if unknown."""
+    """Return the normalization that a network declares or contains; None if unknown."""
     if isinstance(net, Network) and net.normalize is not None:
         return net.normalize
     own = own_normalization(module_of(net))
@@ -71,14 +71,13 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
 def inputs(
     net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
 ) -> Float[torch.Tensor, "r ..."]:
-    """Return the images `rows` as inputs: normalized, in the network's precision, on its device."""
+    """Return the images `rows` as the network takes them: normalized, of its dtype and device."""
     images, module = as_images(images), module_of(net)
     device, dtype = device_and_dtype(module)
     return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(device, dtype)
 
 
 def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
-    """Return the origin of features for a record: network, images, normalization."""
     record: dict[str, Any] = (
         net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
     )
@@ -94,8 +93,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     """Return what determines the features: weights, structure, images, normalization.
 
-    The hash of the checkpoint's file is included, since the features' provenance names it. A
-    checkpoint saved again may therefore count as another network, even if its weights are equal.
+    The hash of the checkpoint's file is included, because the provenance names it. A file with
+    equal weights but another hash therefore counts as another network.
     """
     module, norm = module_of(net), normalization_for(net, images)
     weights = hashlib.sha256()
@@ -114,9 +113,9 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 
 
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
-    """Return normalized images on the network's device, for probing it.
+    """Return four inputs for probing: the first two images, and both with noise.
 
-    These are the first two images, and the same two with noise, in case the two are equal.
+    The noise makes inputs differ even if the two images are equal.
     """
     x, _ = next(iter(images.batches(2, normalization_for(net, images))))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -133,7 +132,6 @@ def module_of(net: Any) -> nn.Module:
 
 
 def _advice(value: Any) -> str:
-    """Return advice for common objects that are not a network."""
     if isinstance(value, str | os.PathLike):
         return " Load the file first, with `load_checkpoint`."
     parts: list[Any] = []
@@ -142,8 +140,7 @@ def _advice(value: Any) -> str:
     elif isinstance(value, list | tuple | nn.ModuleList):
         parts = list(value)
     if any(isinstance(part, nn.Module | Network) for part in parts):
-        several = len(parts) > 1
-        return " Pass its networks one by one." if several else " Pass the network in it."
+        return f" Pass {'its networks one by one' if len(parts) > 1 else 'the network in it'}."
     if any(isinstance(part, torch.Tensor) for part in parts):
         return " Load a state dict into its network first, or its file with `load_checkpoint`."
     return ""

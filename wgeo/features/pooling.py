@@ -16,9 +16,8 @@ _AXES = ("first", "last")
 def pooling(pool: str) -> Pool:
     """Return the function that turns a batch of feature maps into a matrix (n, d).
 
-    Its input has the samples on the first axis and the channels on the second: (n, c, h, w),
-    tokens (n, c, t), video (n, c, t, h, w). `wgeo.trace` finds the axes of a network's outputs
-    and moves them there. Features (n, d) are unchanged.
+    Feature maps have the axes (n, c, h, w), tokens (n, c, t), video (n, c, t, h, w). `wgeo.trace`
+    moves the axes of a network's outputs into this order. Features (n, d) are unchanged.
 
     ``gap``
         Mean over space (as before a convolutional network's classifier) or over tokens.
@@ -30,16 +29,16 @@ def pooling(pool: str) -> Pool:
     ``cls``
         The first token.
 
-    If `trace` cannot determine the channel axis, ``@first`` or ``@last`` after any of these
-    specifies it: the axis right after the samples, or the last axis.
+    If `trace` cannot find the channel axis, append ``@first`` (the axis after the samples) or
+    ``@last`` (the last axis).
 
     Raises
     ------
     ArgumentError
         The name is unknown.
     FeatureError
-        Raised by the returned function: for ``cls``, the features are not tokens; for ``grid:K``,
-        they are tokens, or have more than three axes besides samples and channels.
+        Raised by the returned function: the features are not tokens (``cls``), or they are tokens
+        or have more than three axes besides samples and channels (``grid:K``).
     """
     method, separator, axis = pool.partition("@")
     kind, _, size = method.partition(":")

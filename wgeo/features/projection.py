@@ -72,8 +72,8 @@ class Projection:
         Returns
         -------
         dict
-            ``all``: with probability at least 99 %, every distance changes by a factor between
-            these two; so does W2 between projected layers of equal width. ``typical``: the
+            ``all``: two factors. With probability at least 99 %, every distance changes by a factor
+            between them, and so does W2 between projected layers of equal width. ``typical``: the
             standard deviation of one distance's factor, whose mean is about 1.
 
         Examples

@@ -28,34 +28,16 @@ Batch = dict[str, np.ndarray]
 
 @dataclass
 class Recorder:
-    """Records the features of images at a network's blocks, batch by batch.
-
-    Attributes
-    ----------
-    module : nn.Module
-    specs : tuple of BlockSpec
-        The blocks to record.
-    pool, tap : str
-        See `trace`.
-    layouts : dict of str to Layout
-        Layout of every recorded layer and entry, by key.
-    head : Head
-        The network's classifier.
-    penultimate : bool
-        Whether the classifier's input is a separate layer, because it differs from the features of
-        the last block (a norm or a choice of tokens is between them).
-    max_batch : int or None
-        Maximum number of images per pass, once the device has run out of memory; None before.
-    """
+    """Records the features of images at a network's blocks, batch by batch."""
 
     module: nn.Module
     specs: tuple[BlockSpec, ...]
     pool: str
     tap: str
-    layouts: dict[str, Layout]
+    layouts: dict[str, Layout]  # of every recorded layer and entry
     head: Head = field(default_factory=Head)
-    penultimate: bool = False
-    max_batch: int | None = None
+    penultimate: bool = False  # whether the classifier's input differs from the last block's output
+    max_batch: int | None = None  # images per pass; None until the device has run out of memory
     _rows: Batch = field(default_factory=dict)
 
     @classmethod
@@ -85,16 +67,8 @@ class Recorder:
     def record(self, x: torch.Tensor, device: torch.device) -> Batch:
         """Pass a batch through the network, in smaller parts if the device runs out of memory.
 
-        Returns
-        -------
-        dict of str to ndarray, (b, d)
-            Features and entries by their keys in a store; also the classifier's input and output,
-            if known, as `HEAD_INPUT` and `LOGITS`.
-
-        Raises
-        ------
-        torch.OutOfMemoryError
-            A single image does not fit on the device.
+        Return features and entries by their keys in a store; also the classifier's input and
+        output, if known, as `HEAD_INPUT` and `LOGITS`.
         """
         parts: list[Batch] = []
         start = 0
@@ -137,9 +111,8 @@ class Recorder:
     def _drop_entries(self) -> None:
         """Drop the entries of identity shortcuts, which usually repeat the previous layer.
 
-        An entry is kept if the feature space has changed since the previous layer (except for the
-        first block, whose input is the stem), or if the block adds its branch to an argument other
-        than its first.
+        An entry is kept if the block adds its branch to an argument other than its first; or, after
+        the first block, if the feature space has changed since the previous layer.
         """
         previous = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
         for last, spec in zip(previous, self.specs, strict=False):

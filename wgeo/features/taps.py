@@ -81,7 +81,6 @@ def _on_modules(
             put(entry_key(spec.name), _tensor(value, name))
 
     def entry(name: str, value: Any) -> None:
-        """Record the output of a shortcut in the current call of its block."""
         spec = by_module[name].get(calls[name] - 1)
         if spec is not None:
             put(entry_key(spec.name), _tensor(value, name))
@@ -109,7 +108,7 @@ def _on_modules(
 
 
 def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None) -> torch.Tensor:
-    """Return a block's output; given `activations`, without the activation that ends it."""
+    """Return a block's output, before its final activation if `activations` is given."""
     if activations is None:
         return out
     if activations.end(out):

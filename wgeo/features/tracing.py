@@ -57,19 +57,18 @@ def trace(
     """Follow labeled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
-    block), one per block, and possibly ``penultimate``: the classifier's input, if it differs from
-    the features of the last block (for example after a final norm, or if only the class token is
-    read). If a block changes the feature space, its shortcut s maps the old space to the new one:
-    the layer's ``entry`` is s(x) for the block's input x.
+    block), and one per block. If the classifier's input differs from the features of the last block
+    (for example after a final norm), it is the layer ``penultimate``. If a block changes the
+    feature space, its shortcut s maps the block's input x to the new space, and the layer's
+    ``entry`` is s(x).
 
     Parameters
     ----------
     net : Network or nn.Module
         Unchanged afterwards: weights, hooks, device, train or eval mode of every module.
     images : Images, (x, labels), Dataset or DataLoader
-        In a pair, x (n, c, h, w) is used as it is: floats count as normalized. The same holds for
-        the pairs of a torch Dataset or DataLoader; a loader that shuffles is read in the order of
-        its data set, with a warning.
+        Images x (n, c, h, w) in a pair, Dataset or DataLoader are used as they are: floats count as
+        normalized. A loader that shuffles is read in the order of its data set, with a warning.
     pool : str
         How feature maps become vectors: ``gap`` (mean over space or tokens), ``flat`` (all
         entries), ``grid:K`` (means over a grid of K x K cells) or ``cls`` (the first token). Append
@@ -174,8 +173,8 @@ def stream(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
     """Follow labeled images as `trace` does, and yield the features of each batch.
 
-    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images in memory
-    that does not grow with their number.
+    The memory of ``wgeo.collapse(lambda: wgeo.stream(net, images))`` does not grow with the number
+    of images.
 
     Parameters
     ----------
@@ -193,8 +192,8 @@ def stream(
     Raises
     ------
     FeatureError, ArgumentError
-        As for `trace`, when the first batch is requested, or a later one that contains a label
-        which exceeds the network's classes, or whose features contain NaN or infinity.
+        As for `trace`, but not before a batch is requested. Labels that exceed the network's
+        classes, NaN and infinity are found in the batch that contains them.
 
     Examples
     --------
@@ -240,7 +239,6 @@ def _other_sums(blocks: Blocks) -> dict[str, Any]:
 
 
 def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:
-    """Check the arguments before anything is computed."""
     pooling(pool)
     check_tap(tap)
     as_count(batch_size, "batch_size", 1)
@@ -308,7 +306,7 @@ class _RowWriter:
         processes.raise_on_any(partial(self._write, sink, spans, batch_size))
 
     def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
-        """Compute the rows of images and write them, one shard (a few batches) at a time."""
+        """Compute and write rows, one shard (a few batches) at a time."""
         batches = [
             (part, batch)
             for span in spans
@@ -329,7 +327,6 @@ class _RowWriter:
 
 
 def _split(span: slice, size: int) -> list[slice]:
-    """Split a range of rows into batches."""
     return [
         slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)
     ]
@@ -364,14 +361,13 @@ def _shared_store(
         def open_writer(part: int = 0) -> None:
             writers.append(stack.enter_context(Writer(store, job, rows, columns, part)))
 
-        part = processes.rank()
         processes.on_rank_zero(open_writer)
-        processes.raise_on_any(lambda: None if writers else open_writer(part))
+        processes.raise_on_any(lambda: None if writers else open_writer(processes.rank()))
         yield writers[0]
 
 
 def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) -> Batch:
-    """Return the rows that a trajectory stores, checked to be finite, projected if requested."""
+    """Check that rows are finite; return them as a trajectory stores them."""
     stored: Batch = {}
     for key, rows in batch.items():
         if key in (HEAD_INPUT, LOGITS):

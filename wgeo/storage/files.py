@@ -37,9 +37,8 @@ _NAME_BYTES = 200  # file systems allow 255; the difference is for numbers and s
 def folder_name(text: str) -> str:
     """Convert text to a safe name for a single folder; the result may be empty.
 
-    Separators and unprintable characters become ``-``. Dots and spaces at the ends, which could
-    hide the folder or refer to its parent, are removed. Names that are too long for a file system
-    are truncated.
+    Separators and unprintable characters become ``-``. Dots and spaces at the ends are removed, as
+    they could hide the folder or refer to its parent. Long names are truncated.
     """
     plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
     short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
@@ -60,13 +59,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file with a single name; raise an OSError for links, pipes and devices.
-
-    Returns
-    -------
-    int
-        A file descriptor, as `os.open` returns it.
-    """
+    """Return a descriptor of a regular file; raise an OSError for links, pipes and devices."""
     reason = "it is a link, a pipe or a device, or has a second name"
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -82,13 +75,7 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
-    """Create a folder if needed and check that it is writable, so that errors occur early.
-
-    Raises
-    ------
-    RecordError
-        The folder cannot be created or written.
-    """
+    """Create a folder if needed; raise RecordError if it is not writable."""
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -102,11 +89,11 @@ def writable(folder: str | os.PathLike[str]) -> Path:
 
 
 TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.part", re.DOTALL)
-"""Names of temporary files of `write_atomic`; a killed process may leave some behind."""
+"""Names of temporary files of `write_atomic`, which a killed process may leave behind."""
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a unique hidden path next to a file, to be renamed to it once complete."""
+    """Return a unique hidden path next to a file."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
@@ -114,15 +101,11 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file atomically: to a temporary file, which is then renamed.
 
     The data is on the disk before the rename, so not even a power loss leaves a partial file.
-
-    Raises
-    ------
-    RecordError
-        The disk is full or the folder cannot be written; an existing file is unchanged.
+    RecordError is raised if the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    # A unique name and mode x prevent writing to another process's file or an existing link.
+    # A unique name and mode x keep this from writing to another process's file, or through a link.
     temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
@@ -140,8 +123,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Lock a folder inside the ``with`` block; create the folder if needed (`writable`).
 
-    The system releases the lock when the process ends, even after a crash. The lock is reentrant
-    within a thread. Without support by the file system, other processes are not excluded.
+    The same thread may lock the folder again. The lock ends with the process, even after a crash.
+    If the file system does not support locks, only other threads are excluded.
 
     Raises
     ------
@@ -173,7 +156,7 @@ _holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, numbe
 
 
 def _open_lock(path: Path) -> int | None:
-    """Return the open, locked lock file of a folder; None if locks are not supported."""
+    """Return a folder's locked lock file; None if locks are not supported."""
     if fcntl is None:
         return None
     while True:

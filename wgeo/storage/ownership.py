@@ -1,9 +1,8 @@
 """Manifests of the files that wgeo wrote to a folder, so that no other file is replaced or removed.
 
-The manifest ``.wgeo.json`` contains the SHA-256 of every file that wgeo wrote to its folder. A file
-is recorded before it is written, with its old and its new checksum, so that the next run recognizes
-every file of a run that was killed at any time. A file that is not in the manifest, or has changed
-since it was recorded, belongs to the user.
+The manifest ``.wgeo.json`` contains the SHA-256 of every file that wgeo wrote to its folder. Before
+a file is written, its old and its new checksum are recorded. So the next run recognizes the file,
+even if this run is killed. Any other file, or a file that was changed, belongs to the user.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ..errors import RecordError
 from .files import TEMPORARY, locked, require_own_lock, sha256_of, write_atomic
 
 MANIFEST = ".wgeo.json"
-_MAX_BYTES = 2**26  # largest manifest read; that of a report on a hundred layers has 20,000 bytes
+_MAX_BYTES = 2**26  # of a manifest; a report on a hundred layers needs 20,000 bytes
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that file managers create
 
@@ -34,19 +33,13 @@ Checksums = dict[str, list[str]]
 def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
     """Raise RecordError if one of these names belongs to a file that wgeo did not write.
 
-    Nothing is created, locked or written.
-
-    Parameters
-    ----------
-    folder : path
-        The folder, which need not exist.
-    names : str
-        Names relative to the folder; ``*`` matches anything except a separator.
+    Nothing is created, locked or written. The folder need not exist. Names are relative to it; in
+    them, ``*`` matches anything except a separator.
 
     Raises
     ------
     RecordError
-        A file is in the way, or the manifest is damaged. The message names it and says what to do.
+        A file is in the way, or the manifest is damaged.
     """
     folder = Path(folder)
     if (obstacle := _obstacle(folder)) is not None:
@@ -61,8 +54,7 @@ def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
 def require_unchanged(folder: str | os.PathLike[str]) -> None:
     """Raise RecordError unless wgeo wrote every file in the folder, and none has changed since.
 
-    The manifest itself and files of file managers are not checked. The error names the file and
-    says what to do.
+    The manifest itself and files of file managers are not checked.
     """
     folder = Path(folder)
     if folder.is_symlink() or _obstacle(folder) is not None:
@@ -89,13 +81,9 @@ def has_leftovers(folder: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
-    """Lock a folder (`files.locked`) for writing; remove partial files of killed runs.
+    """Lock a folder for writing, as `files.locked` does, and remove partial files of killed runs.
 
-    Raises
-    ------
-    RecordError
-        Another run is writing to the folder, the folder cannot be written, or its manifest is
-        damaged.
+    RecordError is also raised if the manifest is damaged.
     """
     with locked(folder) as path:
         owner = Owned(path)
@@ -125,11 +113,8 @@ class Owned:
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
         """Write files, given as names and contents, each atomically and in this order.
 
-        Raises
-        ------
-        RecordError
-            A file that wgeo did not write is in the way (then no file is written), or the disk is
-            full.
+        Raise RecordError if the disk is full, or (before any file is written) if a file that wgeo
+        did not write is in the way.
         """
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -159,7 +144,7 @@ class Owned:
         self._write_manifest(checksums, scratch)
 
     def remove(self, *names: str) -> None:
-        """Remove files from the manifest, and from the folder if they have not changed since."""
+        """Remove files from the manifest, and from the folder unless the user changed them."""
         checksums, scratch = _read(self.path)
         for name in {name for name in names if name in checksums}:
             path = self.path / name
@@ -170,7 +155,7 @@ class Owned:
         self._write_manifest(checksums, scratch)
 
     def listed(self) -> list[str]:
-        """Return the names in the manifest; these files may have been removed or changed since."""
+        """Return the names in the manifest, of which some files may be gone or changed."""
         return list(_read(self.path)[0])
 
     @contextmanager
@@ -206,7 +191,7 @@ class Owned:
         self._write_manifest(checksums, self._cleared(scratch))
 
     def drop_old_checksums(self) -> None:
-        """Keep only the newest checksum of each file that this process has written or read."""
+        """Keep only the newest checksum of each file that this process wrote or read."""
         checksums, scratch = _read(self.path)
         now = {
             name: [checksum] for name, (_, checksum) in self._checksums.items() if name in checksums
@@ -239,18 +224,16 @@ class Owned:
 
 
 def _require_own(path: Path, folder: Path) -> str | None:
-    """Return the checksum of a file that wgeo wrote, or None if it does not exist.
+    """Return the checksum of a file, or None if it does not exist.
 
-    RecordError is raised if wgeo did not write the file, it has changed since, or one of its
-    parents is a file.
+    Raise RecordError if the file is not as wgeo wrote it, or one of its parents is a file.
     """
     if (obstacle := _obstacle(path.parent, folder)) is not None:
         raise _in_the_way(obstacle, folder)
     if not os.path.lexists(path):
         return None
     checksum, name = _checksum(path), path.relative_to(folder).as_posix()
-    # The manifest is read last. Another process updates the manifest before the file, so a manifest
-    # that was read first could lack the checksum of a new file.
+    # The manifest is read after the file, because other processes update it before the file.
     if checksum is None or checksum not in _read(folder)[0].get(name, ()):
         raise _in_the_way(path, folder)
     return checksum
@@ -276,7 +259,7 @@ def _in_the_way(path: Path, folder: Path) -> RecordError:
 
 
 def _read(folder: Path) -> tuple[Checksums, list[str]]:
-    """Read a folder's manifest: the checksums of files by name, and the scratch folders."""
+    """Return the checksums of files by name, and the scratch folders, from a manifest."""
     path = folder / MANIFEST
     try:
         status = os.lstat(path)
@@ -314,7 +297,7 @@ def _text(checksums: Checksums, scratch: list[str]) -> str:
 
 
 def _files_in(folder: Path) -> Iterable[Path]:
-    """Yield all files below a folder; links count as files."""
+    """Yield all files and links below a folder."""
     for parent, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         yield from (Path(parent, name) for name in [*names, *links])

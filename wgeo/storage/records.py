@@ -18,8 +18,8 @@ from .schema import is_whole, raise_on, read
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
-_MAX_BYTES = 2**26  # largest record read; that of a network of a hundred layers has 1 MB
-_SERIES_FACTOR = 16  # a series contains many records, so it may be larger by this factor
+_MAX_BYTES = 2**26  # of a record; a hundred layers need 1 MB
+_SERIES_FACTOR = 16  # a series contains many records
 _TYPES: dict[str, Any] = {ANALYSIS: Record, SERIES: SeriesRecord}
 R = TypeVar("R", Record, SeriesRecord)
 _ADVICE = {
@@ -31,14 +31,11 @@ _ADVICE = {
 def require_writable(folder: Path, kind: str) -> Path:
     """Return `folder` if a record of this kind can be written to it.
 
-    An analysis and a series cannot share a folder, since the figures and report of one would
-    replace those of the other.
-
     Raises
     ------
     RecordError
-        The folder contains a record of the other kind, or a file with the record's name that wgeo
-        did not write.
+        The folder contains a record of the other kind, whose figures and report would be replaced,
+        or a file with the record's name that wgeo did not write.
     """
     other = SERIES if kind == ANALYSIS else ANALYSIS
     if (folder / other).exists():
@@ -69,14 +66,7 @@ def read_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[st
 
 
 def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record | SeriesRecord:
-    """Read and validate a record.
-
-    Parameters
-    ----------
-    folder : path
-        The run's folder, or the file itself.
-    kind : str
-        The file's name, `ANALYSIS` or `SERIES`.
+    """Read and validate a record; `folder` may also be its file.
 
     Raises
     ------
@@ -107,10 +97,7 @@ def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record or series of schema 1 to schema 2.
-
-    In schema 1 the verdict was a single text; all other keys have the same meaning.
-    """
+    """Convert a record of schema 1, in which only the verdict differs: it is a single text."""
     if record["schema"] == SCHEMA:
         return record
     upgraded = {**record, "schema": SCHEMA}
@@ -129,7 +116,7 @@ def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentences(verdict: str) -> list[dict[str, Any]]:
-    """Split the verdict of a record of schema 1 into sentences, which have no evidence."""
+    """Split a verdict of schema 1 into sentences, without evidence."""
     parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", verdict.strip())
     return [{"claim": "schema 1", "words": part} for part in parts if part]
 

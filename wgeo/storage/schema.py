@@ -1,6 +1,6 @@
-"""Read JSON into dataclasses, whose annotations are the schema against which files are validated.
+"""Read JSON into dataclasses and validate it against their annotations.
 
-A `Part` is a JSON object, and its fields are the keys. An annotation is one of the following:
+A `Part` is a JSON object; its fields are the keys. An annotation is one of the following:
 
 - ``str``, ``bool``, ``int`` (64 bits), or ``float``, a number between -1e300 and 1e300;
 - ``Annotated[T, Check(...)]``, a value that a predicate accepts; or ``Any``, every value;
@@ -9,8 +9,8 @@ A `Part` is a JSON object, and its fields are the keys. An annotation is one of 
 - a `Part`, an object;
 - a union; with ``None``, the value may be null.
 
-A key whose field has a default may be missing or null. Keys without a field are kept; their values
-are checked only if the class sets `others` to their type.
+If a field has a default, its key may be missing or null. Keys without a field are kept in `json`.
+Their values are checked only if the class sets `others` to their type.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Check(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A location, such as ``layers[1].name``, at which a value does not match its annotation."""
+    """The location of a missing or invalid value, such as ``layers[1].name``, and the reason."""
 
     location: str
     reason: str = ""
@@ -113,10 +113,10 @@ class Part:
 
     @classmethod
     def of(cls, source: Any) -> Self:
-        """Read a mapping or a result in which, unlike in a file, any key may be missing.
+        """Read a mapping or a result, in which any key may be missing.
 
-        A missing value without a default is the empty value of its type: ``""``, ``()``, ``{}``, 0,
-        an empty object, or otherwise None.
+        Without a default, a missing value becomes the empty value of its type: ``""``, ``()``,
+        ``{}``, 0, an empty object, or otherwise None.
 
         Raises
         ------
@@ -134,16 +134,16 @@ class Part:
         return bool(self.json)
 
     def measure(self, key: str) -> Any:
-        """Return the value under a key; the first of a list, such as a score; None if missing."""
+        """Return the value of a key, or its first entry if it is a list; None if missing."""
         value = self.json.get(key)
         return value[0] if isinstance(value, list) and value else value
 
     def only(self, *keys: str) -> dict[str, Any]:
-        """Return the values under these keys, with None for those that are missing."""
+        """Return the values of these keys; None for a missing key."""
         return {key: self.json.get(key) for key in keys}
 
     def plain(self, *without: str) -> dict[str, Any]:
-        """Return the values that are not objects or lists, except those under keys in `without`."""
+        """Return all values except objects, lists, and those of keys in `without`."""
         return {
             key: value
             for key, value in self.json.items()
@@ -152,13 +152,13 @@ class Part:
 
 
 def read(annotation: Any, value: Any) -> tuple[Any, list[Fault]]:
-    """Return a JSON value as its annotation describes it, and the faults if it does not match."""
-    found: list[Fault] = []
-    return _reader(annotation)(value, "", found), found
+    """Return a JSON value as its annotation describes it, and the faults found."""
+    faults: list[Fault] = []
+    return _reader(annotation)(value, "", faults), faults
 
 
 def raise_on(faults: Sequence[Fault], name: str, advice: str = "") -> None:
-    """Raise a RecordError that names the first faults of a record, called `name`, if any."""
+    """Raise a RecordError with the first faults of the record `name`, if there are any."""
     lacking = [fault.location for fault in faults if fault.missing]
     invalid = [f"{f.location}{f.reason}" for f in faults if not f.missing]
     reasons = [f"lacks {first_names(lacking, _MAX_NAMED)}"] if lacking else []
@@ -198,7 +198,7 @@ def _reader(annotation: Any) -> _Reader:
     if (check := _check_of(annotation)) is not None:
         return _checked(check)
     if origin in (Union, types.UnionType):
-        return _union([each for each in arguments if each is not types.NoneType], arguments)
+        return _union(arguments)
     if origin is tuple:
         return _list(arguments[0])
     if origin is Mapping:
@@ -233,11 +233,11 @@ def _checked(check: Check) -> _Reader:
     return read
 
 
-def _union(members: Sequence[Any], arguments: Sequence[Any]) -> _Reader:
-    readers = [_reader(member) for member in members]
+def _union(members: Sequence[Any]) -> _Reader:
+    readers = [_reader(member) for member in members if member is not types.NoneType]
 
     def read(value: Any, location: str, faults: list[Fault]) -> Any:
-        if value is None and types.NoneType in arguments:
+        if value is None and types.NoneType in members:
             return None
         attempts: list[list[Fault]] = []
         for reader in readers:
@@ -339,7 +339,7 @@ def _has_default(each: Any) -> bool:
 
 
 def _empty(annotation: Any) -> Any:
-    """Return the value of a key that is missing from a partial record."""
+    """Return the value of a missing key."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _empty(get_args(annotation)[0])

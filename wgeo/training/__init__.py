@@ -1,9 +1,8 @@
 """Train a network to training accuracy 1 and beyond, saving checkpoints along the way.
 
 Neural collapse and straight paths appear in the *terminal phase of training* (Papyan, Han, Donoho
-2020), that is, in the epochs after the training error has reached zero. All randomness is a
-function of (seed, epoch), so that a run that was stopped and resumed equals an uninterrupted one,
-bit for bit on a CPU.
+2020): the epochs after the training error has reached zero. All randomness is a function of the
+seed and the epoch. A resumed run therefore equals an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -56,14 +55,13 @@ class TrainingRun(Result):
     module : nn.Module
         The trained network, in eval mode, on the device it was trained on.
     history : tuple of dict
-        One row per epoch, from 0, the initialization: ``epoch``; ``loss`` and ``running_accuracy``,
-        means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, if test
-        images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
-        ``lr``, the learning rate of the last step; ``seconds``.
+        One row per epoch, from 0 (the initialization), with the keys ``epoch``; ``loss`` and
+        ``running_accuracy``, means over the epoch's images in train mode (None at 0);
+        ``train_accuracy`` and, if test images were given, ``test_accuracy``, in eval mode on all
+        images (None if not evaluated); ``lr``, the learning rate of the last step; ``seconds``.
     terminal_epoch : int or None
-        The epoch since which the training accuracy has been 1, that is, the first evaluated epoch
-        after `last_below`; None if it is below 1 at the end. If a run reaches accuracy 1, loses it
-        and reaches it again, the last time counts.
+        The first evaluated epoch after `last_below`; since then, the training accuracy has been 1.
+        None if the accuracy is below 1 at the end.
     settings : dict
         The metadata stored in every checkpoint under the key ``wgeo``.
 
@@ -115,7 +113,6 @@ class TrainingRun(Result):
         }
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return the history: one row per epoch."""
         return list(self.history)
 
     def _description(self) -> str:
@@ -156,16 +153,15 @@ def train(
 ) -> TrainingRun:
     """Train a network on images; resume if `out` contains a run with the same settings.
 
-    The whole data set is kept on the device. Each epoch visits every image once, in random order,
-    in batches of nearly equal size with at most `batch_size` images.
+    All images are kept on the device. Each epoch visits every image once, in random order, in
+    batches of nearly equal size.
 
     Parameters
     ----------
     arch : str or nn.Module
         A name for `wgeo.models.build`, or your own network, which is trained in place.
     images : Images
-        The training images. They are normalized as they specify, or else as is usual for the data
-        set.
+        The training images, normalized as they specify, or else as is usual for the data set.
     out : path
         Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
     epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed
@@ -173,8 +169,7 @@ def train(
     augment : bool or str
         ``none`` (also False), ``crop``, ``flip`` or ``crop+flip`` (also True); see `Recipe`.
     decayed : {"all", "unnormalized"}
-        Which weights decay: ``unnormalized`` exempts convolutions followed by a batch norm; see
-        `Recipe`.
+        ``unnormalized`` exempts weights before a batch norm from weight decay; see `Recipe`.
     precision : {"float32", "bfloat16"}
         Precision of the training steps (torch's autocast); see `Recipe`.
     options : mapping, optional
@@ -182,23 +177,22 @@ def train(
     activation : str
         Activation of the architecture; not for your own network.
     classifier : {"learned", "etf", "etf-keep"}
-        ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class,
-        ``etf-keep`` keeps the width of the features; see `models.with_etf_classifier`.
+        ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class;
+        ``etf-keep`` also fixes it, but keeps the width. See `models.with_etf_classifier`.
     test : Images, optional
-        Test images, on which the accuracy is also reported.
+        Test images; the history also contains the accuracy on them.
     checkpoints : {"auto", "all"} or iterable of int
         Which epochs to save. ``auto``: 0 (the initialization) and powers of two. The last epoch,
         and the first of the terminal phase, are always saved.
     evaluate_every : int
         Number of epochs between evaluations in eval mode; checkpoints are always evaluated.
     terminal_epochs : int, optional
-        Stop this many epochs after the training accuracy has reached 1. If it falls below 1,
-        counting starts again. By default all epochs are run.
+        Stop this number of epochs after the training accuracy has reached 1. If it falls below 1,
+        counting starts again. By default, all epochs are run.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
-        Whether to resume an earlier run in `out`. False removes the checkpoints of that run and
-        starts a new one.
+        Whether to resume an earlier run in `out`. If False, the files of that run are removed.
 
     Raises
     ------
@@ -208,9 +202,9 @@ def train(
         The test images have another shape or other classes.
     RecordError
         `out` cannot be written, is in use by another run, or contains a run that is damaged or has
-        other settings; or a file that no run wrote, or that was changed since, would be replaced.
+        other settings; or a file would be replaced that no run wrote, or that was changed since.
     ConvergenceError
-        The loss or the weights became NaN or infinite; the last good epoch is kept.
+        The loss or the weights became NaN or infinite. Earlier epochs are kept.
 
     Warns
     -----
@@ -268,7 +262,7 @@ def train(
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch in a ``with`` block and make cuDNN deterministic; restore both afterwards."""
+    """Seed torch and make cuDNN deterministic in a ``with`` block."""
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
@@ -279,7 +273,6 @@ def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _image_size(images: Images) -> int | None:
-    """Return the side of square images; None if they are not square."""
     _, h, w = images.shape
     return h if h == w else None
 

@@ -29,20 +29,9 @@ _EVALUATION_BATCH = 512
 
 @dataclass(frozen=True)
 class Plan:
-    """The epochs at which a run evaluates, saves and stops.
+    """The epochs at which a run evaluates, saves and stops; see `wgeo.train`."""
 
-    Attributes
-    ----------
-    epochs : frozenset of int, or None
-        The epochs to save; None for all. The last epoch, and the first of the terminal phase, are
-        always saved.
-    evaluate_every : int
-        Number of epochs between evaluations; checkpoints are always evaluated.
-    terminal_epochs : int or None
-        Number of epochs to train after the (last) start of the terminal phase; None for no limit.
-    """
-
-    epochs: frozenset[int] | None
+    epochs: frozenset[int] | None  # to save; None for all
     evaluate_every: int
     terminal_epochs: int | None
 
@@ -59,7 +48,6 @@ class Plan:
         evaluate_every: int,
         terminal_epochs: int | None,
     ) -> Plan:
-        """Build a plan from the arguments of `wgeo.train`."""
         if isinstance(checkpoints, Iterable) and not isinstance(checkpoints, str):
             saved = frozenset(map(_as_epoch, checkpoints))
             if max(saved, default=0) <= epochs:
@@ -78,7 +66,7 @@ class Plan:
 
 
 class Pixels:
-    """Images on the device; `batch` normalizes those that it returns."""
+    """Images on the device, normalized batch by batch."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.x = images.x.to(device)
@@ -119,7 +107,6 @@ class Job:
 
     @property
     def terminal_epoch(self) -> int | None:
-        """The epoch from which on the training accuracy has been 1, or None."""
         return terminal_epoch(self.history)
 
     @property
@@ -162,10 +149,10 @@ class Job:
         self._finish_epoch(row, time.perf_counter())
 
     def _require_remaining_writable(self) -> None:
-        """Raise RecordError if a file that this run has yet to write would replace a user's file.
+        """Raise RecordError if the rest of this run would replace a file of the user.
 
-        Version 0.1 did not record its files, so files whose metadata match this run count as its
-        own.
+        wgeo 0.1 did not record its files. Without a manifest, files whose metadata match this run
+        count as written by it.
         """
         later = range(self.epoch + 1, self.recipe.epochs + 1)
         names = ["history.json", *(checkpoint_name(epoch) for epoch in later)]
@@ -175,7 +162,7 @@ class Job:
         self.owner.require_writable("last.pt", *names)
 
     def _belongs_to_run(self, name: str) -> bool:
-        """Return whether a file's metadata match the settings of this run."""
+        """Return whether a file's metadata match this run."""
         path = self.folder / name
         try:
             require_regular(path)
@@ -192,12 +179,11 @@ class Job:
             return False
 
     def train(self) -> Iterator[None]:
-        """Train to the end, yielding after every step."""
+        """Train all remaining epochs; yield after every step."""
         while not self.finished:
             yield from self._train_epoch()
 
     def _train_epoch(self) -> Iterator[None]:
-        """Train one epoch, yielding after every step."""
         start, recipe, epoch = time.perf_counter(), self.recipe, self.epoch + 1
         generator = recipe.generator(epoch)
         torch.manual_seed(generator.initial_seed())  # for dropout and the like
@@ -229,7 +215,6 @@ class Job:
         self._finish_epoch({**row, "lr": lr}, start)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the network's logits, computed at the recipe's precision."""
         if self.recipe.precision == "float32":
             return self.module(x)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -249,11 +234,11 @@ class Job:
         self.history.append(row)
         if due:
             self.owner.write({checkpoint_name(self.epoch): _serialized(self._state())})
-        # Written after the checkpoint, so that a resumed run finds all checkpoints up to here.
+        # Written after the checkpoint, so that no checkpoint is missing when a run is resumed.
         self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return ``history.json`` as {name: text}. It is for people and plots, not for resuming."""
+        """Return ``history.json``, which is not needed to resume, as {name: text}."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
@@ -296,7 +281,6 @@ class Job:
         }
 
     def _resume_state(self) -> dict[str, Any]:
-        """Return the contents of ``last.pt``."""
         return {**self._state(), "progress": {"history": self.history}}
 
     def _restore(self, path: Path) -> None:
@@ -356,19 +340,18 @@ class Job:
 
 
 def _as_epoch(value: Any) -> int:
-    """Return an epoch as an int; it may be a whole float, or an element of an array or tensor."""
+    """Return an epoch, such as 2.0 or an element of an array or tensor, as an int."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
     whole = isinstance(number, float) and number.is_integer()
     return as_count(int(number) if whole else number, "an epoch of checkpoints")
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Return the path of an epoch's checkpoint."""
     return folder / checkpoint_name(epoch)
 
 
 def checkpoint_name(epoch: int) -> str:
-    """Return the path of an epoch's checkpoint, relative to the run's folder."""
+    """Return the path of an epoch's checkpoint in the run's folder."""
     return f"checkpoints/epoch-{epoch:04d}.pt"
 
 
@@ -385,7 +368,7 @@ def _serialized(state: dict[str, Any]) -> bytes:
 
 
 def _on_cpu(state: Any) -> Any:
-    """Return a state with all tensors on the CPU, so that it can be opened without a GPU."""
+    """Return a state with all tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
     if isinstance(state, dict):
@@ -396,11 +379,12 @@ def _on_cpu(state: Any) -> Any:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Describe each setting in which a saved run differs, as ``name was X, now Y``.
+    """Return the settings that differ, as ``name was X, now Y``.
 
-    With a constant learning rate, the number of epochs does not affect finished epochs and may
-    differ. Older runs do not record some settings, which then had only one value (`defaults`).
+    With a constant learning rate, the number of epochs may differ: finished epochs do not depend on
+    it.
     """
+    # Older runs did not record these settings, which had only one value.
     defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
     old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))
     ignored = {"epochs"} if new["schedule"] == "constant" else set()

@@ -1,4 +1,4 @@
-"""The training recipe: objective, schedule, data order and augmentation, functions of the seed."""
+"""The training recipe: objective, learning rate, randomness and augmentation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ _WARM_UP = 0.3  # fraction of a one-cycle schedule in which the rate rises
 class Recipe:
     """Stochastic gradient descent with momentum on loss + (weight_decay / 2) ||theta||^2.
 
-    theta denotes all parameters, including biases and those of batch norms, as in the theory (and
-    in torch), or only the parameters that `decayed` selects.
+    theta are the parameters that `decayed` selects: by default all of them, including biases and
+    batch norms, as in the theory and in torch.
 
     Attributes
     ----------
     epochs : int
         Number of passes over the data, at least 1.
     lr, momentum, weight_decay : float
-        Peak learning rate, above 0; momentum, in [0, 1), and weight decay, at least 0, are
-        constant.
+        Peak learning rate, above 0; constant momentum, in [0, 1), and weight decay, at least 0.
     batch_size : int
         Maximum number of images per step, at least 1.
     schedule : {"cosine", "onecycle", "constant"}
@@ -51,13 +50,12 @@ class Recipe:
     seed : int
         Random seed of the initialization, the data order and the augmentation, at least 0.
     decayed : {"all", "unnormalized"}
-        ``unnormalized`` exempts from weight decay the weights of convolutions and linear layers
-        that are followed by a batch norm. The network's function does not depend on their scale,
-        so decay only shrinks them and makes the gradient grow, until training breaks down
-        (Lobacheva et al. 2021, arXiv:2106.15739).
+        ``unnormalized`` exempts the weights of convolutions and linear layers followed by a batch
+        norm. The network's function does not depend on their scale: decay only shrinks them, and
+        the gradient grows until training breaks down (Lobacheva et al. 2021, arXiv:2106.15739).
     precision : {"float32", "bfloat16"}
-        Precision of the forward and backward passes; ``bfloat16`` uses torch's autocast.
-        Weights, loss, optimizer and evaluation stay in the network's own precision.
+        ``bfloat16`` applies torch's autocast to the forward and backward passes. Weights, loss,
+        optimizer and evaluation keep the network's own precision.
 
     Raises
     ------
@@ -113,15 +111,15 @@ def _as_float(value: Any, name: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf  # refused as such
+        return math.inf  # out of range for every setting
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of a step out of `steps`, a function of `step` / `steps` only.
+    """Return the learning rate at t = step / steps in [0, 1).
 
-    With t = step / steps in [0, 1): ``cosine`` is lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter
-    2017); ``onecycle`` rises from lr / 25 to lr over the first 30 %, then falls to lr / 10^4, both
-    along half a cosine (Smith and Topin 2019); ``constant`` is lr.
+    ``cosine`` is lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter 2017); ``onecycle`` rises from
+    lr / 25 to lr over the first 30 %, then falls to lr / 10^4, both along half a cosine (Smith and
+    Topin 2019); ``constant`` is lr.
     """
     t = step / steps
     if recipe.schedule == "constant":
@@ -154,8 +152,8 @@ def parameter_groups(
 def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> list[nn.Parameter]:
     """Return the weights of the convolutions and linear layers followed by a batch norm.
 
-    They are found by passing images `x` through the network in eval mode: every output of such a
-    layer is the input of a batch norm. The order in which modules are defined does not matter.
+    Images `x` are passed through the network in eval mode. Every output of such a layer is the
+    input of a batch norm.
     """
     outputs: list[tuple[nn.Module, torch.Tensor]] = []
     inputs: list[torch.Tensor] = []  # both lists keep tensors alive, so that ids are unique
@@ -195,9 +193,8 @@ def augment(
 ) -> Float[torch.Tensor, "n c h w"]:
     """Return the images, each shifted or mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height (at least one pixel) in each direction and
-    fills with zeros, the mean pixel of images normalized to mean 0; ``flip`` swaps left and right
-    with probability 1/2; ``crop+flip`` does both.
+    ``crop`` shifts by up to an eighth of the height (at least one pixel) in each direction, and
+    fills with zeros; ``flip`` swaps left and right with probability 1/2; ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)

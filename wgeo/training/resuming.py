@@ -18,19 +18,13 @@ READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     WgeoError,
 )
-"""Errors that may be raised when a damaged state is read and compared."""
+"""Errors that a damaged state may cause."""
 
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the saved state of a run, read as an untrusted checkpoint.
-
-    Raises
-    ------
-    CheckpointError, OSError, ValueError
-        The file cannot be read, or is not the state of a run.
-    """
+    """Return the saved state of a run; raise one of `READ_ERRORS` if it cannot be read."""
     require_regular(path)
     contents = read(path)
     if contents.stand_ins or type(contents.value) is not dict:
@@ -41,19 +35,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
     """Raise a ValueError unless a saved state can be that of a run with these settings.
 
-    Parameters
-    ----------
-    saved : mapping
-        The result of `read_state`.
-    expected : mapping
-        The state of a new run with the same settings.
-    steps : int
-        Number of steps per epoch.
-
-    Raises
-    ------
-    ValueError
-        The message says what is wrong.
+    `expected` is the state of a new run with these settings, which has `steps` steps per epoch.
     """
     epoch = saved["epoch"]
     if type(epoch) is not int or epoch < 0:
@@ -76,23 +58,10 @@ def with_momenta(
     *,
     required: bool,
 ) -> dict[str, Any]:
-    """Return the optimizer state `expected` with the saved momenta, to resume from.
+    """Return `expected`, the optimizer state of a new run, with the momenta of the saved state.
 
-    Parameters
-    ----------
-    saved : mapping
-        The saved optimizer state.
-    expected : mapping
-        The optimizer state of a new run with the same settings.
-    parameters : list of Tensor
-        The optimized parameters, in the order of the groups.
-    required : bool
-        Whether there must be momenta, because steps with momentum were taken.
-
-    Raises
-    ------
-    ValueError
-        The momenta do not belong to these parameters.
+    Raise ValueError if the momenta do not belong to the parameters, which are in the order of the
+    groups, or are missing although `required`.
     """
     groups = [group["params"] for group in saved["param_groups"]]
     if groups != [group["params"] for group in expected["param_groups"]]:
@@ -109,7 +78,7 @@ def with_momenta(
     trained = {i for i, parameter in enumerate(parameters) if parameter.requires_grad}
     if required and trained and not trained & state.keys():
         raise ValueError("its optimizer has no momenta")
-    # Parameters without a saved momentum have had no gradient yet, so their momentum is zero.
+    # Without a saved momentum, a parameter has had no gradient yet: its momentum is zero.
     for index in trained - state.keys() if state else ():
         state[index] = {"momentum_buffer": torch.zeros_like(parameters[index])}
     return {**expected, "state": state}

@@ -1,13 +1,13 @@
 """The terminal phase of training, determined from a run's history.
 
-A run may leave this phase: with weight decay on convolutions followed by a batch norm, the gradient
-grows as the weights shrink, until a step is too large and the accuracy collapses (Lobacheva et al.
-2021, arXiv:2106.15739). The phase is therefore counted from the last time that the accuracy reached
-1.
+A run may leave this phase, for example because weight decay shrinks weights before a batch norm
+until a step is too large (Lobacheva et al. 2021, arXiv:2106.15739). The phase therefore begins when
+the accuracy reaches 1 for the last time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,26 +20,20 @@ def last_below(history: History) -> int | None:
 
 
 def terminal_epoch(history: History) -> int | None:
-    """Return the first evaluated epoch from which on the training accuracy stayed at 1.
-
-    Return None if the accuracy of the last evaluated epoch was below 1. Epochs without an
-    evaluation are ignored.
-    """
-    rows = _evaluated(history)
+    """Return the first evaluated epoch after `last_below`; None if there is none."""
     below = last_below(history)
-    return min((epoch for epoch, _ in rows if below is None or epoch > below), default=None)
+    later = (epoch for epoch, _ in _evaluated(history) if below is None or epoch > below)
+    return min(later, default=None)
 
 
 def departure(history: History) -> str | None:
     """Return a warning if the training accuracy reached 1 and fell again, else None."""
     rows = _evaluated(history)
-    first = next((epoch for epoch, accuracy in rows if accuracy == 1), None)
-    after = (
-        [] if first is None else [(accuracy, epoch) for epoch, accuracy in rows if epoch > first]
-    )
-    if not after or min(after)[0] == 1:
+    first = next((epoch for epoch, accuracy in rows if accuracy == 1), math.inf)
+    later = ((accuracy, epoch) for epoch, accuracy in rows if epoch > first)
+    lowest, worst = min(later, default=(1, 0))
+    if lowest == 1:
         return None
-    lowest, worst = min(after)
     again = terminal_epoch(history)
     now = (
         f"it ended at {rows[-1][1]:.4g}, outside the terminal phase"
@@ -54,7 +48,7 @@ def departure(history: History) -> str | None:
 
 
 def _evaluated(history: History) -> list[tuple[int, float]]:
-    """Return the epoch and the training accuracy of every evaluated epoch."""
+    """Return every evaluated epoch and its training accuracy."""
     return [
         (row["epoch"], row["train_accuracy"])
         for row in history

@@ -1,10 +1,9 @@
-"""Find the residual blocks of a network by their function, not by their names.
+"""Find the residual blocks of a network by what they compute, not by their names.
 
-If its branch is silenced (every weight outside the shortcut is set to zero), a residual block
-becomes its shortcut: s(x) + F(x) becomes s(x), up to a scaling and a final activation. A module
-that passes this test is a residual block, whether it comes from torchvision, timm or elsewhere.
-This includes pre-activation variants and transformers. Sums outside these modules, such as those in
-the network's own forward, are found by tracing the data flow.
+A residual block computes s(x) + F(x), with a shortcut s and a branch F. The branch is silenced by
+setting every weight outside the shortcut to zero. A module that then computes s(x), up to a scaling
+and a final activation, is a residual block. This test also recognizes pre-activation blocks and
+transformers. Sums in the forward of other modules are found by tracing the data flow.
 """
 
 from __future__ import annotations
@@ -64,9 +63,8 @@ class Blocks:
     specs : tuple of BlockSpec
         In execution order.
     other_sums : dict of str to int
-        Number of sums of tensors of equal shape outside the blocks, by the module whose forward
-        contains them: possibly residual blocks that cannot be followed. Empty if `layers` was
-        passed.
+        Number of sums outside the blocks, of two tensors of equal shape, by the module whose
+        forward computes them. They may be missed residual blocks. Empty if `layers` was given.
     """
 
     specs: tuple[BlockSpec, ...]
@@ -86,7 +84,6 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     Parameters
     ----------
     module : nn.Module
-        Unchanged afterwards: mode, weights and hooks.
     images : Tensor, (n, ...)
         A few inputs of the network, at least two of them different.
     layers : sequence of str, optional
@@ -96,8 +93,7 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     ------
     FeatureError
         No block was found, the network updates two streams of features alternately, a named module
-        does not exist or did not run, or `layers` is empty, a string, or names a module twice. If
-        the network computes NaN or infinity and no block was found, the message names the module.
+        does not exist or did not run, or `layers` is empty, a string, or names a module twice.
     """
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
@@ -169,7 +165,7 @@ def _select(
 
 
 def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered:
-    """Return the blocks of a module: one per call."""
+    """Return one block per call of a module."""
     residual = as_residual(name, part, call, probe)
     return [
         (
@@ -190,14 +186,13 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
 
 
 def _require_finite(probe: Probe) -> None:
-    """Raise an error if an output is not finite, since modules cannot be tested then."""
+    """Raise an error if a module's output is not finite: then no module passes the test."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
             check_finite(call.y, f"the output of {name!r}", advice=OF_NETWORK)
 
 
 def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
-    """Return the message that there is no block, with layers to choose instead."""
     modules = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children()) or "none"
     texts = first_names([_module_text(name) for name in others], _MAX_NAMES)
@@ -216,7 +211,6 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
 
 
 def _two_streams(crossed: Sequence[str]) -> str:
-    """Return the message that no layer is a map of the one before it, with a way to follow both."""
     texts = first_names([_module_text(name) for name in crossed], _MAX_NAMES)
     return (
         f"The forward of {texts} updates two streams of features alternately, each from the other, "
@@ -231,11 +225,7 @@ def _module_text(name: str) -> str:
 
 
 def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
-    """Return modules to suggest as layers, in execution order.
-
-    These are children of the network, and of its lists and sequences, that have weights and map a
-    tensor to a tensor.
-    """
+    """Return the parts of the network that could be layers, in execution order."""
     names: list[str] = []
 
     def add(prefix: str, part: nn.Module) -> None:

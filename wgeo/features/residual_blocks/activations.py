@@ -14,24 +14,24 @@ _CLAMPED = 0.01  # smallest fraction of exact zeros after a ReLU
 
 
 class Activations(TorchFunctionMode):
-    """Records the last activation function and the last sum, or skips one activation.
+    """Records the last activation and the last sum, or skips one activation.
 
     Parameters
     ----------
     skipped : int, optional
-        Index of the call of an activation function that returns its argument unchanged. If given,
-        only `count` is recorded.
+        Index of the activation to skip: its call returns its argument unchanged. If given, only
+        `count` is recorded.
 
     Attributes
     ----------
     count : int
-        Number of calls of activation functions.
+        Number of activations called.
     name : str
-        Name of the last one called; empty before the first call.
+        Name of the last activation; empty before the first.
     before : Tensor or None
-        A copy of its first argument.
+        A copy of the last activation's first argument.
     function : callable or None
-        The last one, as a function of its first argument.
+        The last activation, as a function of its first argument.
     """
 
     def __init__(self, skipped: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Activations(TorchFunctionMode):
         self.forget()
 
     def forget(self) -> None:
-        """Forget all calls, for example at the start of a block."""
+        """Forget all calls."""
         self.count, self.name = 0, ""
         self.before: torch.Tensor | None = None
         self.function: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -70,13 +70,13 @@ class Activations(TorchFunctionMode):
         return out
 
     def end(self, out: torch.Tensor) -> bool:
-        """Return whether a tensor equals the result of the last activation function."""
+        """Return whether a tensor equals the result of the last activation."""
         return _equal(self._result, out)
 
     def hides_relu(self, out: torch.Tensor) -> bool:
-        """Return whether a tensor was clamped at 0 by something that cannot be traced.
+        """Return whether a tensor seems to come from a ReLU that was not traced.
 
-        It then equals neither the result of the last activation function nor the last sum.
+        It is clamped at 0, but equals neither the last activation's result nor the last sum.
         """
         return is_clamped(out) and not self.end(out) and not _equal(self._sum, out)
 

@@ -17,25 +17,23 @@ def forward_sums(
 ) -> tuple[list[tuple[int, BlockSpec]], dict[str, int], list[str]]:
     """Return the residual sums outside the block modules, and the other sums.
 
-    A sum is residual if one summand was computed from the other by modules with weights. Only
-    innermost sums count: a sum around another block does not. A sum of two parallel branches of one
-    input is not a block, even if one of them is a shortcut with weights, since nothing shows which
-    one it is.
+    A sum is residual if one summand was computed from the other by modules with weights, and no
+    block lies between them. A sum of two parallel branches is not residual: if one of them is a
+    shortcut with weights, nothing shows which one.
 
     Returns
     -------
     blocks : list of (order, BlockSpec)
     others : dict of str to int
-        Number of other sums of equal shapes, by the name of the module whose forward contains
-        them.
+        Number of other sums, by the name of the module whose forward computes them.
     crossed : list of str
-        Names of those of these modules that update two streams alternately (`_crosses`).
+        The modules in `others` that update two streams alternately (`_crosses`).
     """
     watch, specs = probe.watch, []
     others: Counter[str] = Counter()
     crossed: list[str] = []
     roots: dict[Node, Node] = {}  # from the result of each residual sum to its identity summand
-    inside = {run.y for run in watch.calls if run.name in blocks}
+    inside = {call.y for call in watch.calls if call.name in blocks}
     names: Counter[str] = Counter()
     for total in watch.sums:
         if any(name in blocks for name in total.path):
@@ -68,9 +66,9 @@ def _as_residual(
         if total.partial or root not in sources:
             continue
         between = (sources & watch.results(root)) - {root}
-        path = [run for run in watch.calls if run.y in between and _has_matrices(modules[run.name])]
+        path = [c for c in watch.calls if c.y in between and _has_matrices(modules[c.name])]
         if path and not any(node in between for node in inside):
-            ends = [run for run in path if run.y == branch]
+            ends = [call for call in path if call.y == branch]
             return f"{(ends or path)[-1].name}+x", identity
     return None
 
@@ -78,10 +76,9 @@ def _as_residual(
 def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
     """Return whether a sum updates one stream with a value computed from a sum in another stream.
 
-    In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``. The value g(a) is
-    computed from b, through the first sum; but the identity summand of that sum, the old a, is not
-    computed from b. This distinguishes b from the input of an outer shortcut around several blocks,
-    from which the identity summands of all these blocks are computed.
+    A reversible network computes ``a = a + f(b)`` and then ``b = b + g(a)``. The second sum looks
+    like a shortcut around the first, since g(a) is computed from b. But the first sum's identity
+    summand, the old a, is not computed from b. If b were the input of a shortcut, it would be.
     """
     for identity in (1, 0):
         root, branch = total.nodes[identity], total.nodes[1 - identity]

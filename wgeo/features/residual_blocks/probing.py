@@ -17,26 +17,13 @@ from .sums import SumWatch
 
 @dataclass
 class Call:
-    """A module's calls in a probing pass.
+    """A module's calls in a probing pass; tensors are copies, since a branch may overwrite them."""
 
-    Attributes
-    ----------
-    args, kwargs : tuple, dict
-        Arguments of the first call; tensors are copies, since an in-place branch may overwrite
-        them.
-    y : Tensor or None
-        The tensor that the first call returned; None if it returned no tensor, or several.
-    last : Tensor or None
-        The same for the last call.
-    orders : list of int
-        Time at which each call ended, on the pass's clock.
-    """
-
-    args: tuple[Any, ...]
+    args: tuple[Any, ...]  # of the first call
     kwargs: dict[str, Any]
-    y: torch.Tensor | None
-    last: torch.Tensor | None
-    orders: list[int] = field(default_factory=list)
+    y: torch.Tensor | None  # the output of the first call; None if it is no tensor, or several
+    last: torch.Tensor | None  # the output of the last call
+    orders: list[int] = field(default_factory=list)  # time at which each call ended
 
     @property
     def x(self) -> torch.Tensor | None:
@@ -57,7 +44,6 @@ class Probe:
     watch: SumWatch
 
     def get(self, name: str) -> Call | None:
-        """Return the calls of a module; None if it did not run."""
         return self.calls.get(name)
 
 

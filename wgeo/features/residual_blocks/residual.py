@@ -30,20 +30,7 @@ _ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 @dataclass(frozen=True)
 class Residual:
-    """The shortcut of a residual block.
-
-    Attributes
-    ----------
-    shortcut : str or None
-        Name of the child that is the shortcut; None for the identity.
-    argument : int or str
-        Position or keyword of the argument that the identity returns.
-    scale : float
-        Factor c of a scaled sum, c (x + F(x)); 1 without one.
-    activated : bool
-        Whether an activation after the sum was seen by its effect; a ReLU has none on inputs that
-        are not negative.
-    """
+    """The shortcut of a residual block; for the attributes, see `BlockSpec`."""
 
     shortcut: str | None = None
     argument: int | str = 0
@@ -54,8 +41,7 @@ class Residual:
 def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     """Return the shortcut of a residual block; None if a module is not detected as one.
 
-    A module that cannot be copied, or does not run with zero weights, cannot be tested and is not
-    detected.
+    A module that cannot be copied, or fails when its weights are zero, is not detected.
     """
     if call.y is None or call.x is None or not any(part.children()):
         return None
@@ -94,9 +80,9 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
 def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     """Find the child that is the shortcut; None if no child passes the test.
 
-    The branch (or the child at its end) passes, too: with the shortcut silenced, the block equals
-    its branch. Of the children that pass, the shortcut is one that reads the block's own input, if
-    there is one; of several, the one with the fewest activations, then the fewest parameters.
+    The child at the end of the branch passes too, because a block with a silenced shortcut equals
+    its branch. The shortcut is therefore preferably a child that reads the block's own input; among
+    equals, the one with the fewest activations, then the fewest parameters.
     """
     x, y = call.x, call.y
     assert x is not None
@@ -158,9 +144,8 @@ def _end_of(
 ) -> tuple[float, bool] | None:
     """Compare the output of a silenced block with `target`, the shortcut's value.
 
-    Return c and False if the output is c `target`, and c and True if it is an activation of that;
-    otherwise None. Unless `scaled`, c must be 1: a multiple alone is not conclusive, because a
-    silenced gate x * sigmoid(f(x)) is x / 2.
+    Return (c, activated) if the output is c `target`, or an activation of it; otherwise None.
+    Unless `scaled`, c is 1: a silenced gate x * sigmoid(f(x)) is a multiple, x / 2, without a sum.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return None
@@ -180,9 +165,9 @@ def _end_of(
 def _two_slopes(
     out: torch.Tensor, target: torch.Tensor, scaled: bool
 ) -> tuple[float, torch.Tensor]:
-    """Return a, and a max(t, 0) + b min(t, 0) fitted to `out`: a scaling, ReLU or leaky ReLU of t.
+    """Fit a max(t, 0) + b min(t, 0), a scaling or (leaky) ReLU of the target t, to `out`.
 
-    t is the target, and a = 1 unless `scaled`. If the fit flips signs, it is all NaN.
+    Return a, which is 1 unless `scaled`, and the fit, which is all NaN if it flips signs.
     """
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))

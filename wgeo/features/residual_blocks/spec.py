@@ -17,11 +17,12 @@ class BlockSpec:
         The module's name; ``block[1]`` for the second call of a module that runs several times;
         ``res1+x`` for the sum of x and the output of the module ``res1`` for x.
     residual : bool
-        Whether it adds a shortcut to its branch.
+        Whether the block adds a shortcut to its branch.
     shortcut : str or None
-        Name of the module that is its shortcut; None if that is the identity (or absent).
+        Name of the module that is the shortcut; None for the identity, or without a shortcut.
     activated : bool
-        Whether an activation after the sum was seen by its effect on a few images.
+        Whether an activation after the sum was seen by its effect on a few images. A ReLU has no
+        effect if the shortcut's values are not negative.
     argument : int or str
         Position or keyword of the argument that the identity returns; for a sum, index of the
         identity summand.
@@ -30,7 +31,7 @@ class BlockSpec:
     call : int
         Index of the module's call.
     sum : (str, int, int) or None
-        The sum's address.
+        The address of the sum; None for a module.
     tail : tuple of str
         The functions directly after the sum: a scaling, an activation.
     scale : float

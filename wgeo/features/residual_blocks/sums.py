@@ -1,8 +1,7 @@
-"""Sums of two tensors in a forward pass: residual additions outside block modules.
+"""Sums of two tensors in a forward pass, such as ``self.res(x) + x``.
 
-A `SumWatch` intercepts every function that a network calls on tensors, to find ``self.res(x) + x``
-in the network's own forward, where one summand is computed from the other. A `SumTap` finds the
-same sums in later passes by their address: the module, its call, and the index of the sum.
+A `SumWatch` records all sums and the data flow of a pass. A `SumTap` finds selected sums again in
+later passes, by their address: the module, its call, and the index of the sum.
 """
 
 from __future__ import annotations
@@ -33,29 +32,15 @@ Node = tuple[int, int]  # id of a tensor, and the number of times it was overwri
 
 @dataclass
 class Sum:
-    """A sum of two tensors of equal shape, both computed from the images.
-
-    Attributes
-    ----------
-    address : (str, int, int)
-    path : tuple of str
-        The modules that were running, the innermost last.
-    order : int
-        Time on the pass's clock.
-    nodes : tuple
-        The two summands, as nodes of the data flow.
-    partial : bool
-        Whether a summand is a slice of a larger tensor.
-    tail : list of str
-        Names of at most two functions, scalings or activations, that follow directly, each as the
-        only use of the value before it.
-    """
+    """A sum of two tensors of equal shape, both computed from the images."""
 
     address: Address
-    path: tuple[str, ...]
-    order: int
-    nodes: tuple[Node, Node]
-    partial: bool = False
+    path: tuple[str, ...]  # the modules that were running, the innermost last
+    order: int  # time on the pass's clock
+    nodes: tuple[Node, Node]  # the two summands
+    partial: bool = False  # whether a summand is a slice of a larger tensor
+    # Names of at most two scalings or activations directly after the sum. The value before each of
+    # them has no other use.
     tail: list[str] = field(default_factory=list)
 
 
@@ -106,7 +91,7 @@ class _Addressed(TorchFunctionMode):
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Ignore computations inside a ``with`` block, such as those of hooks."""
+        """Ignore computations inside a ``with`` block."""
         previous, self._silent = self._silent, True
         try:
             yield
@@ -114,19 +99,17 @@ class _Addressed(TorchFunctionMode):
             self._silent = previous
 
     def enter(self, name: str) -> None:
-        """Record the start of a module."""
         self.running.append((name, self._calls[name]))
         self._calls[name] += 1
 
     def leave(self, name: str) -> None:
-        """Record the end of a module."""
         while self.running[-1][0] != name:  # modules whose exceptions were caught
             self.running.pop()
         self.running.pop()
 
 
 class SumWatch(_Addressed):
-    """The data-flow graph of a pass."""
+    """Records the data flow of a pass as a graph of tensors, and all sums."""
 
     def __init__(self, images: torch.Tensor) -> None:
         super().__init__()
@@ -238,11 +221,8 @@ class SumWatch(_Addressed):
 class SumTap(_Addressed):
     """Calls functions with the summands and values of selected sums, whenever they are computed.
 
-    Parameters
-    ----------
-    sums : mapping of address to (tail, put)
-        ``put(operands, sum, value)`` is called with the summands, the sum, and the value after its
-        tail.
+    `sums` maps the address of a sum to (tail, put). The tap calls ``put(operands, sum, value)``
+    with the summands, the sum, and the value after the tail.
     """
 
     def __init__(self, sums: dict[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:

@@ -64,7 +64,7 @@ __all__ = [
 
 
 class Sentence(Part):
-    """A sentence of a verdict; its evidence contains the numbers that determine the wording."""
+    """A sentence of a verdict, with the numbers (`evidence`) that determine its wording."""
 
     claim: str
     words: str
@@ -125,11 +125,11 @@ class Record(Part):
         return None if isinstance(epoch, bool) else epoch
 
     def trend(self, metric: str) -> Trend:
-        """Return the change of a collapse metric over depth; empty if unknown."""
+        """Return the trend of a collapse metric; empty if unknown."""
         return self.progress.get(metric, Trend())
 
     def model(self, key: str) -> Model:
-        """Return the predictions of the model under a key; empty if it was not fitted."""
+        """Return the predictions of a model; empty if it was not fitted."""
         return getattr(self, key)  # type: ignore[no-any-return]
 
     @property
@@ -139,8 +139,8 @@ class Record(Part):
 
     def mismatches(self) -> Iterator[Fault]:
         """Yield the locations of lists that are valid individually but do not match each other."""
-        for k, run in enumerate(self.alignment.segments):
-            if len(run.blocks) < 2:
+        for k, aligned in enumerate(self.alignment.segments):
+            if len(aligned.blocks) < 2:
                 yield Fault(f"alignment.segments[{k}].blocks")
         for k, law in enumerate(self.separation_law.segments):
             for key in ("separation", "compression", "discrimination"):

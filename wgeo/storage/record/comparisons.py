@@ -12,7 +12,7 @@ from .values import Interval
 
 
 class Comparison(Part):
-    """A comparison of a segment with that of one other network, over images."""
+    """A comparison of a segment with the same segment of another network, over images."""
 
     layers: tuple[str, ...]
     statistic: str

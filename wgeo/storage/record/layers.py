@@ -19,7 +19,7 @@ class Collapse(Measured):
 
 
 PENULTIMATE = "penultimate"
-"""Name of the layer that is the input of the classifier."""
+"""Name of the classifier's input, if it is a separate layer."""
 
 
 class Layer(Part):

@@ -92,7 +92,7 @@ class Centred(Measured):
 
 
 class Pairs(Part):
-    """The transport between all pairs of a segment's layers, or of some if it is long."""
+    """The transport between all pairs of a segment's layers; of some pairs if it is long."""
 
     layers: tuple[str, ...]
     distance: Matrix
@@ -201,7 +201,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """The first of `slopes`: of step length / largest singular value, over depth."""
+        """Slope of step length / largest singular value over depth: the first of `slopes`."""
         return self.slopes[0] if self.slopes else None
 
 

@@ -1,9 +1,8 @@
 """Stores: folders of arrays, written in ranges of rows; resumable, and readable once complete.
 
-Until a store is complete, its folder contains ``NAME.npy.part``, ``unfinished.json`` (the job) and
-``rows-*.log``, with one line for every range of rows that has reached the disk. Once all rows are
-written, the suffix ``.part`` is removed from the names. ``manifest.json`` is written last; a store
-without it cannot be opened.
+An unfinished store contains ``NAME.npy.part``, ``unfinished.json`` (the job) and ``rows-*.log``,
+with a line for every range of rows that has reached the disk. At the end, the suffix ``.part`` is
+removed, and ``manifest.json`` is written last; a store without it cannot be opened.
 """
 
 from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards

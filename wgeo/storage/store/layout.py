@@ -19,7 +19,7 @@ from ..schema import Count, Part
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
 SHARD = 2**25
-"""Bytes, over all arrays, that are synced to disk at a time; a larger batch is synced whole."""
+"""Bytes, of all arrays together, that are synced to disk at a time; at least one batch is."""
 
 DTYPES = {
     "float32": "<f4",
@@ -28,12 +28,12 @@ DTYPES = {
     "float64": "<f8",
     "int64": "<i8",
 }
-"""Number formats in files. NumPy lacks bfloat16, so its bits are stored as unsigned integers."""
+"""Number formats in files. The bits of bfloat16, which NumPy lacks, are stored as integers."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """An array of a store, with `width` numbers per row; one-dimensional if `width` is None."""
+    """An array of a store: `width` numbers per row, or one-dimensional if `width` is None."""
 
     dtype: str
     width: int | None = None
@@ -48,7 +48,6 @@ class Column:
         return np.dtype(DTYPES[self.dtype]).itemsize * (1 if self.width is None else self.width)
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of an array of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
 
@@ -90,12 +89,9 @@ def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
 
 
 def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
-    """Return the bytes of rows in the stored format; NaN and infinity stay what they are.
+    """Return the bytes of rows in the stored format; NaN and infinity are kept.
 
-    Raises
-    ------
-    FeatureError
-        A finite number is too large for the format.
+    Raise FeatureError if a finite number is too large for the format.
     """
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(array, "<f4" if dtype == "bfloat16" else DTYPES[dtype])

@@ -25,21 +25,11 @@ _READ = 2**20  # bytes read at a time; more is not faster
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The contents of a finished store.
+    """The contents of a finished store."""
 
-    Attributes
-    ----------
-    arrays : dict of str to ndarray
-        Memory maps; changes to them are private to this process.
-    about : dict
-        The writer's description of the arrays.
-    job : dict
-        The inputs from which the arrays were computed; equal jobs write equal arrays.
-    """
-
-    arrays: dict[str, np.ndarray]
-    about: dict[str, Any]
-    job: dict[str, Any]
+    arrays: dict[str, np.ndarray]  # memory maps; changes to them are private to this process
+    about: dict[str, Any]  # the writer's description of the arrays
+    job: dict[str, Any]  # what the arrays were computed from; equal jobs write equal arrays
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
@@ -74,16 +64,12 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
 def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored:
     """Open a finished store; arrays stored as bfloat16 become float32.
 
-    Parameters
-    ----------
-    folder : path
-    verify : bool
-        Whether to read all data and compare it with the checksums in the manifest.
+    If `verify`, all data is read and compared with the checksums in the manifest.
 
     Raises
     ------
     RecordError
-        The store is missing, unfinished, or damaged (the message names the damaged file).
+        The store is missing, unfinished or damaged.
     """
     path = as_path(folder, "folder")
     manifest = manifest_of(path)
@@ -92,19 +78,12 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
         array = _mapped(path, entry)
         if verify:
             _verify(path, array, entry, manifest["rows"])
-        narrow = entry["dtype"] == "bfloat16"
-        arrays[key] = _widened(array, path) if narrow else array
+        arrays[key] = _widened(array, path) if entry["dtype"] == "bfloat16" else array
     return Stored(arrays, manifest["about"], manifest["job"])
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """Read and validate the manifest of a store, without reading the arrays.
-
-    Raises
-    ------
-    RecordError
-        The store is missing or unfinished, or its manifest is damaged.
-    """
+    """Read the manifest of a store; raise RecordError if it is missing, unfinished or damaged."""
     if not (path / MANIFEST).is_file():
         if (path / UNFINISHED).is_file():
             raise RecordError(f"{path} is not finished: run the command that began it again.")
@@ -134,7 +113,6 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def _mapped(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """Map an array of a store, as its manifest describes it."""
     path = folder / entry["file"]
     if path.parent != folder:
         raise RecordError(f"{folder / MANIFEST} is damaged: it names {path}, outside the store.")
@@ -162,7 +140,7 @@ def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list
     if not whole or any(not a <= b <= c for (a, c), b in zip(spans, bounds, strict=False)):
         raise RecordError(f"{folder / MANIFEST} is damaged: it lacks rows. Trace again.")
     path, row = folder / entry["file"], array.itemsize * math.prod(array.shape[1:])
-    # The file is read, not mapped: if the disk fails, reading raises an error.
+    # Reading raises an error if the disk fails; a memory map would crash the process.
     with open(path, "rb") as file:
         for (start, stop), crc in zip(spans, sums, strict=True):
             file.seek(array.offset + start * row)
@@ -179,7 +157,6 @@ def _crc32(file: IO[bytes], size: int) -> int:
 
 
 def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
-    """Return bfloat16 bits as float32."""
 
     def widen(rows: slice) -> np.ndarray:
         return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)

@@ -1,4 +1,4 @@
-"""Write stores range by range, in one or several processes; runs that were stopped can resume."""
+"""Write stores range by range, in one or several processes; a stopped run can resume."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Writer:
     columns : mapping of str to Column
         The arrays by name.
     part : int
-        Index of this process among several, each of which writes separate ranges.
+        Index of this process. Each process writes other ranges.
 
     Raises
     ------
     RecordError
-        The folder belongs to another job, contains other or damaged files or is being written by
-        another process, or the disk has too little free space.
+        The folder belongs to another job, contains other or damaged files, or is in use by another
+        process; or the disk has too little free space.
     """
 
     def __init__(
@@ -104,7 +104,6 @@ class Writer:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes per row of all arrays together."""
         return sum(column.row_bytes for column in self.columns.values())
 
     def missing(self) -> list[slice]:
@@ -124,8 +123,7 @@ class Writer:
         FeatureError
             A number is too large for its array's format.
         RecordError
-            The range cannot be written, for example because the disk is full; earlier ranges are
-            kept.
+            The range cannot be written, for example because the disk is full.
         """
         sums, stop = {}, start + len(next(iter(arrays.values())))
         try:
@@ -187,7 +185,7 @@ class Writer:
             path.unlink(missing_ok=True)
 
     def _rename(self, key: str, final: Path) -> None:
-        """Remove the suffix ``.part`` from an array's file, unless another file replaced it."""
+        """Remove the suffix ``.part`` of an array's file, unless another file is in its place."""
         path = self._paths[key]
         if path == final:  # an earlier run was killed after the renaming
             return
@@ -199,13 +197,11 @@ class Writer:
         self._paths[key] = final
 
     def _write_whole(self, path: Path, content: bytes) -> None:
-        """Write a complete file; raise an error if one with other contents has its name."""
         if os.path.lexists(path) and _content(path, len(content)) != content:
             raise _in_the_way(path)
         write_atomic(path, content)
 
     def _logs(self) -> list[Path]:
-        """Return the logs of all processes, which list the ranges they have written."""
         paths = self.folder.glob("rows-*.log")
         return [path for path in paths if re.fullmatch(r"rows-\d+\.log", path.name)]
 
@@ -217,7 +213,7 @@ class Writer:
         self._files = {}
 
     def _write_header(self) -> None:
-        """Write the job to the folder, or check that the folder already belongs to this job."""
+        """Claim the folder for this job, or check that it belongs to it already."""
         header_file = self.folder / UNFINISHED
         if header_file.is_symlink():
             raise _in_the_way(header_file)
@@ -249,7 +245,7 @@ class Writer:
                     f"Another process is writing {self.folder}. Wait for it, or choose another "
                     "folder."
                 ) from error
-            # Without locks, as on some network file systems, two runs of a job write equal rows.
+            # Some network file systems lack locks. There, two runs of a job write equal rows.
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":  # the last line is truncated
             _write_all(handle, b"\n")
@@ -317,7 +313,7 @@ class Writer:
             raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
 
     def _require_space(self, rows: int) -> None:
-        """Raise an error, before hours of work, if the disk has too little free space."""
+        """Raise an error early if the disk has too little free space."""
         needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise RecordError(
