@@ -75,9 +75,10 @@ def descend(
 ) -> Minima:
     """Minimize from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
 
-    The norm is that of the gradient in the original variables. Rows that stall continue in further rounds with a longer memory. With ReLUs they stall where
-    many kinks meet, so they continue from a perturbed point. The end of a round replaces the row's
-    point if it has converged or is no higher.
+    The norm is that of the gradient in the original variables. Rows that stall continue in further
+    rounds with a longer memory. With ReLUs they stall where many kinks meet, so they continue from
+    a perturbed point. The end of a round replaces the row's point if it has converged or is no
+    higher.
     """
     check_tolerance(tolerance)
     as_count(max_steps, "max_steps", 1)
