@@ -1,16 +1,15 @@
 """95 % intervals of collapse metrics, from bootstrap replicates within classes.
 
 A replicate relates to the sample as the sample relates to the population. The ratio of a
-replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
-metric to the population's. Intervals from these ratios are free of the bias of few samples, to
-first order, whereas percentiles of the replicates would double it. The intervals of Kendall's
-tau and of the law of separation are percentiles, so they have this bias if it differs by layer.
+replicate's metric to the sample's therefore estimates the ratio of the sample's metric to the
+population's. To first order, intervals from these ratios have no bias if samples are few, whereas
+percentiles of the replicates would double it. The intervals of Kendall's tau and of the law of
+separation are percentiles; they are biased if the bias differs between layers.
 
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
-over class k with weights c, and its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. All
-replicates of a layer are therefore computed from the same x: after a pass for the class means, each
-batch of replicates takes two passes, as sums and matrix products.
+over class k with weights c, and its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. After
+a pass for the class means m_k, each batch of replicates therefore takes two passes over the same x.
 """
 
 from __future__ import annotations
@@ -133,10 +132,9 @@ def bootstrap_replicates(
     The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
     corrected estimates.
 
-    A replicate takes O(N d K) operations, like the metrics themselves, in large matrix products.
-    Besides `multiplicities`, the memory needed does not grow with the number of samples or of
-    replicates. `class_index` contains all of 0 to K - 1; `predicted` also contains -1, for
-    classes that do not occur. In each class, a replicate's multiplicities sum to the class's size.
+    A replicate takes O(N d K) operations, like the metrics themselves. `class_index` contains all
+    of 0 to K - 1; `predicted` also contains -1, for classes that do not occur. In each class, a
+    replicate's multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
     moments = ClassMoments(name, spectrum_size=0)
@@ -242,11 +240,7 @@ class _Layer:
         shifts: Float[torch.Tensor, "b K r"],
         counts: Float[torch.Tensor, " K"],
     ) -> list[ProjectionSums]:
-        """Sum the within-class energy in the span of each replicate's means, and count samples.
-
-        The counts are of samples nearest to the mean of their own class, and of samples whose
-        nearest mean is not that of the predicted class.
-        """
+        """Return the `ProjectionSums` of every replicate."""
         n, (b, r) = len(self.class_index), basis.shape[:2]
         energy = multiplicities.new_zeros(b, r)
         correct, mismatches = multiplicities.new_zeros(2, b)
@@ -271,11 +265,10 @@ class _Layer:
 def layer_with_intervals(
     layer: LayerCollapse, replicates: Sequence[LayerCollapse], counts: Int[np.ndarray, " K"]
 ) -> LayerCollapse:
-    """Return a layer with the intervals that exist.
+    """Return a layer with its intervals.
 
-    If every class has at least `FEW_SAMPLES` samples, they are of `_RATIOS` and ncc_accuracy as
-    defined; otherwise of the corrected nc1, cdnv and ncc_accuracy, because an interval around a
-    biased value could exclude the population's value.
+    If a class has fewer than `FEW_SAMPLES` samples, only the corrected estimates have intervals: an
+    interval around a biased value could exclude the population's value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     few = is_few(counts)

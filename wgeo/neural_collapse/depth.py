@@ -32,10 +32,10 @@ _REACHED = 0.9
 
 @dataclass(frozen=True, repr=False)
 class Progress(Result):
-    """How a metric changes with depth, over the layers between which blocks map.
+    """How a metric changes with depth.
 
-    Layers at which the metric is undefined are skipped. If fewer than two layers are left, all
-    values are None, and `increases` is empty.
+    Layers at which the metric is undefined are skipped, and so are the input image and the
+    classifier's input. If fewer than two layers are left, all values are None.
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class Progress(Result):
     monotone : bool or None
         Whether there is no violation.
     reached : str or None
-        The first layer at which 90 % of the decrease from the first to the last layer is reached
-        (Parker et al. 2023); None if the metric does not decrease.
+        The first layer at which the metric has fallen by 90 % of its decrease from the first to the
+        last layer (Parker et al. 2023); None if the last value is not lower than the first.
     reached_depth : float or None
         Relative depth of that layer, from 0 (first) to 1 (last).
     interval : tuple of float, or None

@@ -180,12 +180,6 @@ class LayerPasses:
         """Pass one: add samples and the indices of their classes.
 
         `start` is the number of samples before these, for error messages.
-
-        Raises
-        ------
-        FeatureError
-            There is NaN or infinity (the message names the layer and the sample), the width differs
-            from that of earlier batches, or the numbers of samples and labels differ.
         """
         moments, n = self.moments, len(class_index)
         moments.precision = max(moments.precision, precision_of(features))
@@ -274,9 +268,8 @@ def _check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
     if shape is None or shape[1:] != (width,):
         raise FeatureError(
             f"The out-of-distribution features of layer {name!r} "
-            + ("are missing. " if shape is None else f"have shape {shape}, ")
-            + f"{'Their shape must be' if shape is None else 'not'} (samples, {width}). Trace both "
-            "data sets through the same network."
+            + ("are missing. Their shape must be" if shape is None else f"have shape {shape}, not")
+            + f" (samples, {width}). Trace both data sets through the same network."
         )
 
 

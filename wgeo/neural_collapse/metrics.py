@@ -92,10 +92,7 @@ def rescaled(x: np.ndarray) -> np.ndarray:
 
 
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
-    """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F; None if G = 0.
-
-    It is 0 for the Gram matrix of a simplex ETF.
-    """
+    """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F; None if G = 0."""
     norm = np.linalg.norm(gram)
     if norm == 0:
         return None
@@ -110,10 +107,11 @@ class LayerCollapse(Result):
     Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
     class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
     between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
-    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both, so
-    that g is the mean of all samples; with ``sample_mean``, it replaces 1/K only in g. In all cases
-    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of ones. The metrics whose
-    names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse. Undefined metrics are None;
+    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both;
+    with ``sample_mean``, it replaces 1/K only in g. With either, g is the mean of all
+    samples. In all cases Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of
+    ones. The metrics whose names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse.
+    Undefined metrics are None;
     `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the corrected estimates.
 
     Attributes
@@ -138,7 +136,7 @@ class LayerCollapse(Result):
         || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
     nc5 : float or None
         ``mean_k |cos(m_k, m_ood)|``, in [0, 1], where neither the class means nor the mean m_ood of
-        out-of-distribution samples are centered; 0 means orthogonal (Ammar et al. 2024, NC5).
+        out-of-distribution samples are centered (Ammar et al. 2024, NC5).
     ncc_accuracy : float or None
         Fraction of samples whose nearest class mean is that of their own class, in [0, 1].
     ncc_mismatch : float or None
@@ -246,14 +244,8 @@ def layer_collapse(
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    Without pass two, ncc_accuracy, ncc_mismatch and the corrected estimates are undefined, and so
-    is nc1 if pass one has not computed it (``within_along``). The classifier has a row for every
-    class, including those that do not occur.
-
-    Raises
-    ------
-    FeatureError
-        The width of the classifier differs from that of the layer.
+    The classifier has a row for every class, including those that do not occur. Raises FeatureError
+    if its width is not that of the layer.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(

@@ -1,9 +1,8 @@
-"""Class moments of one layer from batches of any size and order; no d x d matrix if d is large.
+"""Pass one: class moments of a layer, from batches of any size and order.
 
-Pass one (`ClassMoments`) computes counts, class means and within-class variances by the pairwise
-update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"), which adds
-only nonnegative terms, so that there is no cancellation. Pass two (`projection.py`) computes what
-depends on the *final* means: the within-class energy along their span, and nearest class means.
+Counts, class means and within-class variances are merged by the pairwise update of Chan, Golub and
+LeVeque (1983, "Algorithms for computing the sample variance"). It adds only nonnegative squares, so
+that nothing cancels. Pass two (`projection`) computes what depends on the *final* class means.
 """
 
 from __future__ import annotations
@@ -66,14 +65,9 @@ class ClassIndex:
         return np.array(list(self._index_of), dtype=np.int64)
 
     def add(self, labels: Int[np.ndarray, " n"], start: int = 0) -> Int[np.ndarray, " n"]:
-        """Return the class indices of `labels`, with new indices for new classes.
+        """Return the class indices of `labels`; raise ArgumentError if one is too large.
 
         `start` is the number of samples before these, for error messages.
-
-        Raises
-        ------
-        ArgumentError
-            A label is not below `num_classes`.
         """
         if self.num_classes is not None and labels.max() >= self.num_classes:
             sample = int(labels.argmax())
@@ -95,47 +89,21 @@ class ClassIndex:
 
 @dataclass(frozen=True, eq=False)
 class ClassGeometry:
-    """The class means of a layer in a low-dimensional basis, and the other results of pass one.
-
-    Attributes
-    ----------
-    name, width : str, int
-    classes, counts : ndarray of int, (K,)
-        The classes that occur, ascending, and their numbers of samples.
-    variances : ndarray, (K,)
-        var_k = mean of ||h - m_k||^2 over class k; 0 for a class of one sample.
-    center : ndarray, (d,)
-        The global mean g.
-    basis : ndarray, (r, d)
-        Orthonormal rows V that span the centered means.
-    coordinates : ndarray, (K, r)
-        C with m_k - g = C_k V.
-    sigma : ndarray, (r,)
-        sigma_j^2 is the eigenvalue of Sigma_B along V_j, descending.
-    within_along : ndarray, (r,), or None
-        Within-class variance V_j^T Sigma_W V_j along V_j, if pass one computes it: if d is at most
-        the `spectrum_size` of `ClassMoments`.
-    spectrum : Spectrum or None
-        Singular values of the centered features; None if `spectrum_size` is 0.
-    precision : float
-        Machine epsilon of the features' dtype.
-    weights : str
-        One of `WEIGHTS`.
-    """
+    """The class means of a layer in a low-dimensional basis, and the other results of pass one."""
 
     name: str
     width: int
-    classes: Int[np.ndarray, " K"]
+    classes: Int[np.ndarray, " K"]  # the classes that occur, ascending
     counts: Int[np.ndarray, " K"]
-    variances: Float[np.ndarray, " K"]
-    center: Float[np.ndarray, " d"]
-    basis: Float[np.ndarray, "r d"]
-    coordinates: Float[np.ndarray, "K r"]
-    sigma: Float[np.ndarray, " r"]
-    within_along: Float[np.ndarray, " r"] | None
-    spectrum: Spectrum | None
-    precision: float
-    weights: str
+    variances: Float[np.ndarray, " K"]  # var_k = mean of ||h - m_k||^2 over class k
+    center: Float[np.ndarray, " d"]  # the global mean g
+    basis: Float[np.ndarray, "r d"]  # orthonormal rows V_j that span the centered means
+    coordinates: Float[np.ndarray, "K r"]  # C, with m_k - g = C_k V
+    sigma: Float[np.ndarray, " r"]  # sigma_j^2 = eigenvalue of Sigma_B along V_j, descending
+    within_along: Float[np.ndarray, " r"] | None  # V_j^T Sigma_W V_j, if d <= `spectrum_size`
+    spectrum: Spectrum | None  # None if `spectrum_size` is 0
+    precision: float  # machine epsilon of the features' dtype
+    weights: str  # one of `WEIGHTS`
 
     @property
     def within(self) -> float:
@@ -173,17 +141,8 @@ class ClassGeometry:
 class ClassMoments:
     """Counts, means and within-class variances of the classes at one layer, in one pass.
 
-    The memory needed is that of the K means in float64, and of the within-class scatter matrix if
-    d <= `spectrum_size` (at most 2 MiB by default), or otherwise of `spectrum_size` rows in the
-    features' dtype. The size and order of the batches affect the result only by rounding (about
-    1e-14, relative).
-
-    Parameters
-    ----------
-    name : str
-        Name of the layer, for error messages.
-    spectrum_size : int
-        See `SPECTRUM_SIZE`; 0 for no spectrum.
+    The size and order of the batches affect the result only by rounding (about 1e-14, relative).
+    See `SPECTRUM_SIZE`; with `spectrum_size` = 0 there is no spectrum.
     """
 
     def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE) -> None:
@@ -198,13 +157,7 @@ class ClassMoments:
     def add(
         self, block: Float[torch.Tensor, "b d"], index: Int[np.ndarray, " b"], num_indices: int
     ) -> None:
-        """Add samples and the indices of their classes, of which there are `num_indices` so far.
-
-        Raises
-        ------
-        FeatureError
-            The width differs from that of earlier samples.
-        """
+        """Add samples and their class indices; there are `num_indices` classes so far."""
         if self.width == 0:
             self._begin(block)
         if block.shape[1] != self.width:
@@ -219,10 +172,9 @@ class ClassMoments:
         self.samples += len(index)
 
     def _begin(self, first: Float[torch.Tensor, "b d"]) -> None:
-        """Allocate the sums for features like these.
+        """Allocate the sums, which are relative to the first sample.
 
-        Sums are relative to the first sample, so that they are exactly 0 for constant features, and
-        an offset causes no loss of precision.
+        They are therefore exactly 0 for constant features, and an offset costs no precision.
         """
         self.width = first.shape[1]
         self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse the memory
@@ -290,13 +242,7 @@ class ClassMoments:
         return whole
 
     def finish(self, index: ClassIndex, *, weights: str = "uniform") -> ClassGeometry:
-        """Return the geometry, with one of `WEIGHTS` for g and Sigma_B.
-
-        Raises
-        ------
-        FeatureError
-            All samples are of one class.
-        """
+        """Return the geometry; raise FeatureError if all samples are of one class."""
         if len(index) < 2:
             raise FeatureError(
                 f"All {self.samples} samples are of one class ({index.classes[0]}); collapse "

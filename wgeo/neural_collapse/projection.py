@@ -19,42 +19,20 @@ _ROUNDING_FRACTION = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class ProjectionSums:
-    """The sums of pass two.
-
-    Attributes
-    ----------
-    samples, correct : int
-        Number of samples, and of samples whose nearest class mean is that of their own class.
-    mismatches : int or None
-        Number of samples for which the nearest class mean and the network's prediction differ; None
-        if not all predictions are known.
-    within_along : ndarray, (r,)
-        V_j^T Sigma_W V_j for every direction V_j of the span of the means.
-    leave_one_out : LeaveOneOut or None
-        Sums for corrected estimates, if a class has few samples.
-    """
+    """The sums of pass two."""
 
     samples: int
-    correct: int
-    mismatches: int | None
-    within_along: Float[np.ndarray, " r"]
-    leave_one_out: LeaveOneOut | None = None
+    correct: int  # samples whose nearest class mean is that of their own class
+    mismatches: int | None  # of predictions with the nearest mean; None if some are unknown
+    within_along: Float[np.ndarray, " r"]  # V_j^T Sigma_W V_j, with V_j spanning the means
+    leave_one_out: LeaveOneOut | None = None  # only if a class has few samples
 
 
 class SpanProjection:
     """Pass two: samples in the span of the final class means, at most K - 1 numbers each.
 
-    The pass sums the within-class energy along each direction of the span (the numerator of nc1 if
-    d is large) and classifies every sample by its nearest class mean.
-
-    Parameters
-    ----------
-    moments : ClassMoments
-        The finished moments of pass one.
-    geometry : ClassGeometry
-        The result of pass one.
-    index : ClassIndex
-        The indices of the classes in batches.
+    The pass sums the within-class energy along each direction of the span, from which nc1 is
+    computed if d is large. It also classifies every sample by its nearest class mean.
     """
 
     def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:
@@ -88,7 +66,7 @@ class SpanProjection:
         index: Int[np.ndarray, " b"],
         predicted: Int[np.ndarray, " b"] | None = None,
     ) -> None:
-        """Add samples; `predicted` contains the class indices of the network's predictions."""
+        """Add samples; `predicted` are the class indices of the network's predictions."""
         class_index = torch.from_numpy(index).to(self._basis.device)
         nearest = self._nearest(block, class_index)
         self.samples += len(index)
@@ -135,7 +113,7 @@ class SpanProjection:
                 f"The second pass saw {n} samples, the first {self._moments.samples}. "
                 "Both passes need the same data."
             )
-        # Residuals about the means sum to 0 if the data are the same, and in practice only then.
+        # Deviations from the class means sum to 0 if the data are those of pass one.
         deviation = torch.sqrt(self._energy / n)
         # The second term allows for networks whose arithmetic is not reproducible.
         scale = deviation + _ROUNDING_FRACTION * self._coordinates.square().mean(0).sum().sqrt()
@@ -153,6 +131,6 @@ class SpanProjection:
 def nearest_mean(
     points: Float[torch.Tensor, "*batch n r"], means: Float[torch.Tensor, "*batch K r"]
 ) -> Int[torch.Tensor, "*batch n"]:
-    """Return the index of the nearest mean; the first one if several are equally near."""
+    """Return the index of the nearest mean; the first if several are equally near."""
     squares = (means * means).sum(-1).unsqueeze(-2)
     return torch.argmin(squares - 2 * points @ means.mT, dim=-1)

@@ -28,8 +28,7 @@ class Collapse(Result):
     layers : tuple of LayerCollapse
         In execution order.
     progress : dict of str to Progress
-        For every metric that should decrease with depth, whether it does. The input image and the
-        classifier's input (``penultimate``) are left out, because no block maps from or to them.
+        For every metric that should decrease with depth, whether it does.
     separation : Progress
         Whether the mean angle between class means increases with depth. Here a violation is a layer
         at which it decreases.

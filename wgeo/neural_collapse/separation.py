@@ -49,10 +49,10 @@ class SegmentLaw(Result):
         the value is -0.95.
     curvature : float or None
         Coefficient of x^2 in the quadratic fit of ln D over x = l / L, divided by
-        ``|ln D_L - ln D_0|``. 0 for a constant rate; negative if D falls faster at later layers, as
-        along a geodesic on which the classes contract, D ~ (1 - beta t)^2; positive if it falls
-        faster at earlier layers, as along one on which the class means expand,
-        D ~ (1 + lambda t)^-2.
+        ``|ln D_L - ln D_0|``; 0 for a constant rate. It is negative if D falls faster at later
+        layers, as along a geodesic on which the classes contract: D ~ (1 - beta t)^2. It is
+        positive if D falls faster at earlier layers, as along a geodesic on which the class means
+        expand: D ~ (1 + lambda t)^-2.
     compression : tuple of float
         C_l = tr Sigma_W / tr Sigma_B at every layer (Wang et al. 2025).
     compression_rate, compression_correlation, compression_curvature : float or None
@@ -106,9 +106,9 @@ class SeparationLaw(Result):
     Attributes
     ----------
     segments : tuple of SegmentLaw
-        One for each stage of at least three layers; if there are several stages, then also one for
-        all layers together, with stage None. Rates of different stages do not form one law, since
-        a change of stage changes the space.
+        One for each stage of at least three layers. If there are several stages, one more for all
+        layers together, with stage None; between stages the space changes, so that one rate need
+        not describe them all.
     samples_per_class : int
         Number of samples of the smallest class. If it is small, D is biased; see `LayerCollapse`.
 
@@ -172,8 +172,8 @@ def law_of_layers(layers: Sequence[LayerCollapse]) -> SeparationLaw:
 def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) -> SeparationLaw:
     """Add the 95 % percentile intervals of the fitted values over bootstrap replicates.
 
-    They show the variation over samples. The bias of few samples, which replicates have twice, is
-    left out of them only as far as it multiplies D by the same factor at all layers.
+    If samples are few, D is biased, and replicates have this bias twice. It does not affect the
+    rates if it multiplies D by the same factor at all layers.
     """
     segments = []
     for k, segment in enumerate(law.segments):
@@ -189,13 +189,7 @@ def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) 
 
 
 def select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    """Return the layers with these names, in execution order.
-
-    Raises
-    ------
-    ArgumentError
-        There is no such layer.
-    """
+    """Return the layers with these names, in execution order."""
     if isinstance(names, str):
         raise ArgumentError("layers must be a list of layer names, not a string.")
     unknown = set(names) - {layer.name for layer in layers}

@@ -1,9 +1,8 @@
 """Few samples per class: estimates of the population's NC1, CDNV and nearest-center accuracy.
 
-With n samples per class, the scatter within classes is too small by the factor (n - 1)/n, the
-scatter of class means is too large by Sigma_W/n, and every class mean is nearer to its own
-samples than the population's mean is. The metrics as defined in the papers have all three biases;
-the estimates here correct them.
+The metrics as defined in the papers are biased if classes have few samples. With n samples per
+class, Sigma_W is too small by the factor (n - 1)/n, and Sigma_B is too large by about Sigma_W/n.
+Every class mean is nearer to its own samples than the population's mean is.
 """
 
 from __future__ import annotations
@@ -37,24 +36,7 @@ def is_few(counts: Num[np.ndarray, " K"]) -> bool:
 class SmallSampleEstimates:
     """Estimates for a layer with few samples per class.
 
-    Attributes
-    ----------
-    counts : ndarray, (K,)
-        Number of samples of every class.
-    variances : ndarray, (K,)
-        Mean of ||h - m_k||^2 over class k.
-    weights : str
-        Of the classes in g and Sigma_B; see `collapse`.
-    sigma : ndarray, (r,)
-        sigma_j^2 are the eigenvalues of Sigma_B along the orthonormal V_j.
-    coordinates : ndarray, (K, r)
-        m_k - g in the basis V.
-    within : ndarray, (r, r)
-        V Sigma_W V^T, the within-class covariance in the span of the class means.
-    width : int
-        Number of features d.
-    within_square : float
-        An estimate of tr(S_W^2), with S_W the population's Sigma_W.
+    `ClassGeometry` defines the attributes. S_W and S_B are Sigma_W and Sigma_B of the population.
     """
 
     counts: Num[np.ndarray, " K"]
@@ -62,9 +44,9 @@ class SmallSampleEstimates:
     weights: str
     sigma: Float[np.ndarray, " r"]
     coordinates: Float[np.ndarray, "K r"]
-    within: Float[np.ndarray, "r r"]
+    within: Float[np.ndarray, "r r"]  # V Sigma_W V^T
     width: int
-    within_square: float
+    within_square: float  # an estimate of tr(S_W^2)
 
     @property
     def noise_factor(self) -> float:
@@ -152,15 +134,10 @@ class SmallSampleEstimates:
         distance D of two class means is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. With
         a = 1/n_k + 1/n_l and w the mean variance along the class means, the sampling variance of D
         is V = 4 D a w + 2 a^2 tr(S_W^2). 1/D is estimated by D / (D^2 + V). To first order this is
-        the corrected inverse (1 - V/D^2) / D, but it is bounded, so that a single pair whose
-        estimated D happens to be near zero cannot dominate the mean. Pairs with a class of one
-        sample are left out, because its variance is unknown. None if fewer than two classes have
-        two samples, or if D <= 0 or D^2 < V for more than a fraction `MAX_HIDDEN` of the pairs.
-
-        Parameters
-        ----------
-        squared_distances : ndarray, (K (K - 1) / 2,)
-            ||m_k - m_l||^2 for k < l.
+        the corrected inverse (1 - V/D^2) / D. It is bounded, so that a pair whose estimated D is
+        near zero cannot dominate the mean. Classes of one sample are left out, because their
+        variance is unknown. None if fewer than two classes are left, or if D <= 0 or D^2 < V for
+        more than a fraction `MAX_HIDDEN` of the pairs.
         """
         measurable = self.counts > 1
         if measurable.sum() < 2:
@@ -183,29 +160,17 @@ class SmallSampleEstimates:
 
 
 class LeaveOneOut:
-    """Sums of pass two for classes of few samples; `SpanProjection` makes the pass.
+    """Sums that `SpanProjection` adds in pass two, if a class has few samples.
 
-    They are the inputs of `SmallSampleEstimates`, and the accuracy of classifying each sample by
-    its nearest class mean, if its own class mean is computed without it.
-
-    Parameters
-    ----------
-    basis : Tensor, (r, d)
-        Orthonormal rows that span the class means.
-    coordinates : Tensor, (K, r)
-        The class means in this basis.
-    means : Tensor, (K, d)
-        The class means, relative to `shift`.
-    shift : Tensor, (d,)
-    counts, classes : Tensor, (K,)
-        Number of samples and label of every class.
+    They give the inputs of `SmallSampleEstimates`, and the nearest-class-mean accuracy when each
+    sample is left out of its own class mean.
     """
 
     def __init__(
         self,
         basis: Float[torch.Tensor, "r d"],
         coordinates: Float[torch.Tensor, "K r"],
-        means: Float[torch.Tensor, "K d"],
+        means: Float[torch.Tensor, "K d"],  # relative to `shift`
         shift: Float[torch.Tensor, " d"],
         counts: Float[torch.Tensor, " K"],
         classes: Float[torch.Tensor, " K"],
@@ -223,14 +188,14 @@ class LeaveOneOut:
         x_in_span: Float[torch.Tensor, "b r"],
         class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples h of class k: h, x = h - m_k, x in the span of the means, and index of k."""
+        """Add samples h, with x = h - m_k for their classes k, also projected onto the span."""
         self._samples += len(x)
         self._within += x_in_span.T @ x_in_span
         square = (x_in_span * x_in_span).sum(1)
         outside = ((x * x).sum(1) - square).clamp_min_(0)
         n = self._counts[class_index]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
-        # Squares below leave out the part outside the span, which is the same for all other means.
+        # Squares leave out the part of h outside the span, the same for all other class means.
         own_square = (n / (n - 1)).square() * (square + outside) - outside
         h = x_in_span + self._coordinates[class_index]  # in the span of the class means
         norms = (self._coordinates * self._coordinates).sum(1)
@@ -240,30 +205,28 @@ class LeaveOneOut:
         is_not_alone = n > 1
         self._in_larger_classes += int(is_not_alone.sum())
         self._correct += int((is_not_alone & (own_square <= squares.min(1).values)).sum())
-        # `RowSample` chooses rows by their values: offer h, since the last digits of x depend on
-        # the batches, and those of h - shift on the first sample.
+        # `RowSample` chooses rows by their values, so offer h: rounding in x depends on the
+        # batches, and in h - shift on the first sample.
         rows_with_label = torch.cat([block.to(x), self._classes[class_index][:, None]], 1)
         self._sample.update(rows_with_label[is_not_alone])
 
     def all_reduce(self) -> None:
-        """Replace the sums by those over all processes."""
+        """Add the sums of all processes."""
         counts = np.array([self._samples, self._in_larger_classes, self._correct])
-        counts = processes.all_reduce_sum(counts)
-        self._samples, self._in_larger_classes, self._correct = counts.tolist()
+        self._samples, self._in_larger_classes, self._correct = processes.all_reduce_sum(
+            counts
+        ).tolist()
         processes.all_reduce_sum(self._within)
         self._sample = self._sample.all_reduce()
 
     @property
     def within(self) -> Float[np.ndarray, "r r"]:
-        """V Sigma_W V^T, the within-class covariance in the span of the class means."""
+        """V Sigma_W V^T."""
         return (self._within / max(self._samples, 1)).cpu().numpy()
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of samples nearest to their own class mean, which is computed without them.
-
-        Classes of one sample are left out; None if there are no others.
-        """
+        """Leave-one-out accuracy over the classes of at least two samples, if there are any."""
         return self._correct / self._in_larger_classes if self._in_larger_classes else None
 
     @property

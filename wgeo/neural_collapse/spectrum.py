@@ -11,28 +11,20 @@ from jaxtyping import Float, UInt64
 from ..runtime import processes
 
 SPECTRUM_SIZE = 512
-"""Number of samples or features up to which a spectrum is exact; with more of both, it is that of
-this many sampled rows."""
+"""A spectrum is exact up to this many samples or features; with more of both, it is computed from
+this many samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of the centered features A = [h_i - g], of all samples or a sample of them.
+    """Singular values of the centered features A = [h_i - g].
 
-    Attributes
-    ----------
-    values : ndarray, (r,)
-        In ascending order; r is d, or the number of sampled rows. Values below
-        sqrt(max(rows, d) eps) times the largest are rounding errors and are set to 0.
-    rows : int
-        Number of samples from which they were computed.
-    exact : bool
-        Whether these are all samples.
+    Values below sqrt(max(rows, d) eps) times the largest are rounding errors and are set to 0.
     """
 
-    values: Float[np.ndarray, " r"]
-    rows: int
-    exact: bool
+    values: Float[np.ndarray, " r"]  # ascending
+    rows: int  # number of samples from which they were computed
+    exact: bool  # whether these are all samples
 
     @classmethod
     def of_gram(
@@ -72,7 +64,7 @@ class RowSample:
 
     Each row gets a key, a multilinear hash of its float64 bits with fixed random multipliers. The
     rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007). It is
-    uniform over distinct rows, and the same in whatever order the rows arrive.
+    uniform over distinct rows.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
@@ -84,7 +76,7 @@ class RowSample:
 
     @property
     def rows(self) -> Float[torch.Tensor, "m d"]:
-        """The sampled rows, in no particular order, in the features' dtype."""
+        """The sampled rows, in no particular order."""
         assert self._rows is not None
         return self._rows[: len(self._keys)]
 

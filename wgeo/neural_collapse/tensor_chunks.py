@@ -28,13 +28,7 @@ def tensor_chunks(
     """Yield checked chunks of rows and their slices, on a device that supports float64.
 
     `start` is the number of samples before these, for error messages. `samples` is the number of
-    labels, if known, and may be 0.
-
-    Raises
-    ------
-    FeatureError
-        The features are not numeric, not 1-D or 2-D, or contain NaN or infinity; the number of rows
-        is not `samples`; or the array is empty although `samples` is not 0.
+    labels, if known; if it is 0, there are no chunks. Raises FeatureError.
     """
     layer = f"layer {name!r}"
     x = features if isinstance(features, torch.Tensor) else as_array(features, layer)

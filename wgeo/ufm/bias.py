@@ -15,17 +15,9 @@ Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
 def bias_decay_of(bias: Any) -> float:
-    """Return the decay lambda_b >= 0 of a bias: 0 if it is free, infinity if there is none.
+    """Return the decay lambda_b: 0 for "free", infinity for "none", or the given number >= 0.
 
-    Parameters
-    ----------
-    bias : {"free", "none"} or float
-        A number is the decay itself.
-
-    Raises
-    ------
-    ArgumentError
-        The value is anything else: another string, a negative number, NaN, True or False.
+    Raises ArgumentError for anything else, also for True and False.
     """
     if isinstance(bias, str) and bias in ("free", "none"):
         return 0.0 if bias == "free" else math.inf

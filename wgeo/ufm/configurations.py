@@ -139,11 +139,11 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point with a lower objective than deep neural collapse.
 
-    Its factors are block-diagonal. The blocks are known configurations, and single classes with
-    orthogonal means for the rest; the classes are divided among them such that the objective is
-    smallest. The ``settings`` of the solution contain ``dnc``, the objective of deep neural
-    collapse, and ``blocks`` and ``constants``, the number of classes and the C of every block. For
-    decays so large that zero is the best multiple, both objectives are 1/2.
+    Its factors are block-diagonal: known configurations, and blocks of a single class. The classes
+    are divided among the blocks such that the objective is smallest. The ``settings`` of the
+    solution contain ``dnc``, the objective of deep neural collapse, and for every block the number
+    of classes (``blocks``) and C (``constants``). If the decays are so large that zero is better
+    than either point, both objectives are 1/2.
 
     Parameters
     ----------

@@ -52,11 +52,10 @@ def fit_deep(
     """Solve a model with L layers of weights.
 
     Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
-    closed form is deep neural collapse (orthogonal class means at every layer), which is the
-    minimum for two balanced classes, but not in general for more (`lower_rank`). By default ReLU
-    models are therefore solved from random starts, all in one batch. Several starts are needed
-    because zero is a local minimum, and so are points that fit only some of the classes. Zero
-    itself is always among the candidates.
+    closed form is deep neural collapse: orthogonal class means at every layer. It is the minimum
+    for two balanced classes, but not in general for more (`lower_rank`). By default ReLU models are
+    therefore solved from random starts and from zero. Several starts are needed because zero is a
+    local minimum, and so are points that fit only some of the classes.
 
     Parameters
     ----------
@@ -203,12 +202,11 @@ def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
     >>> [round(row.dnc1, 6) for row in ufm.deep_collapse(solution)]
     [0.0, 0.0, 0.0]
     """
-    layers = []
-    y = solution.labels
     pairs = zip(solution.layers, solution.weights, strict=True)
-    for l, (X, W) in enumerate(pairs, 1):  # noqa: E741
-        layers.append(deep_collapse_of(X, y, W, layer=l))
-    return tuple(layers)
+    return tuple(
+        deep_collapse_of(X, solution.labels, W, layer=layer)
+        for layer, (X, W) in enumerate(pairs, 1)
+    )
 
 
 def deep_collapse_of(

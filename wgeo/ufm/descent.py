@@ -24,7 +24,7 @@ FIRST_ROUND = (20, 700)  # memory and iterations of L-BFGS
 LATER_ROUNDS = (60, 3000)  # memory and iterations for rows that stalled or are slow
 FLOPS = 40  # approximate operations per iteration and variable
 JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
-ROUNDING = 1e-12  # relative increase of a value that a round without perturbation may cause
+ROUNDING = 1e-12  # relative increase of F that counts as rounding
 
 
 def scales(problem: Problem) -> Tensor:
@@ -36,10 +36,10 @@ def scales(problem: Problem) -> Tensor:
 
 
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
-    """Return Gaussian starting points, with factors of singular values of order one and zero bias.
+    """Return Gaussian starting points with zero bias; their factors have singular values near 1.
 
-    Each is multiplied by 2^e, with e uniform in [-1/2, 1], because the best scale depends on the
-    decays. Descents from smaller points end at zero, a local minimum of every deep model.
+    Each point is multiplied by 2^e, with e uniform in [-1/2, 1], because the best scale depends on
+    the decays. Descents from smaller points end at zero, a local minimum of every deep model.
     """
     gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
     x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
@@ -53,7 +53,7 @@ def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "
 def points_around(
     solution: UFMSolution, restarts: int, spread: float, seed: int
 ) -> Float[Tensor, "S P"]:
-    """Return the solution's point, then points with noise of `spread` times its mean |entry|."""
+    """Return the solution's point, and others with noise of `spread` times its mean |entry|."""
     x = solution.point()
     noise = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
     noise[0] = 0.0
@@ -75,10 +75,10 @@ def descend(
 ) -> Minima:
     """Minimize from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
 
-    The norm is that of the gradient in the original variables. With ReLUs, rows stall at points at
-    which many kinks meet; they continue from a perturbed point with a longer memory, which handles
-    more kinks. The end of such a round replaces the row's point if it has converged or is no
-    higher. Rows that have not converged after `max_steps` iterations are returned as they are.
+    The norm is that of the gradient in the original variables. Rows that stall continue in further
+    rounds with a longer memory. With ReLUs they stall where many kinks meet, so they continue from
+    a perturbed point. The end of a round replaces the row's point if it has converged or is no
+    higher.
     """
     check_tolerance(tolerance)
     as_count(max_steps, "max_steps", 1)
@@ -127,8 +127,7 @@ def multistart(
 ) -> UFMSolution:
     """Descend from every row of x and return the lowest end point as a solution.
 
-    With `collapsed`, x contains points of ``problem.collapsed()``, and in the solution all samples
-    of a class have that class's column of H.
+    With `collapsed`, x contains points of ``problem.collapsed()``.
     """
     inner = problem.collapsed() if collapsed else problem
     with one_thread(FLOPS * max_steps * x.numel()):

@@ -3,10 +3,10 @@
 Every row of x is an independent descent with its own line search and memory. An iteration evaluates
 all rows at their trial points in one batch. Rows that have converged leave the batch.
 
-The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1), so that an
-iteration reads the memory twice. The line search is the weak Wolfe bisection of Lewis, Overton
-(2013), which also works at kinks of the objective. Near a minimum, where differences of F are
-rounding errors, the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
+The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1). The line
+search is the weak Wolfe bisection of Lewis, Overton (2013), which also works at kinks of F. Near a
+minimum differences of F are rounding errors; there the slope test of Hager and Zhang (2005)
+replaces the sufficient decrease.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def minimize_batch(
     memory : int
         Pairs of steps and gradient changes stored for each row.
     max_steps : int
-        Limit on iterations (evaluations of each row); rows that have not converged are returned
-        as they are.
+        Limit on evaluations of each row; rows that have not converged are returned as they are.
     norm : callable, optional
         Maps gradients (R, P) to (R,); Euclidean by default.
     """
@@ -191,8 +190,8 @@ def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor
     all_rows = torch.arange(S, device=g.device)
     newest = state.count % m
     y = g - state.g
-    # the oldest pair of a row that was not accepted may be overwritten: its next accepted step
-    # overwrites it before it is read
+    # this overwrites the oldest pair of rows that were not accepted as well, which is not read
+    # again: their next accepted step overwrites it first
     state.memory[all_rows, newest] = (t[:, None] * state.d).to(MEMORY)
     state.memory[all_rows, m + newest] = y.to(MEMORY)
     age = torch.arange(1, m + 1, device=g.device)
@@ -231,7 +230,7 @@ def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor
 def _compact(
     sy: Float[Tensor, "S m m"], yy: Float[Tensor, "S m m"], products: Float[Tensor, "S 2 m"]
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, "S m2"]]:
-    """Return gamma and weights with -B g = memory^T weights - gamma g, from Gram matrices alone.
+    """Return gamma and weights with -B g = memory^T weights - gamma g.
 
     With R = sy, the upper triangle of S^T Y in order of age, D its diagonal and u = R^-1 S^T g:
     -weights on S: R^-T ((D + gamma Y^T Y) u - gamma Y^T g); on Y: -gamma u. An empty slot has

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Loss(Protocol):
-    """A convex function g(Z) = sum_j p_j l(z_j, y_j), its gradient and its conjugate."""
+    """A convex function g(Z) = sum_j p_j l(z_j, y_j)."""
 
     @property
     def name(self) -> str:

@@ -31,33 +31,15 @@ from .losses import LOSSES, Loss
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An unconstrained feature model: labels, sizes and penalties, and the calculus of F.
+    """An unconstrained feature model: labels, sizes and penalties, and the calculus of F."""
 
-    Attributes
-    ----------
-    labels : ndarray of int, (n,)
-        Class of every column of H: 0, ..., K - 1, each present.
-    dim : int
-        Width d of the features and of every hidden layer.
-    decays : tuple of float, (m,)
-        (lambda_H, lambda_1, ..., lambda_L); the first is for the features, the last for the
-        classifier.
-    bias_decay : float
-        lambda_b >= 0: 0 for a free bias, infinity for none.
-    loss : {"ce", "mse"}
-    activation : {"linear", "relu"}
-        Activation between the hidden factors; not used with two factors.
-    copies : ndarray of int, (n,), optional
-        Number of samples that each column represents, if equal samples share a column.
-    """
-
-    labels: Int[np.ndarray, " n"]
-    dim: int
-    decays: tuple[float, ...]
-    bias_decay: float = math.inf
-    loss: str = "mse"
-    activation: str = "linear"
-    copies: Int[np.ndarray, " n"] | None = None
+    labels: Int[np.ndarray, " n"]  # class of every column of H: 0, ..., K - 1, each present
+    dim: int  # width d of the features and of every hidden layer
+    decays: tuple[float, ...]  # lambda_H, lambda_1, ..., lambda_L; the last is the classifier's
+    bias_decay: float = math.inf  # lambda_b: 0 for a free bias, infinity for none
+    loss: str = "mse"  # or "ce"
+    activation: str = "linear"  # or "relu"; not used with two factors
+    copies: Int[np.ndarray, " n"] | None = None  # samples that each column represents; None: one
 
     @classmethod
     @accepts_former_bias
@@ -76,7 +58,7 @@ class Problem:
         ------
         ArgumentError
             There are fewer than two classes, a class has no samples, the width is below 1, a decay
-            is not a positive number, or the bias, loss or activation is unknown.
+            is not positive, or the bias, loss or activation is unknown.
         """
         y = class_labels(labels)
         dim = as_count(dim, "dim", 1)
@@ -91,10 +73,9 @@ class Problem:
         return cls(y, dim, tuple(map(float, decays)), decay, loss, activation)
 
     def collapsed(self) -> Problem:
-        """Return the same problem with one column of H per class.
+        """Return the problem with one column of H per class, which has the same minimum.
 
-        The minimum is the same, because for given weights all samples of a class have the same
-        minimizer.
+        For given weights, the best features are the same for all samples of a class.
         """
         return replace(self, labels=np.arange(self.num_classes), copies=self.counts)
 
@@ -102,7 +83,7 @@ class Problem:
 
     @property
     def depth(self) -> int:
-        """Number m of factors, including the features."""
+        """Number m of factors, which include the features."""
         return len(self.decays)
 
     @cached_property
@@ -178,9 +159,7 @@ class Problem:
     @cached_property
     def penalties(self) -> Tensor:
         """The decay of every variable, (size,); the penalty is sum decay * x^2 / 2."""
-        blocks = [
-            self.decays[0] * self.mass.expand(self.shapes[0]).reshape(-1),
-        ]
+        blocks = [self.decays[0] * self.mass.expand(self.shapes[0]).reshape(-1)]
         decays = (*self.decays[1:], self.bias_decay) if self.with_bias else self.decays[1:]
         for size, decay in zip(self.sizes[1:], decays, strict=True):
             blocks.append(torch.full((size,), decay, dtype=torch.float64))
@@ -199,11 +178,7 @@ class Problem:
     def join(self, factors: Sequence[Any], b: Any = None) -> Tensor:
         """Return the point with these factors and this bias (zero by default).
 
-        Raises
-        ------
-        ArgumentError
-            The shapes of the factors differ from the problem's, or there is a bias in a problem
-            without one.
+        Raises ArgumentError for other shapes, or for a nonzero bias in a problem without one.
         """
         parts = [torch.as_tensor(np.asarray(a), dtype=torch.float64) for a in factors]
         if self.with_bias:
@@ -260,7 +235,8 @@ class Problem:
         """
         factors, b = self.split(x)
         X = self.layers(factors)
-        Z = factors[-1] @ X[-1] if b is None else factors[-1] @ X[-1] + b[..., None]
+        Z = factors[-1] @ X[-1]
+        Z = Z if b is None else Z + b[..., None]
         Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         gradient = self.penalties.to(x.device) * x
         value = self.criterion.value(Z, Y, p) + torch.linalg.vecdot(gradient, x) / 2
@@ -288,7 +264,7 @@ class Problem:
 
 
 def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
-    """Return labels 0, ..., K - 1 as int64, as `as_labels` does; K >= 2 and no class is empty."""
+    """Return labels as `as_labels` does; check that K >= 2 and that no class is empty."""
     y = as_labels(labels, n)
     counts = np.bincount(y)
     if len(counts) < 2:

@@ -19,16 +19,11 @@ SCHEMA = 1
 def record_of(
     solution: UFMSolution | MUFMSolution, landscape: Landscape | None = None
 ) -> dict[str, Any]:
-    """Return everything except the arrays, ready for JSON.
+    """Return ``to_dict()`` of a solution with the numbers of its tables and figures, for JSON.
 
-    The record contains ``to_dict()`` of the solution, and:
-
-    - ``curve``: for every layer, its collapse metrics and, except for MUFM, its DNC1 to DNC3 under
-      ``deep``;
-    - ``values``: the final objective of each random start;
-    - ``view``: under ``means``, the cosines of the last layer's class means, not centered (K x K;
-      None for a class whose mean vanishes);
-    - ``landscape``, if given.
+    ``curve`` contains the collapse metrics of every layer and, except for MUFM, its DNC1 to DNC3
+    (``deep``). ``view`` contains the cosines of the last layer's class means, which are not
+    centered; they are None for a class whose mean vanishes.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
     if isinstance(solution, UFMSolution):
@@ -54,7 +49,7 @@ def record_of(
 
 
 def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
-    """Return cos(a_k, a_l) for all pairs of rows; NaN if a row vanishes beside the largest."""
+    """Return the cosines of all pairs of rows; NaN for a row that vanishes beside the largest."""
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     vanishing = norms <= 1e-12 * max(float(norms.max()), 1e-300)
     unit = A / np.where(vanishing, np.nan, norms)
@@ -62,10 +57,7 @@ def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
 
 
 def arrays_of(solution: UFMSolution | MUFMSolution) -> dict[str, Any]:
-    """Return the arrays of a solution by name, as ``numpy.savez`` takes them.
-
-    X and H have the papers' orientation: columns are samples.
-    """
+    """Return the arrays of a solution for ``numpy.savez``; columns of X and H are samples."""
     common = {"labels": solution.labels, "b": solution.b}
     if isinstance(solution, MUFMSolution):
         return {**common, "X": solution.X.T, "H": solution.H.T, "W": solution.W}

@@ -73,7 +73,7 @@ class UFMSolution(Result):
     seconds : float
         Wall time of the fit.
     settings : mapping
-        How the point was computed: for random starts the method, restarts, seed and tolerance.
+        How the point was computed.
     values : tuple of float
         Final objective of each random start, ascending; empty for a closed form.
     gradient_norms, steps : tuple
@@ -119,13 +119,13 @@ class UFMSolution(Result):
 
     @property
     def layers(self) -> tuple[Float[np.ndarray, "d N"], ...]:
-        """Features that enter W_1, ..., W_L: H, s(W_1 H), ..., the classifier's input last."""
+        """Features that enter W_1, ..., W_L: H, s(W_1 H), ..."""
         factors = [torch.from_numpy(A) for A in (self.H, *self.weights)]
         return tuple(X.numpy() for X in self.problem.layers(factors))
 
     @property
     def logits(self) -> Float[np.ndarray, "K N"]:
-        """Logits of the classifier, including the bias."""
+        """Logits, (K, N)."""
         return self.W @ self.layers[-1] + self.b[:, None]
 
     @property
@@ -134,7 +134,7 @@ class UFMSolution(Result):
         return self.problem.terms(self.point())
 
     def point(self) -> torch.Tensor:
-        """Return all variables as one vector, as `Problem` takes them."""
+        """Return all variables as one vector."""
         return self.problem.join(
             (self.H, *self.weights), self.b if self.problem.with_bias else None
         )

@@ -1,11 +1,11 @@
 """Squared-loss models without activation, solved one singular value at a time.
 
 Let m be the number of factors, lambda_i their decays, Y (K x N) the one-hot labels, and n the
-vector of the class sizes n_k. With logits Z = Zbar Y that are constant on classes, D = diag(n_k)
-and M = Zbar D^(1/2), the loss is ||M - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias
-is eliminated, which leaves T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von
-Neumann's trace inequality M has the singular vectors of T, and each singular value y of T is shrunk
-independently to the minimizer of
+vector of the class sizes n_k. The logits Z = Zbar Y are constant on classes. With D = diag(n_k) and
+M = Zbar D^(1/2), the loss is ||M - T||_F^2 / (2N). Without a bias, T = D^(1/2). A free bias is
+eliminated, which leaves T = D^(1/2) (I - nu nu^T) with nu = (n/N)^(1/2). By theorem M1 (`theorems`)
+and von Neumann's trace inequality, M has the singular vectors of T. Each singular value y of T is
+shrunk independently to the minimizer of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
 
@@ -58,36 +58,20 @@ def _threshold(y: float, m: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class SpectralOptimum:
-    """The global minimum of a linear model with squared loss.
-
-    Attributes
-    ----------
-    value : float
-        The objective.
-    targets, singular_values : ndarray, (K,)
-        Singular values of T, in descending order, and the corresponding ones of M.
-    factors : tuple of ndarray
-        A_1 (d x N) = H, A_2, ..., A_m = W.
-    b : ndarray, (K,)
-    """
+    """The global minimum of a linear model with squared loss."""
 
     value: float
-    targets: Float[np.ndarray, " K"]
-    singular_values: Float[np.ndarray, " K"]
-    factors: tuple[Float[np.ndarray, "_ _"], ...]
+    targets: Float[np.ndarray, " K"]  # singular values of T, descending
+    singular_values: Float[np.ndarray, " K"]  # the corresponding ones of M
+    factors: tuple[Float[np.ndarray, "_ _"], ...]  # A_1 = H, A_2, ..., A_m = W
     b: Float[np.ndarray, " K"]
 
 
 def spectral_optimum(problem: Problem) -> SpectralOptimum:
     """Solve a linear squared-loss model of any depth, with a free bias or without one.
 
-    With d < K (or d < K - 1, free bias) only the d largest singular values of T are kept.
-
-    Raises
-    ------
-    ArgumentError
-        The loss is cross-entropy or the bias is regularized; these problems do not separate into
-        one for each singular value.
+    At most d singular values, the largest, are kept. Raises ArgumentError for cross-entropy and for
+    a regularized bias, because these problems do not separate into one for each singular value.
     """
     if problem.loss != "mse" or 0 < problem.bias_decay < math.inf:
         raise ArgumentError(

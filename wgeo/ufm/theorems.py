@@ -39,15 +39,9 @@ def factorize(
 ) -> list[Float[np.ndarray, "_ _"]]:
     """Return A_1, ..., A_m of least penalty with A_m ... A_1 = U diag(z) V (theorem M1).
 
-    The singular values of every factor are proportional to z^(1/m), with factors of proportionality
-    that make decay_i ||A_i||^2 the same for all i. The bases of the hidden spaces are the first r
-    unit vectors: the A_i are non-negative if U and V are, and then ReLUs between them have no
-    effect.
-
-    Raises
-    ------
-    ArgumentError
-        There are more nonzero singular values than the width d.
+    The singular values of every factor are proportional to z^(1/m), scaled such that
+    decay_i ||A_i||^2 is the same for all i. The bases of the hidden spaces are unit vectors. The
+    A_i are therefore non-negative if U and V are; then ReLUs between them have no effect.
     """
     keep = z > 0
     U, z, V = U[:, keep], z[keep], V[keep]
@@ -89,9 +83,8 @@ def lower_bound(problem: Problem, x: Tensor) -> float:
 def _without_bias(problem: Problem, U: Tensor) -> Tensor:
     """Return a nearby dual point with U 1 = 0 in the domain of the conjugate.
 
-    Subtracting the mean can make a probability of the cross-entropy negative, by as much as the
-    gradient in b differs from zero. A convex combination with the class frequencies, which are
-    feasible, corrects this.
+    Unless the gradient in b is zero, subtracting the mean can make a probability of the
+    cross-entropy negative. A convex combination with the class frequencies corrects this.
     """
     Y, p = problem.targets, problem.column_weights
     U = U - U.sum(-1, keepdim=True) * p
@@ -104,18 +97,10 @@ def _without_bias(problem: Problem, U: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class EscapeDirection:
-    """A direction of negative curvature of F at a critical point.
+    """A direction of negative curvature of F at a critical point."""
 
-    Attributes
-    ----------
-    direction : Tensor, (size,)
-        A vector of unit norm.
-    curvature : float
-        Curvature of F along the direction: an exact eigenvalue of the Hessian at a critical point.
-    """
-
-    direction: Float[Tensor, " P"]
-    curvature: float
+    direction: Float[Tensor, " P"]  # of unit norm
+    curvature: float  # along the direction, an eigenvalue of the Hessian
 
 
 def escape_direction(problem: Problem, x: Tensor) -> EscapeDirection | None:

@@ -19,21 +19,12 @@ class CrossMoment:
     """H X^T / N at a critical point: diag(s) + m m^T + V Z V^T.
 
     The first two terms are X X^T / N; (H - X) X^T is symmetric, with the row space of W.
-
-    Attributes
-    ----------
-    s, mean : ndarray, (r,)
-        Variances and mean of the columns of X, in the eigenbasis of their covariance.
-    axes : ndarray, (r, k)
-        V: an orthonormal basis of W's row space.
-    update : ndarray, (k, k)
-        Z.
     """
 
-    s: Float[np.ndarray, " r"]
-    mean: Float[np.ndarray, " r"]
-    axes: Float[np.ndarray, "r k"]
-    update: Float[np.ndarray, "k k"]
+    s: Float[np.ndarray, " r"]  # variances of the columns of X, in the eigenbasis of covariance
+    mean: Float[np.ndarray, " r"]  # m
+    axes: Float[np.ndarray, "r k"]  # V, an orthonormal basis of W's row space
+    update: Float[np.ndarray, "k k"]  # Z
 
     @classmethod
     def of(

@@ -48,22 +48,14 @@ P = TypeVar("P", bound=NewtonPoint)
 class NewtonResult(Generic[P]):
     """The end of a Newton iteration.
 
-    Attributes
-    ----------
-    point
-        The last point, the lowest one up to rounding.
-    decrement : float
-        sqrt(g^T M g / F) with the gradient g and the preconditioner M, which is independent of
-        units. The next Newton step would lower the objective by a fraction of about half its
-        square.
-    steps, products : int
-        Number of Newton steps tried, and of Hessian products used for them.
+    `decrement` is sqrt(g^T M g / F), with the gradient g and the preconditioner M; it has no units.
+    The next Newton step would lower F by about the fraction decrement^2 / 2.
     """
 
-    point: P
+    point: P  # the last one, the lowest up to rounding
     decrement: float
-    steps: int
-    products: int
+    steps: int  # tried
+    products: int  # Hessian products in these steps
 
 
 def trust_region_newton(
@@ -118,7 +110,7 @@ def trust_region_newton(
 
 
 def _decrement(gradient: Matrix, solve: Callable[[Matrix], Matrix], value: float) -> float:
-    return float(math.sqrt(max(np.vdot(gradient, solve(gradient)), 0.0) / value))
+    return math.sqrt(max(np.vdot(gradient, solve(gradient)), 0.0) / value)
 
 
 @dataclass(eq=False)
@@ -166,6 +158,6 @@ class _Model:
             direction = (rest / last) * direction - z
             md = (rest / last) * (md + length * dd)
             dd = rest + (rest / last) ** 2 * dd
-        self.length = float(math.sqrt(max(mm, 0.0)))
+        self.length = math.sqrt(max(mm, 0.0))
         reduction = -float(np.vdot(self.gradient, move)) - float(np.vdot(move, image)) / 2
         return move, reduction, boundary, iterations

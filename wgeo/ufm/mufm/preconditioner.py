@@ -53,21 +53,11 @@ def gauss_newton(
 class LowRankInverse:
     """The inverse of the Gauss-Newton matrix by its low rank; call it on V.
 
-    Attributes
-    ----------
-    eigenvectors : ndarray, (K, K)
-        Eigenvectors of A, columns.
-    diagonal : ndarray, (K, r)
-        lw + mu s / a_i.
-    thin : ndarray, (r, m)
-        Columns of the low-rank part.
-    core : ndarray, (K, m, m)
-        Correction of the inverse of the diagonal, for every eigenvalue of A: the inverse of row i
-        is 1/D - (1/D) thin core_i thin^T (1/D), with D row i of `diagonal`.
+    For the eigenvalue a_i it is 1/D - (1/D) thin core_i thin^T (1/D), with D row i of `diagonal`.
     """
 
-    eigenvectors: Float[np.ndarray, "K K"]
-    diagonal: Matrix
+    eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
+    diagonal: Matrix  # lw + mu s / a_i
     thin: Float[np.ndarray, "r m"]
     core: Float[np.ndarray, "K m m"]
 
@@ -103,27 +93,13 @@ class LowRankInverse:
 
 @dataclass(frozen=True, eq=False)
 class EigenbasisInverse:
-    """The same inverse by the eigenvectors of H H^T / N; call it on V.
+    """The same inverse by the eigenvectors of H H^T / N; call it on V."""
 
-    Attributes
-    ----------
-    eigenvectors : ndarray, (K, K)
-        Eigenvectors of A, columns.
-    axes : ndarray, (r, r)
-        Eigenvectors of the centered part of H H^T / N.
-    diagonal : ndarray, (K, r)
-        lw + mu e_j / a_i, with e_j the eigenvalues of that part.
-    mean : ndarray, (r,)
-        The mean of H in these axes.
-    mean_weight : ndarray, (K,)
-        mu / (a_i + bias_shift).
-    """
-
-    eigenvectors: Float[np.ndarray, "K K"]
-    axes: Float[np.ndarray, "r r"]
-    diagonal: Matrix
-    mean: Float[np.ndarray, " r"]
-    mean_weight: Float[np.ndarray, " K"]
+    eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
+    axes: Float[np.ndarray, "r r"]  # eigenvectors of the centered part of H H^T / N
+    diagonal: Matrix  # lw + mu e_j / a_i, with e_j the eigenvalues of that part
+    mean: Float[np.ndarray, " r"]  # of H, in these axes
+    mean_weight: Float[np.ndarray, " K"]  # mu / (a_i + bias_shift)
 
     @classmethod
     def of(

@@ -23,28 +23,16 @@ class ReducedCE:
 
     Paths are straight lines and, with samples as columns, H = X - W^T G / mu. The columns of G are
     g_i = softmax(z_i) - y_i; the logits z_i solve z = W x_i + b - W W^T (softmax(z) - y_i) / mu.
-    The bias is the last column of `w`.
-
-    Attributes
-    ----------
-    x : ndarray, (n, r)
-        Samples (rows) in the eigenbasis of their covariance, so that the preconditioner, which
-        neglects correlations of features, is accurate.
-    labels : ndarray of int, (n,)
-    mu, weight_decay, bias_decay : float
-        Weight of the transport cost, and decays lw and lb of W and b. The bias is free if lb is 0,
-        and the model has no bias if lb is infinite.
-    offset : ndarray, (r,), optional
-        The mean that was subtracted from the samples, if the bias is free; the method
-        `ReducedCEPoint.bias` compensates for it.
+    The bias is the last column of `w`. Samples are rows of `x`, in the eigenbasis of their
+    covariance; the preconditioner neglects correlations of features.
     """
 
     x: Float[np.ndarray, "n r"]
     labels: Int[np.ndarray, " n"]
     mu: float
     weight_decay: float
-    bias_decay: float
-    offset: Float[np.ndarray, " r"] | None = None
+    bias_decay: float  # 0 for a free bias, infinity for none
+    offset: Float[np.ndarray, " r"] | None = None  # mean subtracted from x if the bias is free
 
     @classmethod
     def of(

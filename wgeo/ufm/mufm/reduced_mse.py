@@ -26,24 +26,14 @@ EPS = float(np.finfo(float).eps)
 class Statistics:
     """Second moments of features and labels, in the eigenbasis of the features' covariance.
 
-    Attributes
-    ----------
-    basis : ndarray, (d, r)
-        Orthonormal directions of features: all those in which the samples vary, and up to K + 1 in
-        which they do not (an optimal W needs no more).
-    s : ndarray, (r,)
-        Variances along them: the centered S in this basis is diagonal.
-    t : ndarray, (K, r)
-        Centered T in this basis.
-    c_y : ndarray, (K, K)
-        Centered C_Y.
-    x_mean, y_mean : ndarray, (r,) and (K,)
+    The basis contains all directions in which the samples vary, and up to K + 1 in which they do
+    not; an optimal W needs no more.
     """
 
-    basis: Float[np.ndarray, "d r"]
-    s: Float[np.ndarray, " r"]
-    t: Matrix
-    c_y: Float[np.ndarray, "K K"]
+    basis: Float[np.ndarray, "d r"]  # orthonormal columns
+    s: Float[np.ndarray, " r"]  # the variances: centered S is diagonal in this basis
+    t: Matrix  # centered T in this basis
+    c_y: Float[np.ndarray, "K K"]  # centered C_Y
     x_mean: Float[np.ndarray, " r"]
     y_mean: Float[np.ndarray, " K"]
 

@@ -19,28 +19,14 @@ _COARSE = 1e-4  # decrement at which starts are compared: a relative excess of a
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The best critical point over all starts.
-
-    Attributes
-    ----------
-    problem : ReducedProblem
-    point
-        A `NewtonPoint` of the problem.
-    values : tuple of float
-        Final objective of each start, ascending.
-    steps, products : int
-        Newton steps and Hessian products of all starts.
-    decrement : float
-        See `NewtonResult`, at the best point.
-    seconds : float
-    """
+    """The best critical point over all starts."""
 
     problem: ReducedProblem
-    point: Any
-    values: tuple[float, ...]
-    steps: int
-    products: int
-    decrement: float
+    point: Any  # a `NewtonPoint` of the problem
+    values: tuple[float, ...]  # final objective of each start, ascending
+    steps: int  # Newton steps of all starts
+    products: int  # Hessian products of all starts
+    decrement: float  # see `NewtonResult`; at the best point
     seconds: float
 
 
