@@ -174,7 +174,8 @@ def at_the_end(results: Sequence[Result]) -> str:
         cells = [spread([row[name] for row in last]) for name in names]
         cells.insert(3, spread([_between(row) for row in last], ".2f"))
         accuracy = min(result["accuracy"] for result in group)
-        rows.append([*_row(key), len(group), f"{accuracy:.3f}", *cells])
+        digits = 3 if accuracy == 1 else 4  # 0.9998 is not 1
+        rows.append([*_row(key), len(group), f"{accuracy:.{digits}f}", *cells])
     return table(head, rows)
 
 
