@@ -5,16 +5,15 @@
     python benchmarks/collapse.py --stream --samples 4096    # all layers of a CIFAR ResNet-20
 
 Every measurement runs in a separate process; "x" columns are multiples of wgeo's. CPU seconds are
-of all threads, and are meaningful even if the machine does other work. Memory is the peak of
-resident memory above what the process held with its libraries and the features loaded. The peers
-compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
-or the truncated decomposition of Papyan's script; wgeo computes every metric of its record,
-without the ranks if the table says so.
+of all threads. Memory is the peak of resident memory above what the process held with its libraries
+and the features loaded. The peers compute NC1 alone, as published scripts do: Sigma_W and Sigma_B
+in full, then `numpy.linalg.pinv`, or the truncated decomposition of Papyan's script. wgeo computes
+every metric of its record, without the ranks if the table says so.
 
-With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
-(the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
-the median over turns. Beyond about 4,800 images the pixels exceed the memory that the
-stream may use; their NC1 and nearest means, which need a second pass, are then omitted.
+With ``--stream``, random images go through a CIFAR ResNet-20, in turns with and without metrics of
+all layers (the pixels, the stem and nine blocks); the ratio is the median over turns. Beyond about
+4,800 images the pixels exceed the memory that the stream may use; their NC1 and nearest means,
+which need a second pass, are then omitted.
 
 Results go into `benchmarks/collapse.json`; earlier ones stay there.
 """

@@ -15,11 +15,11 @@ tests      the tests that need a GPU
 
 Clouds are synthetic: d = 64, ten clusters; `near` moves every point a little, `far` is another
 sample of moved clusters. The floor of a time is what its matrix products take at the measured
-rate, or its passes over blocks of scores at the measured bandwidth, whichever is longer: eight
-accesses of each entry in an iteration of Sinkhorn, two in a pass of Exact, none if fused. It does
-not include exponentials, sparse problems on the CPU, or kernels for small arrays. Solutions are
-computed twice, and the second is timed; `first` includes compilation. Memory is the peak of what
-torch allocated on the device.
+rate, or its passes over blocks of scores at the measured bandwidth, whichever is longer. An
+iteration of Sinkhorn accesses each entry of a block eight times (not at all if fused), a pass of
+Exact twice. The floor does not include exponentials, sparse problems on the CPU, or kernels for
+small arrays. Solutions are computed twice: `first`, which includes compilation, and the second,
+which is the time. Memory is the peak of what torch allocated on the device.
 
 Writes `benchmarks/gpu.json` and the same as tables, `gpu.md`; with ``--small``, only if ``--out``
 is given.

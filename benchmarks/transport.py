@@ -15,8 +15,8 @@ Every solver runs in a separate process, on the same arrays, and builds the cost
 The hard clouds of one size share a process; there, CPU seconds are compared.
 Memory is the peak of resident memory above what the process held with libraries and features
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
-GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then with the blur halved until the error
-is below 0.1 %; the second row counts only that last run, whose blur is not known in advance.
+GeomLoss (debiased, scaling 0.8) is run at blur 0.5, then with the blur halved until the error is
+below 0.1 %; only the last run counts in the second row, although its blur is not known in advance.
 If there are fewer images than N, additional samples interpolate two of one class, at every layer.
 Writes `benchmarks/transport.json`, task by task; ``--chain --large 0`` repeats only `pair` and
 keeps the other results.
