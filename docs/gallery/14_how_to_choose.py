@@ -26,8 +26,8 @@ traj = wgeo.trace(net, images)
 
 # %%
 # **How many samples?** `bias_curve` repeats the measurement on random subsets. If the OT score
-# still changes at the largest subsets, its value depends on the number of samples; if the resolution is
-# below 1/2, the score is not evidence of an optimal map.
+# still changes at the largest subsets, its value depends on the number of samples; if the
+# resolution is below 1/2, the score is not evidence of an optimal map.
 whole_curve = wgeo.bias_curve(traj.first, traj.last)
 block = traj.blocks[2]
 block_curve = wgeo.bias_curve(block.x, block.y)
