@@ -239,7 +239,6 @@ def table(rows: list[dict]) -> Table:
 
 
 def run_widths(args: argparse.Namespace) -> list[dict]:
-    """Measure all forms at all widths."""
     rows = []
     for d, form in track([(d, form) for d in args.widths for form in FORMS], "measuring"):
         found = run(form, args.samples, d, args.classes, args.threads, args.limit)
@@ -266,7 +265,6 @@ def keep(out: Path, kind: str, rows: list[dict], keys: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, and write the results into the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096, 16384])
     parser.add_argument("--samples", type=int, default=10_000)

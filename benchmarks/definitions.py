@@ -406,7 +406,6 @@ def table(outcome: dict) -> Table:
 
 
 def main() -> None:
-    """Compare, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
     parser.add_argument("--arch", help="of the checkpoint, if it does not say")

@@ -279,7 +279,6 @@ def count(kind: str, dtype: str, n: int, m: int, d: int, passes: float = 1) -> R
 
 
 def timed(work: Callable[[], Any], device: str, times: int) -> float:
-    """Return seconds per call."""
     work()
     synchronize(device)
     start = time.perf_counter()
@@ -302,7 +301,6 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def rows_of(section: str, args: argparse.Namespace) -> Iterator[Row]:
-    """Run a section in this process."""
     sizes = (SMALL if args.small else SIZES).get(section)
     if section == "rates":
         return rates(args.device, args.small)
@@ -351,7 +349,6 @@ def floor(row: Row, speeds: dict[str, float]) -> float | None:
 
 
 def tables(record: Row) -> str:
-    """Return all sections as Markdown."""
     sections = record["sections"]
     speeds = {row["name"]: row["rate"] for row in sections.get("rates", []) if "rate" in row}
     parts = [f"{record['device']}, torch {record['versions']['torch']}.\n"]
@@ -365,7 +362,6 @@ def tables(record: Row) -> str:
 
 
 def cells(row: Row, least: float | None) -> dict[str, str]:
-    """Return a row's cells, by column."""
     out: dict[str, str] = {}
     for key in ("n", "pair", "name", "rate", "unit", "difference", "seconds", "first"):
         value = row.get(key)
@@ -390,7 +386,6 @@ def cells(row: Row, least: float | None) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages, and the machine."""
     out = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "triton", "numpy", "geomloss", "pykeops", "flash-sinkhorn"):
         try:
@@ -401,7 +396,6 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the sections, print the tables, write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test this script")

@@ -230,7 +230,6 @@ def of_pixels(source: str, n: int) -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The rows as tables."""
     main = Table(title=f"MUFM, d = {WIDTH}, L = {LAYERS}, K = {CLASSES}, to {GAP:g} of the minimum")
     for name in (
         "N",

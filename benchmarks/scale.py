@@ -215,7 +215,6 @@ def axes(largest: int) -> dict[str, list[int]]:
 
 
 def sweep(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """Each task along each axis, with the exponents."""
     for size, values in axes(args.largest).items():
         for task in args.tasks if size in args.axes else ():
             rows = []
@@ -262,7 +261,6 @@ def main() -> None:
 
 
 def show(record: dict) -> None:
-    """Print the results."""
     console = Console(width=110)
     for name, row in record.get("large", {}).items():
         if "seconds" in row:

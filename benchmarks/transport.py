@@ -132,7 +132,6 @@ FIRST, LAST = "GeomLoss, blur 0.5", "GeomLoss, 0.1 %"
 
 
 def peers(cuda: bool) -> list[str]:
-    """Solvers that can run here."""
     names = [n for n in SOLVERS if n not in NEEDS or find_spec(NEEDS[n])]
     names = names if cuda else [n for n in names if n != "wgeo, CUDA"]
     return [*names, "GeomLoss"]
@@ -236,7 +235,6 @@ def pairs_of(traj: wgeo.Trajectory, n: int) -> Pairs:
 
 
 def saved(pairs: Pairs, file: Path) -> Path:
-    """Write pairs to a file for other processes."""
     np.savez(
         file, **{f"{n} {k}": z for n, xy in pairs.items() for k, z in zip("xy", xy, strict=True)}
     )
@@ -390,7 +388,6 @@ def table(outcome: dict) -> Table:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages, and the machine."""
     outcome = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "numpy", "scipy", "pot", "geomloss", "lapx", "ott-jax"):
         try:
@@ -402,10 +399,9 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure, print the tables, write the JSON beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
-    parser.add_argument("--arch", help="of the checkpoint, where it does not say")
+    parser.add_argument("--arch", help="of the checkpoint, if it does not say")
     parser.add_argument("--data", default="cifar10", help="images, as `wgeo analyze` takes them")
     parser.add_argument("--split", default="train")
     parser.add_argument("--chain", type=int, nargs="*", default=[2000, 4000])

@@ -38,8 +38,6 @@ DECAY = 4e-3
 
 
 class Watch:
-    """CPU and wall time of a block."""
-
     def __enter__(self) -> Watch:
         self.began = (time.process_time(), time.perf_counter())
         return self

@@ -62,5 +62,5 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
 
 # %%
 # What this shows: no single measure is sufficient. The overshoot, whose samples turn back, has the
-# OT score of a geodesic. That the crossing is not a geodesic, only the length, the action and the
-# OT score show.
+# OT score of a geodesic. Only the length, the action and the OT score show that the crossing is not
+# a geodesic.
