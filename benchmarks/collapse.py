@@ -5,16 +5,15 @@
     python benchmarks/collapse.py --stream --samples 4096    # all layers of a CIFAR ResNet-20
 
 Every measurement runs in a separate process; "x" columns are multiples of wgeo's. CPU seconds are
-of all threads, and are meaningful even if the machine does other work. Memory is the peak of
-resident memory above what the process held with its libraries and the features loaded. The peers
-compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
-or the truncated decomposition of Papyan's script; wgeo computes every metric of its record,
-without the ranks if the table says so.
+of all threads. Memory is the peak of resident memory above what the process held with its libraries
+and the features loaded. The peers compute NC1 alone, as published scripts do: Sigma_W and Sigma_B
+in full, then `numpy.linalg.pinv`, or the truncated decomposition of Papyan's script. wgeo computes
+every metric of its record, without the ranks if the table says so.
 
-With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
-(the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
-the median over turns. Beyond about 4,800 images the pixels exceed the memory that the
-stream may use; their NC1 and nearest means, which need a second pass, are then omitted.
+With ``--stream``, random images go through a CIFAR ResNet-20, in turns with and without metrics of
+all layers (the pixels, the stem and nine blocks); the ratio is the median over turns. Beyond about
+4,800 images the pixels exceed the memory that the stream may use; their NC1 and nearest means,
+which need a second pass, are then omitted.
 
 Results go into `benchmarks/collapse.json`; earlier ones stay there.
 """
@@ -240,7 +239,6 @@ def table(rows: list[dict]) -> Table:
 
 
 def run_widths(args: argparse.Namespace) -> list[dict]:
-    """Measure all forms at all widths."""
     rows = []
     for d, form in track([(d, form) for d in args.widths for form in FORMS], "measuring"):
         found = run(form, args.samples, d, args.classes, args.threads, args.limit)
@@ -267,7 +265,6 @@ def keep(out: Path, kind: str, rows: list[dict], keys: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, and write the results into the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096, 16384])
     parser.add_argument("--samples", type=int, default=10_000)

@@ -2,9 +2,9 @@
 
 python benchmarks/coverage.py
 
-Every kind of interval and p-value that a sentence of a verdict uses, on samples with known truth.
-Certified intervals need no simulation: the tests prove in rational arithmetic that they contain the
-exact value. Takes about five minutes on one core; writes coverage.json beside this file.
+Every kind of interval and p-value that a sentence of a verdict uses, on samples with known truth,
+except certified intervals, which the tests check in rational arithmetic. Takes about five minutes
+on one core; writes coverage.json beside this file.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
     python benchmarks/definitions.py --checkpoint resnet20.th --arch cifar_resnet20 --data CIFAR.zip
 
-Every definition is written anew here from what the script computes, with its sums in batches, in
-float32 (the precision of the scripts) and in float64. The digits are -log10 of the relative
-difference from wgeo's value after the stated conversion, at the layer before the classifier: for
-classes of equal sizes; of unequal sizes (a long tail: the largest class has ten times as many
-samples as the smallest); and for equal sizes with all samples moved to within a hundredth of their
-distance from the class mean, as at the end of a long training. docs/peers.md says how the
-definitions differ.
+Every definition is implemented from the script's source, with sums in batches, in float32 (the
+precision of the scripts) and in float64. The digits are -log10 of the relative difference from
+wgeo's value after the stated conversion, at the layer before the classifier, in three cases:
+classes of equal sizes; of unequal sizes (the largest has ten times as many samples as the
+smallest); and of equal sizes with all samples moved to a hundredth of their distance from the
+class mean, as at the end of a long training. docs/peers.md says how the definitions differ.
 
 Results go into `benchmarks/definitions.json`.
 """
@@ -407,7 +406,6 @@ def table(outcome: dict) -> Table:
 
 
 def main() -> None:
-    """Compare, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
     parser.add_argument("--arch", help="of the checkpoint, if it does not say")

@@ -15,11 +15,11 @@ tests      the tests that need a GPU
 
 Clouds are synthetic: d = 64, ten clusters; `near` moves every point a little, `far` is another
 sample of moved clusters. The floor of a time is what its matrix products take at the measured
-rate, or its passes over blocks of scores at the measured bandwidth, whichever is longer: eight
-accesses of each entry in an iteration of Sinkhorn, two in a pass of Exact, none if fused. It does
-not include exponentials, sparse problems on the CPU, or kernels for small arrays. Solutions are
-computed twice, and the second is timed; `first` includes compilation. Memory is the peak of what
-torch allocated on the device.
+rate, or its passes over blocks of scores at the measured bandwidth, whichever is longer. An
+iteration of Sinkhorn accesses each entry of a block eight times (not at all if fused), a pass of
+Exact twice. The floor does not include exponentials, sparse problems on the CPU, or kernels for
+small arrays. Solutions are computed twice: `first`, which includes compilation, and the second,
+which is the time. Memory is the peak of what torch allocated on the device.
 
 Writes `benchmarks/gpu.json` and the same as tables, `gpu.md`; with ``--small``, only if ``--out``
 is given.
@@ -279,7 +279,6 @@ def count(kind: str, dtype: str, n: int, m: int, d: int, passes: float = 1) -> R
 
 
 def timed(work: Callable[[], Any], device: str, times: int) -> float:
-    """Return seconds per call."""
     work()
     synchronize(device)
     start = time.perf_counter()
@@ -302,7 +301,6 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def rows_of(section: str, args: argparse.Namespace) -> Iterator[Row]:
-    """Run a section in this process."""
     sizes = (SMALL if args.small else SIZES).get(section)
     if section == "rates":
         return rates(args.device, args.small)
@@ -351,7 +349,6 @@ def floor(row: Row, speeds: dict[str, float]) -> float | None:
 
 
 def tables(record: Row) -> str:
-    """Return all sections as Markdown."""
     sections = record["sections"]
     speeds = {row["name"]: row["rate"] for row in sections.get("rates", []) if "rate" in row}
     parts = [f"{record['device']}, torch {record['versions']['torch']}.\n"]
@@ -365,7 +362,6 @@ def tables(record: Row) -> str:
 
 
 def cells(row: Row, least: float | None) -> dict[str, str]:
-    """Return a row's cells, by column."""
     out: dict[str, str] = {}
     for key in ("n", "pair", "name", "rate", "unit", "difference", "seconds", "first"):
         value = row.get(key)
@@ -390,7 +386,6 @@ def cells(row: Row, least: float | None) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages, and the machine."""
     out = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "triton", "numpy", "geomloss", "pykeops", "flash-sinkhorn"):
         try:
@@ -401,7 +396,6 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the sections, print the tables, write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test this script")

@@ -9,12 +9,12 @@ objective over (H_1, ..., H_L, W, b) in float64, with gradients written by hand,
 within 1e-6 (relative) of the minimum. They are stopped after ``--times`` times wgeo's CPU seconds;
 the table then gives their distance from the minimum, and a lower bound of the ratio. Adam's
 learning rate is the fastest of several at the smallest N, and is halved every thousand steps.
-L-BFGS is SciPy's, in units in which the transport term of a sample has curvature lam; it is left
-out if it needs more than 4 GiB. Everything runs on one thread. Times are CPU seconds, which are
-meaningful even if the machine does other work. wgeo's time covers everything from the features to
-the certified solution, with all default starts; "Newton" is the part after the statistics, and
-"/ product" is that time per Hessian product, which should not depend on N. Memory is the peak above
-that of a process with its libraries loaded, and includes the features.
+L-BFGS is SciPy's; it is left out if it needs more than 4 GiB. Times are CPU seconds on one thread.
+wgeo's time covers everything from the features to the certified solution, with all default starts.
+"Newton" is the part after the statistics, and "/ product" is that time per Hessian product, which
+should not depend on N. Memory is the peak above that of a process with its libraries loaded, and
+includes the features.
+
 Adds its rows to `benchmarks/mufm.json`.
 """
 
@@ -230,7 +230,6 @@ def of_pixels(source: str, n: int) -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The rows as tables."""
     main = Table(title=f"MUFM, d = {WIDTH}, L = {LAYERS}, K = {CLASSES}, to {GAP:g} of the minimum")
     for name in (
         "N",

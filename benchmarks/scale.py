@@ -5,12 +5,11 @@
     python benchmarks/scale.py --ranks 1 2        # the same work in one process and in two
     python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
 
-Features are synthetic: clusters that contract and drift from layer to layer, written to disk a few
-rows at a time and opened as `wgeo.Trajectory.load` does. Every measurement runs in a
-separate process. ``anon`` is the peak of anonymous memory (RssAnon, sampled every 20 ms); ``peak``
-is the largest resident set (ru_maxrss), which also counts pages of the memory maps: the system
-reclaims those if other processes need memory. Both include Python and the libraries (``idle``).
-CPU seconds are of all threads.
+Features are synthetic: clusters that contract and drift from layer to layer, written to disk and
+opened as `wgeo.Trajectory.load` does. Every measurement runs in a separate process. ``anon`` is the
+peak of anonymous memory (RssAnon, sampled every 20 ms); ``peak`` is the largest resident set
+(ru_maxrss), which also counts pages of the memory maps, which the system can reclaim. Both include
+Python and the libraries (``idle``). CPU seconds are of all threads.
 
 Results go into `benchmarks/scale.json`; earlier ones stay there. Exponents are slopes of
 log time (or memory above idle) over log size, by least squares.
@@ -216,7 +215,6 @@ def axes(largest: int) -> dict[str, list[int]]:
 
 
 def sweep(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """Each task along each axis, with the exponents."""
     for size, values in axes(args.largest).items():
         for task in args.tasks if size in args.axes else ():
             rows = []
@@ -263,7 +261,6 @@ def main() -> None:
 
 
 def show(record: dict) -> None:
-    """Print the results."""
     console = Console(width=110)
     for name, row in record.get("large", {}).items():
         if "seconds" in row:

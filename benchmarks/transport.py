@@ -15,8 +15,8 @@ Every solver runs in a separate process, on the same arrays, and builds the cost
 The hard clouds of one size share a process; there, CPU seconds are compared.
 Memory is the peak of resident memory above what the process held with libraries and features
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
-GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then with the blur halved until the error
-is below 0.1 %; the second row counts only that last run, whose blur is not known in advance.
+GeomLoss (debiased, scaling 0.8) is run at blur 0.5, then with the blur halved until the error is
+below 0.1 %; only the last run counts in the second row, although its blur is not known in advance.
 If there are fewer images than N, additional samples interpolate two of one class, at every layer.
 Writes `benchmarks/transport.json`, task by task; ``--chain --large 0`` repeats only `pair` and
 keeps the other results.
@@ -132,7 +132,6 @@ FIRST, LAST = "GeomLoss, blur 0.5", "GeomLoss, 0.1 %"
 
 
 def peers(cuda: bool) -> list[str]:
-    """Solvers that can run here."""
     names = [n for n in SOLVERS if n not in NEEDS or find_spec(NEEDS[n])]
     names = names if cuda else [n for n in names if n != "wgeo, CUDA"]
     return [*names, "GeomLoss"]
@@ -236,7 +235,6 @@ def pairs_of(traj: wgeo.Trajectory, n: int) -> Pairs:
 
 
 def saved(pairs: Pairs, file: Path) -> Path:
-    """Write pairs to a file for other processes."""
     np.savez(
         file, **{f"{n} {k}": z for n, xy in pairs.items() for k, z in zip("xy", xy, strict=True)}
     )
@@ -390,7 +388,6 @@ def table(outcome: dict) -> Table:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages, and the machine."""
     outcome = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "numpy", "scipy", "pot", "geomloss", "lapx", "ott-jax"):
         try:
@@ -402,10 +399,9 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure, print the tables, write the JSON beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
-    parser.add_argument("--arch", help="of the checkpoint, where it does not say")
+    parser.add_argument("--arch", help="of the checkpoint, if it does not say")
     parser.add_argument("--data", default="cifar10", help="images, as `wgeo analyze` takes them")
     parser.add_argument("--split", default="train")
     parser.add_argument("--chain", type=int, nargs="*", default=[2000, 4000])

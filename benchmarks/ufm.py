@@ -5,11 +5,11 @@
 
 "one by one" is the same solver with one seed at a time: timed on some seeds (``--sample``), and
 scaled up by the number of evaluations, which differs widely between seeds. "SciPy" is
-`scipy.optimize.minimize` with L-BFGS-B on NumPy, with the gradient written by hand, as one would do
-without wgeo. It stops at the same gradient norm, or when it stalls; it is timed on the same seeds,
-and scaled up by their number. All descents use the same balanced variables. A batch uses all cores,
-which a single seed cannot; therefore the ratio is that of wall times, on an otherwise idle machine,
-and the CPU time of all threads is reported too. The command writes `benchmarks/ufm.json`.
+`scipy.optimize.minimize` with L-BFGS-B on NumPy and a gradient written by hand. It stops at the
+same gradient norm, or when it stalls; it is timed on the same seeds, and scaled up by their number.
+A batch uses all cores, which a single seed cannot; therefore the ratio is that of wall times, on an
+otherwise idle machine, and the CPU time of all threads is reported too. Writes
+`benchmarks/ufm.json`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ DECAY = 4e-3
 
 
 class Watch:
-    """CPU and wall time of a block."""
-
     def __enter__(self) -> Watch:
         self.began = (time.process_time(), time.perf_counter())
         return self

@@ -3,15 +3,15 @@ Tutorial: does weight decay straighten my network?
 ==================================================
 
 One question from beginning to end: train two networks in plain PyTorch, save them, analyze the
-files, read the answer, compare the two, and write it up. Nothing is downloaded. The networks are
-small, so that this page runs in under a minute; the steps are those for your own checkpoints.
+files, read the answer, compare the two, and write it up. The networks are small, so that this page
+runs in under a minute; the steps are those for your own checkpoints.
 """
 
 # %%
 # Train in plain PyTorch
 # ----------------------
 # The network is an ordinary ``nn.Module``: a stem, six residual blocks of one width, and a linear
-# classifier. It does not depend on wgeo.
+# classifier.
 import tempfile
 from pathlib import Path
 
@@ -72,7 +72,6 @@ def train(weight_decay, epochs=40):
 # %%
 # Save
 # ----
-# A checkpoint is what ``torch.save(net.state_dict(), path)`` writes.
 folder = Path(tempfile.mkdtemp())
 for decay in (0.0, 5e-3):
     torch.save(train(decay).state_dict(), folder / f"decay-{decay}.pt")
@@ -131,9 +130,9 @@ collapse = wgeo.plots.collapse(with_decay, "nc1")
 # Compare
 # -------
 # Is the difference between the two networks larger than the choice of images can explain?
-# :func:`wgeo.straighter_than` tests it. With one network on each side, the answer is about these
-# two networks, not about weight decay: for a statement about the recipe, pass several networks on
-# each side (``straighter_than([...], [...])``).
+# :func:`wgeo.straighter_than` tests it. The answer is about these two networks, not about weight
+# decay: for a statement about the recipe, pass several networks on each side
+# (``straighter_than([...], [...])``).
 first, second = (wgeo.trace(load(decay), (x, y)) for decay in (5e-3, 0.0))
 (test,) = wgeo.straighter_than(first, second, centred=True)
 print(f"line-shape ratio {test.value:.3f} against {test.reference:.3f}; p = {test.p_value:.3f}")
@@ -148,6 +147,6 @@ page = with_decay.report(folder / "run")
 print(page.relative_to(folder))
 
 # %%
-# What this shows: on these images the network with decay has the shorter path, the whole analysis
-# took a few lines, and every number has an interval. What it does not show: that decay was the
-# cause. That takes several seeds and training to the terminal phase; the experiments do it.
+# What this shows: on these images the network with decay has the shorter path. What it does not
+# show: that decay was the cause. That takes several seeds and training to the terminal phase; the
+# experiments do it.

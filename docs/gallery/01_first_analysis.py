@@ -7,8 +7,8 @@ how far, how straight, how collapsed?
 """
 
 # %%
-# Train. The digits come with scikit-learn, so nothing is downloaded. The architecture has one width
-# and one spatial size throughout, so that its layers share a feature space.
+# Train. The architecture has one width and one spatial size throughout, so that its layers share a
+# feature space.
 import tempfile
 
 import wgeo
@@ -27,8 +27,7 @@ run = wgeo.train(
 print(f"training accuracy {run.accuracy:.3f}; last checkpoint {run.last.name}")
 
 # %%
-# Load the checkpoint like any other, and trace the images through it. The rows of every layer are
-# the same images.
+# Load the checkpoint, and trace the images through it. The rows of every layer are the same images.
 net = wgeo.load_checkpoint(run.last)
 traj = wgeo.trace(net, images)
 print(f"{len(traj)} images at {len(traj.layers)} layers: {[layer.name for layer in traj.layers]}")
@@ -70,6 +69,6 @@ _ = wgeo.plots.distances(analysis)
 # ``analysis.report("runs/digits")`` would write all figures and a report in HTML.
 
 # %%
-# What this shows: a checkpoint becomes a verdict with intervals in one call. The path of this small
-# network is about a third longer than the geodesic between its ends, and the Jacobians of most of
-# its blocks exclude an optimal map. NC1 falls from the stem to the last block except at one layer.
+# What this shows: the path of this small network is about a third longer than the geodesic between
+# its ends, and the Jacobians of most of its blocks exclude an optimal map. NC1 falls from the stem
+# to the last block except at one layer.

@@ -58,9 +58,9 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
 # - Stretching is a geodesic at constant speed: all measures are 1.
 # - Crossing is straight for every sample (line shape 1) but not a geodesic: as *distributions* the
 #   layers contract and expand again, since samples are exchangeable. The OT score shows that the
-#   pairing of the ends is not optimal. This is why paths of samples are not sufficient.
+#   pairing of the ends is not optimal.
 
 # %%
 # What this shows: no single measure is sufficient. The overshoot, whose samples turn back, has the
-# OT score of a geodesic; the crossing, whose samples all move on straight lines, is found only by
-# the length, the action and the OT score of the distributions.
+# OT score of a geodesic. Only the length, the action and the OT score show that the crossing is not
+# a geodesic.

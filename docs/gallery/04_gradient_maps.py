@@ -54,7 +54,7 @@ for name, tied in (("tied", True), ("free", False)):
 
 # %%
 # Both blocks are near the identity, which is symmetric and reduces the asymmetry of any block. The
-# asymmetry of the displacement does not have this effect.
+# asymmetry of the displacement (the block minus the identity) is not reduced.
 #
 # In a network, `analyze` tests every block on full spatial features: here before and after
 # training.
@@ -78,6 +78,6 @@ for path in (run.checkpoints[0], run.last):
 _ = wgeo.plots.gradient_maps(analysis)
 
 # %%
-# What this shows: the test gives the known answers for rotations, and asymmetry 0 for the block
-# with tied weights, which is the gradient of a convex function. Training lowered the asymmetry of
-# every block of this network, but no interval reaches 0: none of the blocks is an optimal map.
+# What this shows: the test gives the known answers for rotations and for the block with tied
+# weights. Training lowered the asymmetry of every block of this network, but no interval reaches 0:
+# none of the blocks is an optimal map.

@@ -8,8 +8,7 @@ space.
 """
 
 # %%
-# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` lists the layers; blocks are
-# detected by what they compute, not by their names.
+# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` lists the layers.
 import tempfile
 
 import wgeo
@@ -36,13 +35,13 @@ analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, 
 _ = wgeo.plots.straightness(analysis)
 
 # %%
-# One curve through the whole network needs a common space. This is a choice, so it is never made
-# silently: ``pad`` adds zero features, ``pca:D`` projects.
+# One curve through the whole network needs a common space, which you choose: ``pad`` adds zero
+# features, ``pca:D`` projects.
 for embed in ("pad", "pca:8"):
     whole = wgeo.straightness(traj.embedded(embed), bootstrap=0).segments[0]
     print(f"{embed:6} {len(whole.layers)} layers, length ratio {whole.length_ratio:.2f}")
 
 # %%
-# What this shows: every block has a distance, including the two that double the width, and every
-# stage has a straightness of its own, without a choice by the user. The length ratio of the whole
-# network depends on the embedding, so it is meaningful only together with its name.
+# What this shows: the distance of a block, even of one that doubles the width, and the straightness
+# of a stage depend on no embedding. The length ratio of the whole network does, so state the
+# embedding with it.

@@ -27,8 +27,7 @@ for layer in deep_collapse(solution)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
-# Each of the twenty descents ends at the value of collapse, or at a point that does not fit one or
-# both classes.
+# The final values of the twenty descents, and the value of collapse (dashed).
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(5.5, 2.6), layout="constrained")
@@ -39,7 +38,7 @@ _ = ax.set(xlabel="start, lowest first", ylabel="final F", xticks=range(1, 21, 3
 
 # %%
 # Six classes, four layers: the solution of lower rank represents the classes by the six edges of a
-# complete graph on four vertices. It is known in closed form, so that no descent is needed.
+# complete graph on four vertices.
 labels = np.arange(6)
 model = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 1e-3}
 lower = lower_rank(labels, **model)

@@ -36,7 +36,7 @@ for ax, index in zip(figure.subplots(1, 3, sharex=True, sharey=True), (0, 4, 8),
 # %%
 # Compare the model with a network. MUFM is given the input features of the first block and the
 # labels, and two of its parameters are fitted; the geodesic model is given the first and the last
-# features. How well do they predict the decrease of variability with depth?
+# features. How well do they predict the decrease of NC1 with depth?
 import tempfile
 
 images = wgeo.load_images("digits", limit=600)

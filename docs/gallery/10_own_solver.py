@@ -9,8 +9,7 @@ interval contains W2, everything else (chains, straightness, reports) works with
 # %%
 # As an example, match greedily: each point in turn with the nearest one that is still free. A
 # matching is a feasible coupling, so its cost is an upper bound. Any feasible potentials give a
-# lower bound; these are c-transforms, starting from zero: g_j = min_i c_ij, then
-# f_i = min_j (c_ij - g_j).
+# lower bound, here g_j = min_i c_ij and f_i = min_j (c_ij - g_j).
 import time
 from dataclasses import dataclass
 
@@ -86,5 +85,4 @@ print(f"length ratio by greedy matching {segment.length_ratio:.3f}")
 
 # %%
 # What this shows: a new solver is a small class, and its interval contains the exact distance
-# although its coupling is not optimal. Greedy matching leaves long pairs to the end, so its cost is
-# higher.
+# although its coupling is not optimal.

@@ -47,6 +47,6 @@ _ = wgeo.plots.collapse(analysis, "nc1")
 # ``analysis.report("runs/mlp")`` writes the same report as for a network.
 
 # %%
-# What this shows: arrays from any library give the same verdict. The path of this MLP is longer
-# than steps at right angles would make it, so its layers do not move the features along a geodesic,
-# although NC1 falls at every layer. Most of the fall happens at the last one.
+# What this shows: the path of this MLP is longer than orthogonal steps would make it, so its layers
+# do not move the features along a geodesic, although NC1 falls at every layer. Most of the fall
+# happens at the last one.

@@ -8,7 +8,7 @@ file is created here: a ResNet-18 trained for a few steps on digits and saved as
 """
 
 # %%
-# The file is the output of ``torch.save(model.state_dict(), ...)``, and nothing else.
+# The file is the output of ``torch.save(model.state_dict(), ...)``.
 import tempfile
 from pathlib import Path
 
@@ -32,8 +32,8 @@ torch.save(model.state_dict(), path)
 print(f"{path.name}, {path.stat().st_size / 2**20:.0f} MiB")
 
 # %%
-# Load it. The ten classes and the single input channel are inferred from the tensors. Nothing in
-# the file is executed: it is opened with ``weights_only``.
+# Load it. The ten classes and the single input channel are inferred from the tensors. No code in
+# the file is run.
 net = wgeo.load_checkpoint(path, arch="torchvision:resnet18")
 print(net.arch, net.num_classes, net.provenance.sha256[:12])
 print(wgeo.blocks(net, images))
@@ -53,7 +53,5 @@ _ = wgeo.plots.distances(analysis)
 #     wgeo analyze resnet18.pth --arch torchvision:resnet18 --data folder:val --out runs/r18
 
 # %%
-# What this shows: a plain state dict is sufficient; the eight blocks and their shortcuts were found
-# by what they compute. The network has hardly been trained, and the verdict says how little these
-# images decide about it: whether its blocks are optimal maps is undecided, and the last sentence
-# names what would decide it.
+# What this shows: a plain state dict is sufficient. These images do not decide whether the blocks
+# are optimal maps; the verdict says so, and its last sentence names what would decide it.

@@ -2,8 +2,7 @@
 How many samples, which features, which epsilon?
 ================================================
 
-Three settings determine how far a number can be trusted. Measure their effect on your own network;
-it takes a few lines.
+Three settings determine how far a number can be trusted. Measure their effect on your own network.
 """
 
 # %%
@@ -27,8 +26,8 @@ traj = wgeo.trace(net, images)
 
 # %%
 # **How many samples?** `bias_curve` repeats the measurement on random subsets. If the OT score
-# still changes at the end, its value depends on the number of samples; if the resolution is below
-# 1/2, the score is not evidence of an optimal map.
+# still changes at the largest subsets, its value depends on the number of samples; if the
+# resolution is below 1/2, the score is not evidence of an optimal map.
 whole_curve = wgeo.bias_curve(traj.first, traj.last)
 block = traj.blocks[2]
 block_curve = wgeo.bias_curve(block.x, block.y)
@@ -74,10 +73,9 @@ for pool in ("gap", "grid:2", "flat"):
     )
 
 # %%
-# **Which epsilon?** You need none if `Exact` is fast enough: it has no epsilon. With `Sinkhorn`,
-# the interval shows the effect of epsilon on precision; ``"auto"`` lowers epsilon until the
-# interval is narrow enough. The debiased divergence estimates W2^2 without a bound; it is computed
-# only for an epsilon that you choose, not for ``"auto"``.
+# **Which epsilon?** `Exact` has none. With `Sinkhorn`, the interval shows the effect of epsilon on
+# precision; ``"auto"`` lowers epsilon until the interval is narrow enough. The debiased divergence
+# estimates W2^2 without a bound; it is computed only for an epsilon that you choose.
 truth = wgeo.wasserstein(traj.first, traj.last).distance
 print(
     f"{'epsilon':>9} {'passes':>7} {'lower':>8} {'upper':>8} {'divergence':>11}  (W2 {truth:.4f})"

@@ -58,6 +58,5 @@ animation = plots.flow(analysis.trajectory, folder / "flow.gif", samples=200, se
 print(animation.name)
 
 # %%
-# What this shows: every figure is a function of a record that draws into any axes, in sizes for a
-# column, a page or a slide. The figures of a paper and those of the report therefore show the same
-# numbers.
+# What this shows: every figure draws a record into any axes. The figures of a paper and
+# those of the report therefore show the same numbers.

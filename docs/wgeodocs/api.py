@@ -71,7 +71,7 @@ def home(package: str, name: str) -> str:
 
 
 def documented(name: str) -> bool:
-    """Whether an object has a page of its own: classes and functions do, constants do not."""
+    """Return whether an object has a page of its own, as classes and functions do."""
     return inspect.isclass(find(name)) or inspect.isroutine(find(name))
 
 
@@ -107,7 +107,7 @@ def aliases() -> dict[str, str]:
 
 
 def case_map() -> dict[str, str]:
-    """Return other file names for names that differ only in case, for case-insensitive disks."""
+    """Return other file names for classes whose names differ from another only in case."""
     names = {name for package in homes().values() for name in package}
     count = Counter(name.lower() for name in names)
     return {

@@ -98,7 +98,7 @@ _NAMES = {
 
 
 def _blurs(record: Record) -> str:
-    """Return the blur that GeomLoss needed for an error below 0.1 %, unknown beforehand."""
+    """Return the blur that GeomLoss needed for an error below 0.1 %."""
     rows = []
     for question in record["questions"]:
         found = [row for row in question["rows"] if row.get("blur")]
