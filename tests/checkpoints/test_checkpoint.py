@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import hashlib
 import io
 import json
@@ -228,6 +229,16 @@ def test_options_that_shapes_do_not_determine_are_required_or_reported(save):
     assert any("assumed to be relu" in note for note in assumed.provenance.report.notes)
     with pytest.raises(ArgumentError, match="depth is determined by the checkpoint"):
         load_checkpoint(path, "isoresnet", options={"depth": 3})
+    options = {"activation": "relu", "depth": 1}
+    vit = models.build("vit", num_classes=4, in_channels=2, image_size=8, **options)
+    path = save({"state_dict": vit.state_dict()})
+    (note,) = load_checkpoint(path, "vit", options={"activation": "relu"}).provenance.report.notes
+    assert note.startswith("its number of attention heads is unknown: assumed to be 4")
+    both = {"activation": "relu", "heads": 8}
+    assert not load_checkpoint(path, "vit", options=both).provenance.report.notes
+    meta = {"arch": "vit", "options": {"depth": 1}, "activation": "relu"}
+    path = save({"state_dict": vit.state_dict(), "wgeo": meta})
+    assert not load_checkpoint(path).provenance.report.notes
 
 
 def test_a_user_network_with_parts_called_model(tmp_path, monkeypatch, save):
@@ -653,6 +664,20 @@ def test_only_a_network_that_needs_its_own_code_needs_trust(net, save):
     for trust in (False, True):
         with pytest.raises(CheckpointError, match="NaN"):
             load_checkpoint(save(broken), trust=trust)
+
+
+def test_of_several_whole_networks_one_is_named(save):
+    one, other = (nn.Sequential(nn.Flatten(), nn.Linear(128, 4)).eval() for _ in range(2))
+    for value, names in (([one, other], ("0", "1")), ({"a.b": one, "c": [other]}, ("a.b", "c"))):
+        path = save(value)
+        with pytest.raises(CheckpointError, match=r"several networks that fit.*`container=`"):
+            load_checkpoint(path, trust=True)
+        for name, net in zip(names, (one, other), strict=True):
+            assert_same(load_checkpoint(path, trust=True, container=name), net)
+    assert_same(load_checkpoint(save({"a": one, "b": copy.deepcopy(one)}), trust=True), one)
+    assert_same(load_checkpoint(save({"a": other, "model": one}), trust=True), one)  # usual
+    assert_same(load_checkpoint(save({"net.v1": one}), trust=True), one)
+    assert_same(load_checkpoint(save([{"net": one}, 3]), trust=True), one)
 
 
 def test_trusted_file_with_missing_code_is_a_clear_error(save, monkeypatch):

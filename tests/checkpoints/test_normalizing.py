@@ -163,7 +163,9 @@ def test_invalid_normalizations_are_ignored(state):
     assert normalization_of(state, nn.Identity()) == (None, ())
 
 
-@pytest.mark.parametrize("std", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)])
-def test_zero_deviation_is_not_a_normalization(std):
+@pytest.mark.parametrize(
+    "std", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (float("nan"), 1.0, 1.0), (1.0,)]
+)
+def test_invalid_deviations_are_not_a_normalization(std):
     state = {"mean": torch.tensor(MEAN), "std": torch.tensor(std)}
     assert normalization_of(state, nn.Identity()) == (None, ())

@@ -308,12 +308,22 @@ def test_failed_download_names_the_folder_for_the_files(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    for name, file in (("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw"), ("svhn", "mat")):
+    for name, file in (("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw")):
         with pytest.raises(DataError, match=r"WGEO_DATA.*npz:PATH") as caught:
             load_images(name, root=tmp_path)
-        assert str(tmp_path) in str(caught.value)
-        assert file in str(caught.value)
+        assert str(tmp_path / file) in str(caught.value)
         assert "no route to host" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "extra"])
+def test_failed_download_of_svhn_names_the_file_of_the_split(tmp_path, monkeypatch, split):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(DataError, match="WGEO_DATA") as caught:
+        load_images("svhn", split, root=tmp_path)
+    assert f"{tmp_path / split}_32x32.mat, or" in str(caught.value)
 
 
 def test_unresponsive_download_times_out_and_the_timeout_is_restored(tmp_path, monkeypatch):
@@ -405,6 +415,8 @@ def test_npz_floats_and_wide_integers(tmp_path, rng):
     split = {"x_a": whole[:3].astype(np.uint8), "y_a": y[:3], "x_b": whole[3:], "y_b": y[3:]}
     images = load_images(save_npz(tmp_path / "d.npz", **split), "all")
     assert np.array_equal(images.x[:, 0].numpy(), whole)
+    with pytest.raises(DataError, match=r"integers from 0 to 1.*Multiply"):
+        load_images(save_npz(tmp_path / "c.npz", x=whole % 2, y=y))
     mask = rng.random((6, 4, 4)) < 0.5
     images = load_images(save_npz(tmp_path / "c.npz", x=mask, y=y))
     assert np.array_equal(images.x[:, 0].numpy() == 255, mask)
@@ -671,16 +683,30 @@ def test_images_of_one_size_are_kept_or_scaled_without_cropping(tmp_path, rng):
         assert np.array_equal(images.x[0].numpy().transpose(1, 2, 0), np.asarray(peer(image)))
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (9, 14), (21, 10)])
+@pytest.mark.parametrize("shape", [(8, 8), (9, 14), (21, 10), (11, 8), (8, 15)])
 def test_scaled_arrays_match_torchvision(shape, rng):
     x = torch.from_numpy(rng.integers(0, 256, (3, 3, *shape), dtype=np.uint8))
     short = transforms.functional.resize(x, 8, antialias=True)
-    top, left = (short.shape[2] - 8) // 2, (short.shape[3] - 8) // 2
-    peer = short[:, :, top : top + 8, left : left + 8].int()
+    peer = transforms.functional.center_crop(short, [8, 8]).int()
     assert (scaled(x, 8).int() - peer).abs().max() <= 1
     assert scaled(x, 8).shape == (3, 3, 8, 8)
     grey = scaled(torch.full((2, 1, *shape), 0.25), 5)
     assert torch.allclose(grey, torch.tensor(0.25))
+
+
+def test_very_long_images_are_cropped_before_they_are_scaled(tmp_path, rng):
+    """Scaled first, each would have three billion numbers."""
+    row = rng.integers(0, 256, (1, 60_000, 3), dtype=np.uint8)
+    for name, pixels in (("a", row), ("b", row.transpose(1, 0, 2))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    images = load_images(tmp_path)
+    assert images.shape == (3, 224, 224)
+    middle = row[0, 29_999:30_001].astype(int)
+    low, high = middle.min(0)[:, None, None], middle.max(0)[:, None, None]
+    array = scaled(torch.from_numpy(row).permute(2, 0, 1)[None], 224)
+    for x in (images.x.numpy(), array.numpy()):
+        assert ((low <= x) & (x <= high)).all()
 
 
 def test_broken_images_are_named(tmp_path, rng):

@@ -215,7 +215,7 @@ def test_a_table_with_splits_and_rows_of_absent_images(tmp_path, rng):
     with pytest.warns(WgeoWarning, match="2 rows of all.csv refer to missing images"):
         test = load_images(tmp_path / "set", "test")
     assert (test.split, test.y.tolist()) == ("test", [1, 2, 0, 1])
-    with pytest.raises(DataError, match="no split 'val'; its table has 'test', 'train'"):
+    with pytest.raises(DataError, match="no split 'val'; it has 'test', 'train'"):
         load_images(tmp_path / "set" / "all.csv", "val")
 
 

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -64,7 +66,7 @@ def test_loader_data_set_stream_and_pairs_agree(pair):
         data,
         DataLoader(data, batch_size=4),
         DataLoader(data, batch_size=None),
-        DataLoader(data, batch_size=5, drop_last=True),
+        DataLoader(data, batch_size=7, drop_last=True),
         Items(list(zip(x, y.tolist(), strict=True))),
         Items([{"pixel_values": a, "label": b, "i": ""} for a, b in zip(*pair, strict=True)]),
         Stream(list(zip(x, y, strict=True))),
@@ -114,6 +116,16 @@ def test_samplers(pair):
     with pytest.warns(WgeoWarning, match="its subset was read"):
         some = as_images(DataLoader(data, batch_size=4, sampler=SubsetRandomSampler([9, 3, 7])))
     same(some, x[[3, 7, 9]], y[[3, 7, 9]])
+    for loader in (
+        DataLoader(data, batch_size=5, drop_last=True),
+        DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 5, True)),
+        DataLoader(data, sampler=SequentialSampler(range(20))),
+        DataLoader(Stream(list(zip(x, y, strict=True))), batch_size=5, drop_last=True),
+    ):
+        same(as_images(loader), x[:20], y[:20])
+    batches = BatchSampler(SubsetRandomSampler([9, 3, 7]), 2, False)
+    with pytest.warns(WgeoWarning, match="its subset was read"):
+        same(as_images(DataLoader(data, batch_sampler=batches)), x[[3, 7, 9]], y[[3, 7, 9]])
     for sampler in (
         RandomSampler(data, replacement=True),
         RandomSampler(data, num_samples=5),
@@ -121,6 +133,18 @@ def test_samplers(pair):
     ):
         with pytest.raises(ArgumentError, match="can draw different samples"):
             as_images(DataLoader(data, batch_size=4, sampler=sampler))
+        with pytest.raises(ArgumentError, match="can draw different samples"):
+            as_images(DataLoader(data, batch_sampler=BatchSampler(sampler, 4, False)))
+
+
+def test_labels_and_pixels_of_pairs_are_in_range(pair):
+    x, y = pair
+    with pytest.raises(DataError, match=r"Label 1e\+07 of sample 20 in arrays is out of range"):
+        as_images((x, [*y[:-1].tolist(), 10**7]))
+    masks = (x > 0).to(torch.uint8)
+    with pytest.raises(DataError, match=r"integers from 0 to 1.*Multiply"):
+        as_images((masks, y))
+    same(as_images((masks * 255, y)), masks * 255, y)
 
 
 def test_random_state_is_restored_and_random_transforms_are_reported(pair):

@@ -223,7 +223,7 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     assert memory.total_memory() == 2**28
 
 
-@pytest.mark.parametrize("size", ["much", "100MiB", "-1"])
+@pytest.mark.parametrize("size", ["much", "100MiB", "-1", "9" * 310])
 def test_invalid_memory_size_is_refused(size, tmp_path):
     with pytest.raises(ArgumentError, match="memory"), memory.memory_limit(size):
         pass

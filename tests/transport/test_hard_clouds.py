@@ -181,6 +181,14 @@ class TestDuplicates:
 
 
 class TestStart:
+    def test_visited_pairs_of_the_coarse_problem_are_counted(self, rng):
+        x, y = rng.normal(size=(800, 3)), rng.normal(size=(80, 3))
+        geometry = Geometry.of(point_clouds(x, y), 2**30)
+        solve_coarse(geometry, *geometry.masses)
+        centers = 2 * (80 // 8)
+        pairs = centers * (800 + 80)  # to which at most the same number of visits of x is added
+        assert pairs * 3 < geometry.visits["features"] <= (pairs + centers * 800) * 3
+
     def test_a_coarse_plan_carries_all_mass_and_costs_little_more(self, rng):
         x, y, _, _ = hard.make("two samples of a circle", 1000)
         geometry = Geometry.of(point_clouds(x, y), 2**30)

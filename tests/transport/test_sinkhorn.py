@@ -234,6 +234,10 @@ class TestFused:
     def test_a_kernel_that_fails_or_uses_tf32_is_refused(self, rng, monkeypatch):
         clouds = PointClouds.of(*map(torch.from_numpy, two_clouds(rng, 60, 50, 16)))
         assert fused.disagreement(clouds) == ""
+        monkeypatch.setattr(fused, "_COMPARED", 5)
+        weights = torch.cat([torch.zeros(5), torch.ones(55) / 55]).double()
+        light = WeightedPoints(clouds.x, weights)
+        assert fused.disagreement(PointClouds(light, clouds.target)) == ""
 
         def rounded(queries, keys, bias):
             mantissas = [torch.frexp(z) for z in (queries, keys)]
@@ -443,12 +447,25 @@ class TestEpsilon:
         with pytest.raises(ArgumentError):
             Sinkhorn(**bad)
 
-    def test_unknown_setting_names_are_refused(self):
-        for name in ("unit", "engine", "on_failure"):
+    def test_settings_of_wrong_types_are_refused_or_converted(self):
+        def checked(name, value):  # the type checker, in tests only, is quicker
             solver = Sinkhorn()
-            object.__setattr__(solver, name, "none")  # the type checker, in tests only, is quicker
+            object.__setattr__(solver, name, value)
+            solver.__post_init__()
+            return solver
+
+        for name in ("unit", "engine", "on_failure"):
             with pytest.raises(ArgumentError, match=f"{name} must be one of .* not 'none'"):
-                solver.__post_init__()
+                checked(name, "none")
+        for name, value in [
+            *(("epsilon", each) for each in (True, None, np.array([1.0, 2.0]), 10**400)),
+            *(("iterations", each) for each in (0.5, True, "9")),
+        ]:
+            with pytest.raises(ArgumentError, match=name):
+                checked(name, value)
+        epsilon = checked("epsilon", np.float32(0.1)).epsilon
+        assert type(epsilon) is float
+        assert epsilon == pytest.approx(0.1)
 
     def test_auto_that_never_converges(self, rng):
         x, y = two_clouds(rng)

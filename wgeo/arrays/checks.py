@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import numbers
 from typing import Any
@@ -88,6 +89,16 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
     return int(value)
+
+
+def as_float(value: Any, name: str) -> float:
+    """Return `value` as a float, infinite if it is too large; `ArgumentError` if not a number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentError(f"{name} must be a number, not {value!r}.")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:

@@ -82,7 +82,7 @@ def choose(
             error = error or reason
     if not fitting:
         raise error or CheckpointError("it contains no state dict.")
-    _require_one_network(fitting)
+    require_one_network([(each.saved, each.view) for each, _ in fitting])
     chosen, fit = fitting[0]
     others = [f"{each.container!r}" for each in states if each is not chosen.saved]
     notes = [*chosen.notes, *(f"used {chosen.saved.container!r}, not {each}" for each in others)]
@@ -156,17 +156,17 @@ def _best_error(candidates: list[View], arch: str | None) -> CheckpointError | N
     return None
 
 
-def _require_one_network(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
-    """Raise an error if different weights fit; copies of the same weights count once."""
-    first = fitting[0][0]
-    different = [each for each, _ in fitting if not _same(each.view.state, first.view.state)]
+def require_one_network(fitting: list[tuple[SavedState, View]]) -> None:
+    """Raise `CheckpointError` if different weights fit; copies of the same ones count once."""
+    first = fitting[0]
+    different = [each for each in fitting if not _same(each[1].state, first[1].state)]
     if not different:
         return
     options = [first, *different]
-    if len({each.saved.container for each in options}) > 1:
-        names = " and ".join(repr(each.saved.container) for each in options[:5])
+    if len({saved.container for saved, _ in options}) > 1:
+        names = " and ".join(repr(saved.container) for saved, _ in options[:5])
         raise CheckpointError(f"it contains several networks that fit: {names}. Pass `container=`.")
-    names = " and ".join(repr(each.view.prefix) for each in options[:5])
+    names = " and ".join(repr(view.prefix) for _, view in options[:5])
     raise CheckpointError(f"it contains several networks that fit: {names}. Pass `prefix=`.")
 
 

@@ -54,6 +54,7 @@ class SavedState:
     container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
     usual: bool = True  # whether all names in `container` are usual ones
     whole: bool = False  # whether it was taken from a whole pickled network
+    keys: tuple[str, ...] = ()  # those of `container`, one for each dict, list or object
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
             f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
         )
-    states = list(_search(value, "", True, _DEPTH, {}, name))
+    states = list(_search(value, (), True, _DEPTH, {}, name))
     states.sort(key=lambda each: not each.usual)  # a stable sort keeps the order of the search
     if not states:
         entries = attributes(value) if isinstance(value, StandIn) else value
@@ -150,12 +151,16 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
+def only_item(value: Any) -> Any:
+    """Return the item of a list that has only one, and any other value unchanged."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
 def _search(
-    value: Any, path: str, usual: bool, depth: int, seen: dict[int, None], name: str
+    value: Any, keys: tuple[str, ...], usual: bool, depth: int, seen: dict[int, None], name: str
 ) -> Iterator[SavedState]:
     """Yield the state dicts under usual names, then the value's own, then those under others."""
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
+    value, container = only_item(value), ".".join(map(printable, keys))
     own = id(value)
     if isinstance(value, list | tuple):  # networks in a list have the names 0, 1, ...
         value = value if len(value) <= _MAX_LIST else ()  # too long: a history, for example
@@ -171,22 +176,18 @@ def _search(
     if is_module(value):
         state = _tensors(state_of(value, name))
         if any(tensor.ndim > 0 for tensor in state.values()):
-            yield SavedState(state, path, usual, whole=True)
+            yield SavedState(state, container, usual, True, keys)
         return
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
     entries = dict(dict.items(attributes(value) if isinstance(value, StandIn) else value))
     for key in _CONTAINERS:
-        yield from _search(entries.get(key), _dotted(path, key), usual, depth - 1, seen, name)
+        yield from _search(entries.get(key), (*keys, key), usual, depth - 1, seen, name)
     state = _tensors(entries)
     if any(tensor.ndim > 0 for tensor in state.values()):
-        yield SavedState(state, path, usual)
+        yield SavedState(state, container, usual)
     for key, part in entries.items():
         if isinstance(key, str) and key not in _CONTAINERS and not _NOT_NETWORK.search(key):
-            yield from _search(part, _dotted(path, printable(key)), False, depth - 1, seen, name)
-
-
-def _dotted(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+            yield from _search(part, (*keys, key), False, depth - 1, seen, name)
 
 
 def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

@@ -16,8 +16,8 @@ from ..models.matching import Fit
 from ..models.registry import ARCHS, find
 from ..storage.files import as_path
 from ..text import first_names, printable
-from .choosing import Choice, choose
-from .contents import SavedState, find_states
+from .choosing import Choice, choose, require_one_network
+from .contents import SavedState, View, find_states, only_item
 from .metadata import claimed_accuracy, epoch
 from .normalizing import normalization_of
 from .provenance import LoadReport, Network, Provenance
@@ -100,7 +100,7 @@ def load_checkpoint(
     contents = read(path)
     states = find_states(contents.value, name, contents.size, container)
     if trust and arch is None and states[0].whole:
-        return _whole(read_trusted(path), states[0], name, contents)
+        return _whole(path, states, name, contents)
     meta, ignored = _meta(contents.value, name, arch)
     source = "asked" if arch is not None else "file" if meta else "tensors"
     try:
@@ -137,7 +137,7 @@ def load_checkpoint(
         num_classes=choice.fit.settings["num_classes"],
         epoch=epoch(contents.value),
         normalize=normalize or usual,
-        report=_report(choice, contents, (*ignored, *notes)),
+        report=_report(choice, contents, (*_assumptions(choice.fit, meta), *ignored, *notes)),
         claimed_accuracy=claimed_accuracy(contents.value),
         normalize_source="file" if normalize else "architecture" if usual else None,
         arch_from=source,
@@ -147,7 +147,7 @@ def load_checkpoint(
 
 def _report(choice: Choice, contents: Contents, extra: tuple[str, ...]) -> LoadReport:
     saved, view, fit = choice.saved, choice.view, choice.fit
-    notes = [*contents.notes, *choice.notes, *_assumptions(fit), *extra]
+    notes = [*contents.notes, *choice.notes, *extra]
     if saved.whole:
         notes.append("the file contains a whole network: its state dict was read, none of its code")
     if view.head:
@@ -181,12 +181,24 @@ def _hint(saved: SavedState) -> str:
     )
 
 
-def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Network:
-    """Return a network that was unpickled whole."""
-    for key in filter(None, saved.container.split(".")):
-        value = value[0] if isinstance(value, list | tuple) else value
-        value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
-    module = value[0] if isinstance(value, list | tuple) else value
+def _whole(
+    path: str | os.PathLike[str], states: list[SavedState], name: str, contents: Contents
+) -> Network:
+    """Unpickle the whole network that is the most likely one; see `choose`."""
+    saved = states[0]
+    if not saved.usual:
+        try:
+            require_one_network([(each, View(each.state, "")) for each in states if each.whole])
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+    value = read_trusted(path)
+    for key in saved.keys:
+        value = only_item(value)
+        if isinstance(value, list | tuple):
+            value = value[int(key)]
+        else:
+            value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+    module = only_item(value)
     if isinstance(module, nn.DataParallel):
         module = module.module
     if not isinstance(module, nn.Module):
@@ -264,7 +276,7 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {k: stored[k] for k in names if isinstance(k, str) and isinstance(stored.get(k), kinds)}
 
 
-def _assumptions(fit: Fit) -> list[str]:
+def _assumptions(fit: Fit, meta: Mapping[str, Any]) -> list[str]:
     """Return notes on settings that had to be assumed."""
     notes = []
     if fit.settings.get("stem") == "cifar":
@@ -275,6 +287,13 @@ def _assumptions(fit: Fit) -> list[str]:
     if ours and "activation" not in fit.settings:
         notes.append(
             "its activation is unknown: assumed to be relu (`options={'activation': ...}`)"
+        )
+    # Networks that wgeo trained without this option have the default.
+    if fit.arch.name == "vit" and "heads" not in fit.settings and meta.get("arch") != "vit":
+        heads = next(m.num_heads for m in fit.module.modules() if hasattr(m, "num_heads"))
+        notes.append(
+            f"its number of attention heads is unknown: assumed to be {heads} "
+            "(`options={'heads': ...}`)"
         )
     return notes
 

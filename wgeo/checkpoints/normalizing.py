@@ -64,7 +64,7 @@ def normalization_of(
     for mean, std in normalizers(state).items():
         m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, std))
         scale = np.float32(_top_pixel(state[mean], state[std]))
-        if np.isfinite([m, s]).all() and (s > 0).all() and m.shape == s.shape:
+        if m.shape == s.shape and np.isfinite([m, s]).all() and (s > 0).all():
             specs[";".join(",".join(map(str, each / scale)) for each in (m, s))] = printable(mean)
     if len(specs) == 1:
         ((spec, name),) = specs.items()

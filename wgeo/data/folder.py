@@ -27,7 +27,7 @@ from ..text import printable
 from .layout import Read, arrange, by_table, classify_files, folder_names
 from .members import check_member, check_members
 from .pixels import pixel_tensor
-from .source import Source
+from .source import Source, scaling
 
 # None of these formats runs another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -151,7 +151,7 @@ def _reader(path: Path) -> Iterator[Read]:
         def from_zip(name: str) -> bytes:
             info = archive.getinfo(name)
             _check_size(info.file_size)
-            check_member(info, unchecked=_RATIO_CHECK_ABOVE)
+            check_member(info, unchecked_bytes=_RATIO_CHECK_ABOVE)
             return archive.read(name)
 
         yield from_zip
@@ -245,9 +245,6 @@ def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
 def _pixels(image: Image.Image, mode: str, size: int | None, scale: float) -> np.ndarray:
     image = image.convert(mode)
     if size is not None and (image.size != (size, size) or scale != 1):
-        short, edge = min(image.size), int(size * scale)
-        w, h = (edge if side == short else int(edge * side / short) for side in image.size)
-        left, top = round((w - size) / 2), round((h - size) / 2)
-        image = image.resize((w, h), Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + size, top + size))
+        first, sides, square = scaling(image.size, size, int(size * scale))
+        image = image.crop(first).resize(sides, Image.Resampling.BILINEAR).crop(square)
     return np.moveaxis(np.asarray(image).reshape(image.height, image.width, len(mode)), 2, 0)

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Int
 from ..errors import DataError
 from ..text import first_names, printable
 from .names import advice_on
-from .source import checked_labels, first_label
+from .source import checked_labels, chosen_splits, first_label
 from .tables import Entry, LabelTable, Parts, is_table, labels_of
 
 Read = Callable[[str], bytes]
@@ -134,14 +134,13 @@ def by_table(
 ) -> LabeledFiles:
     """Find the images named in a given table and their classes; see `arrange`."""
     tree = _ClassFolders(path / table, {})
-    only = replace(listing, tables=[((table,), table)])
-    table_labels = labels_of(only.images, only.tables, read, str(tree.path))
-    if table_labels is None:
+    label_table = labels_of(listing.images, [((table,), table)], read, str(tree.path))
+    if label_table is None:
         raise DataError(
             f"{tree.path} names no image below its folder; each row must contain the name of an "
             "image and its label, with a header such as file,label."
         )
-    return _from_table(only, only.images, split, tree, read, False)
+    return _labeled(listing.images, label_table, split, tree, False)
 
 
 def _no_images(listing: Listing, path: Path) -> str:
@@ -304,6 +303,12 @@ def _from_table(
     table = labels_of(files, listing.tables, read, str(tree.path))
     if table is None:
         raise DataError(tree.no_classes(split, listing.tables))
+    return _labeled(files, table, split, tree, inside)
+
+
+def _labeled(
+    files: list[Entry], table: LabelTable, split: str | None, tree: _ClassFolders, inside: bool
+) -> LabeledFiles:
     if inside or not table.splits:
         selected_names, part = set(table.labels), split if inside else None
     else:
@@ -317,10 +322,7 @@ def _from_table(
 def _part(table: LabelTable, split: str | None, path: Path) -> tuple[set[str], str | None]:
     """Return the images of a split in the table, and its name."""
     available = sorted(set(table.splits.values()))
-    if split not in (None, "all", *available):
-        raise DataError(
-            f"{path} has no split {split!r}; its table has {', '.join(map(repr, available))}."
-        )
+    chosen_splits(path, split, available)
     if split in (None, "all"):
         return set(table.labels), "all"
     return {name for name, part in table.splits.items() if part == split}, split

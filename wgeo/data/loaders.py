@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -27,6 +28,7 @@ from ..runtime.processes import all_gather
 from ..runtime.progress import track
 from .images import PRESETS, Images
 from .pixels import pixel_tensor
+from .source import checked_labels, refuse_black
 
 _X = ("pixel_values", "image", "img", "images", "x", "inputs")
 _Y = ("label", "labels", "y", "target", "targets", "fine_label")
@@ -50,7 +52,8 @@ def as_images(images: Any) -> Images:
         Pixels of type uint8 are divided by 255 and normalized for the network. All other types
         count as already normalized. A Dataset may be map-style or iterable; its ``transform``
         applies first, and PIL images are converted to uint8. A DataLoader that shuffles is read in
-        the data set's own order, with a warning.
+        the data set's own order, with a warning. If it does not shuffle, images of the last batch
+        that it drops (``drop_last``) are left out.
 
     Raises
     ------
@@ -61,7 +64,8 @@ def as_images(images: Any) -> Images:
         The pixels of a pair are not numbers, or contain NaN or infinity.
     DataError
         The data set is empty or cannot be read, or its items are not pairs of an image and a class
-        index, with images of one shape.
+        index, with images of one shape; a class index is not below 100,000; or the largest uint8
+        pixel is 1.
     """
     if isinstance(images, Images):
         return images
@@ -83,6 +87,9 @@ def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
     check_finite(x, "images")
+    labels = checked_labels(labels, name, None)
+    if x.dtype == torch.uint8:
+        refuse_black(int(x.max()), name)
     low, high = (0.0, 0.0) if x.dtype == torch.uint8 or x.is_complex() else _range(x)
     if low >= 0 and high > _MAX_NORMALIZED:
         kind = "floats" if x.is_floating_point() else "integers"
@@ -139,7 +146,7 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
             collate_fn=collate,
             worker_init_fn=loader.worker_init_fn,
         )
-        yield from _pairs(ordered)
+        yield from _batches(ordered)
 
     (first, _), (again, _) = (next(batches([0])) for _ in range(2))
     if not np.array_equal(first.numpy(), again.numpy(), equal_nan=True):
@@ -165,13 +172,17 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
 
 def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
     """Return the rows that a loader reads, in the data set's order; None for all of them."""
-    sampler: Any = loader.sampler
-    batches = getattr(loader, "batch_sampler", None)
-    plain = batches is None or type(batches) is torch.utils.data.BatchSampler
-    if plain and isinstance(sampler, SequentialSampler):
-        return None
-    whole = isinstance(sampler, RandomSampler) and not sampler.replacement
+    batches: Any = loader.batch_sampler
+    batched = type(batches) is BatchSampler
+    plain = batches is None or batched
+    sampler: Any = batches.sampler if batched else loader.sampler
     data: Any = loader.dataset
+    if plain and isinstance(sampler, SequentialSampler):
+        count = len(sampler)
+        if batched and batches.drop_last:
+            count -= count % batches.batch_size
+        return None if count == len(data) else list(range(count))
+    whole = isinstance(sampler, RandomSampler) and not sampler.replacement
     if plain and whole and len(sampler) == len(data):
         notes.append("the DataLoader shuffles; its data set was read in its own order")
         return None
@@ -219,7 +230,7 @@ def _pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def _pairs(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of a loader; errors of its data set become a `DataError`."""
     try:
         for batch in loader:
@@ -237,7 +248,7 @@ def _pairs(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def _read_iterable(loader: DataLoader) -> tuple[torch.Tensor, np.ndarray]:
     """Return all images and labels of an iterable data set, in the loader's order."""
-    parts = list(_pairs(loader))
+    parts = list(_batches(loader))
     if not parts:
         raise DataError("The data set is empty.")
     if len({x.shape[1:] for x, _ in parts}) > 1:

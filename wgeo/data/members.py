@@ -25,15 +25,15 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
         )
 
 
-def check_member(info: zipfile.ZipInfo, unchecked: int) -> None:
+def check_member(info: zipfile.ZipInfo, unchecked_bytes: int) -> None:
     """Raise a `DataError` if a member is a zip bomb or declares a wrong size.
 
-    A member may unpack to `unchecked` bytes at any compression ratio.
+    A member may unpack to `unchecked_bytes` at any compression ratio.
     """
     stored = info.compress_type == zipfile.ZIP_STORED
     if stored and info.file_size != info.compress_size:
         raise DataError(f"it claims {info.file_size} bytes but takes {info.compress_size}")
-    if info.file_size > max(unchecked, _MAX_RATIO * info.compress_size):
+    if info.file_size > max(unchecked_bytes, _MAX_RATIO * info.compress_size):
         raise DataError(
             f"it claims {info.file_size} bytes in {info.compress_size}, like a zip bomb"
         )

@@ -97,8 +97,9 @@ def _torchvision(name: str, split: str, root: Path, download: bool = True) -> Pa
             ) from error
         raise DataError(
             f"{name} is not in {root} and could not be downloaded ({_short(error)}). "
-            f"Put its files where torchvision expects them, {root / files}, or set WGEO_DATA to "
-            "their folder; or pass your own images as npz:PATH or folder:PATH."
+            "Put its files where torchvision expects them, "
+            f"{root / files.format(split=split)}, or set WGEO_DATA to their folder; or pass "
+            "your own images as npz:PATH or folder:PATH."
         ) from error
     labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
     x = from_array(np.asarray(data.data), name)

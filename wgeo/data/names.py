@@ -15,7 +15,7 @@ TORCHVISION = {
     "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
     "cifar10": ("CIFAR10", ("train", "test"), "cifar-10-batches-py/"),
     "cifar100": ("CIFAR100", ("train", "test"), "cifar-100-python/"),
-    "svhn": ("SVHN", ("train", "test", "extra"), "train_32x32.mat, test_32x32.mat"),
+    "svhn": ("SVHN", ("train", "test", "extra"), "{split}_32x32.mat"),
     "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
 }
 NAMES = ("digits", *TORCHVISION)

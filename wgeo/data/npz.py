@@ -47,7 +47,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     path = Path(path)
     name = path.name
     with _open(path) as arrays:
-        pairs = _pairs(arrays.files, path)
+        pairs = _keys_by_split(arrays.files, path)
         selected = [None] if None in pairs else chosen_splits(path, split, list(map(str, pairs)))
         images = {key: _get(arrays, pairs[key][0], path) for key in selected}
         labels = {key: _get(arrays, y, path) for key, (_, y) in pairs.items()}
@@ -114,7 +114,7 @@ def _class_indices(y: np.ndarray) -> np.ndarray:
     return y
 
 
-def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
+def _keys_by_split(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
     """Return the keys of images and labels by split; the split is None if there are no splits."""
     by_name = {key.lower(): key for key in reversed(keys)}
     for x, y in itertools.product(_IMAGES, _LABELS):
@@ -157,7 +157,7 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
                 with zipfile.ZipFile(file) as members:
                     check_members(members, path.stat().st_size)
                     for info in members.infolist():
-                        check_member(info, unchecked=_RATIO_CHECK_ABOVE)
+                        check_member(info, unchecked_bytes=_RATIO_CHECK_ABOVE)
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
         except DataError as error:

@@ -14,7 +14,9 @@ from jaxtyping import Int
 from ..errors import DataError
 
 Fetch = Callable[[np.ndarray, int | None], torch.Tensor]
+Box = tuple[int, int, int, int]  # the first row and column of a part, and those after its end
 _MAX_CLASSES = 100_000
+_MAX_ASPECT = 32  # the longer side over the shorter one
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +63,14 @@ def joined(
             count = len(x) if x.ndim else 0
             raise DataError(f"{source} has {count} images and {len(y)} labels.")
     images = [x for x, _ in parts]
-    kinds = {x.dtype.kind.replace("u", "i") for x in images}  # integers with or without sign
-    try:
-        if len(kinds) > 1:  # the values would change their meaning: booleans would be nearly black
-            raise TypeError(kinds)
-        x = images[0] if len(images) == 1 else np.concatenate(images)
-    except (TypeError, ValueError) as error:
+    # Joined, values of different kinds would change their meaning: booleans would be nearly black.
+    types = [x.dtype.kind.replace("u", "i") if x.dtype.kind in "iufb" else x.dtype for x in images]
+    if len({(x.shape[1:], each) for x, each in zip(images, types, strict=True)}) > 1:
         raise DataError(
             f"{source} has images of different shapes or types; if each split has only one, "
             "choose a split (`split=`)."
-        ) from error
+        )
+    x = images[0] if len(images) == 1 else np.concatenate(images)
     return x, np.concatenate([y for _, y in parts])
 
 
@@ -132,6 +132,28 @@ def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
     )
 
 
+def scaling(sides: tuple[int, int], size: int, edge: int) -> tuple[Box, tuple[int, int], Box]:
+    """Return how an image gets a shorter side of `edge` and the central square of `size`.
+
+    The steps are those of torchvision's ``Resize`` and ``CenterCrop``: the box that is cropped
+    first, the sides to which it is scaled, and the box that is cropped last. The first box is the
+    whole image unless that is so long that scaling it would use up the memory.
+    """
+    short = min(sides)
+    h, w = (min(side, _MAX_ASPECT * short) for side in sides)
+    whole = int(edge * h / short), int(edge * w / short)
+    return _central(sides, (h, w)), whole, _central(whole, (size, size))
+
+
+def _central(sides: tuple[int, int], inside: tuple[int, int]) -> Box:
+    top, left = (round((a - b) / 2) for a, b in zip(sides, inside, strict=True))
+    return top, left, top + inside[0], left + inside[1]
+
+
+def _cropped(x: torch.Tensor, box: Box) -> torch.Tensor:
+    return x[..., box[0] : box[2], box[1] : box[3]]
+
+
 def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:
     """Scale images (n, c, h, w) to a shorter side of `size`, and crop the central square.
 
@@ -139,14 +161,13 @@ def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:
     """
     if size is None or x.shape[2:] == (size, size):
         return x
-    h, w = x.shape[2:]
-    shape = (int(size * h / min(h, w)), int(size * w / min(h, w)))
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    first, shape, square = scaling((x.shape[2], x.shape[3]), size, size)
+    x = _cropped(x, first)
     out = x.new_empty((*x.shape[:2], size, size))
     for start in range(0, len(x), 1024):  # limits the size of the float copy
         part = slice(start, start + 1024)
         y = torch.nn.functional.interpolate(x[part].float(), shape, mode="bilinear", antialias=True)
-        y = y[:, :, top : top + size, left : left + size]
+        y = _cropped(y, square)
         out[part] = y.round_().clamp_(0, 255).to(x.dtype) if x.dtype == torch.uint8 else y
     return out
 
@@ -165,7 +186,7 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
     ------
     DataError
         The shape or type is not supported, values are NaN, infinite or out of range, or the largest
-        uint8 pixel is 1.
+        integer is 1.
     """
     if x.ndim == 3:
         x = x[:, None]
@@ -183,16 +204,21 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
     if x.dtype.kind not in "iub":
         raise DataError(f"The images of {source} are not numbers (type {x.dtype}).")
-    if x.dtype != np.uint8:
-        if x.dtype.kind == "b":
-            x = x * np.uint8(255)
+    if x.dtype.kind == "b":
+        x = x * np.uint8(255)
+    elif x.dtype != np.uint8:
         _check_range(x, source, 255.0, "Integers must be in [0, 255].")
-    elif x.max() == 1:
+    refuse_black(int(x.max()), source)
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
+
+
+def refuse_black(largest: int, source: str) -> None:
+    """Raise `DataError` if the largest integer pixel is 1, as in masks that were never scaled."""
+    if largest == 1:
         raise DataError(
             f"The pixels of {source} are integers from 0 to 1, which is black in the range "
-            "[0, 255]. Multiply them by 255, or save them as booleans."
+            "[0, 255]. Multiply them by 255, or make them booleans."
         )
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 
 def _reshape_advice(x: np.ndarray) -> str:

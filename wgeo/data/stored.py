@@ -41,7 +41,7 @@ def find_stored(path: Path) -> Path | None:
     Return None if there is no such folder; several are a `DataError`.
     """
     inside = ("", *_CIFAR, "stl10_binary", "raw", *(f"{name}/raw" for name in _PRESETS))
-    folders = [path / name for name in inside if _batches(path / name) or _pairs(path / name)]
+    folders = [each for name in inside if _batches(each := path / name) or _parts(each)]
     if len(folders) > 1:
         names = ", ".join(str(each) for each in folders)
         raise DataError(f"{path} contains several data sets; pass the path of one: {names}.")
@@ -57,7 +57,7 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
     if folder is None:
         raise DataError(f"{path} contains neither CIFAR batches nor IDX files nor STL10.")
     batches = _batches(folder)
-    available: list[str] = list(batches) or [part.split for part in _pairs(folder)]
+    available: list[str] = list(batches) or [part.split for part in _parts(folder)]
     selected = chosen_splits(folder, split, available)
     if batches:
         contents = {key: [_batch(file) for file in files] for key, files in batches.items()}
@@ -65,7 +65,7 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
         parts = [part for key in selected for part in contents[key]]
         name = preset = "cifar100" if (folder / "meta").is_file() else "cifar10"
     else:
-        pairs = {part.split: part for part in _pairs(folder)}
+        pairs = {part.split: part for part in _parts(folder)}
         all_labels = {key: _labels(part.labels).astype(np.int64) for key, part in pairs.items()}
         parts = [(_images(pairs[key].images), all_labels[key]) for key in selected]
         name = folder.parent.name if folder.name == "raw" else folder.name
@@ -106,7 +106,7 @@ def _batches(folder: Path) -> dict[str, list[Path]]:
     return {key: [folder / name for name in files] for key, files in splits.items() if files}
 
 
-def _pairs(folder: Path) -> list[_Part]:
+def _parts(folder: Path) -> list[_Part]:
     """Return the image files and label files of each split; uncompressed ones are preferred."""
     parts: dict[str, _Part] = {}
     names = _files(folder)  # sorted: the uncompressed file comes before the compressed one

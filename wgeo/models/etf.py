@@ -122,8 +122,7 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     if width != head.in_features:
         _narrow(_last_block(net, head.in_features), width)
     classifier = FixedLinear(simplex_etf(head.out_features, width)).to(head.weight.device)
-    owner, _, attribute = name.rpartition(".")
-    setattr(net.get_submodule(owner), attribute, classifier)
+    net.set_submodule(name, classifier)
     return net
 
 

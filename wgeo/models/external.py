@@ -277,8 +277,7 @@ def _with_channels(net: nn.Module, channels: int) -> nn.Module:
             old.padding,  # type: ignore[arg-type]
             bias=old.bias is not None,
         )
-        owner, _, attribute = name.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, new)
+        net.set_submodule(name, new)
     return net
 
 

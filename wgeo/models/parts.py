@@ -130,8 +130,7 @@ def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
 
 def without_head(module: nn.Module, name: str) -> nn.Module:
     """Replace a network's head by the identity, in place; `head_of` then returns None."""
-    owner, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(owner), attribute, nn.Identity())
+    module.set_submodule(name, nn.Identity())
     setattr(module, _HEADLESS, True)
     return module
 

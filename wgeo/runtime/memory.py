@@ -34,7 +34,7 @@ def parse_bytes(memory: str | float | int) -> int:
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
     try:
         size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise ArgumentError(f'memory must be a size such as "1GiB" or 500_000_000, not {memory!r}.')

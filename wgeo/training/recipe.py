@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..arrays.checks import as_count
+from ..arrays.checks import as_count, as_float
 from ..errors import ArgumentError
 
 SCHEDULES = ("cosine", "onecycle", "constant")
@@ -79,7 +78,7 @@ class Recipe:
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             object.__setattr__(self, name, as_count(getattr(self, name), name, minimum))
         for name in ("lr", "momentum", "weight_decay"):
-            object.__setattr__(self, name, _as_float(getattr(self, name), name))
+            object.__setattr__(self, name, as_float(getattr(self, name), name))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ArgumentError(f"lr must be a positive number, not {self.lr}.")
         if not 0 <= self.momentum < 1:
@@ -103,15 +102,6 @@ class Recipe:
         """Return the generator of all randomness in one epoch."""
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]) >> 1)
-
-
-def _as_float(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ArgumentError(f"{name} must be a number, not {value!r}.")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf  # out of range for every setting
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -21,7 +21,7 @@ from .fused import FusedKernel
 from .kernel import Kernel
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_MEMORY = 16  # number of past steps that an extrapolation uses
+_PAST_STEPS = 16  # number of them that an extrapolation uses
 SCALING = 0.5  # factor of sqrt(epsilon) from one step of the annealing to the next
 _LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate epsilon
 
@@ -85,8 +85,8 @@ class _Anderson:
             return plain
         self.plain, self.value = state.completed, state.value
         point, step = state.g, self.plain - state.g
-        self.points = [*self.points[-_MEMORY:], point]
-        self.steps = [*self.steps[-_MEMORY:], step]
+        self.points = [*self.points[-_PAST_STEPS:], point]
+        self.steps = [*self.steps[-_PAST_STEPS:], step]
         if len(self.points) == 1:
             return point + step
         point_differences = torch.stack(self.points).diff(dim=0).T

@@ -27,19 +27,19 @@ def solve_coarse(
     x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
     count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
     centers = torch.cat([x[:count], y[:count]])
-    cell_x, cell_y = (_nearest_center(z, centers, None)[1] for z in (x, y))
+    cell_x, cell_y = (_nearest_center(geometry, z, centers, None)[1] for z in (x, y))
     k = len(centers)
     mass_x, mass_y = np.bincount(cell_x, a, k), np.bincount(cell_y, b, k)
     rows, columns = np.flatnonzero(mass_x), np.flatnonzero(mass_y)
     cost = torch.cdist(centers[rows].double(), centers[columns].double()).square().cpu().numpy()
     plan, _, v = run_simplex(mass_x[rows], mass_y[columns], cost / (cost.max() or 1.0))
     i, j, _ = expand(rows[plan.row], columns[plan.col], plan.data, (cell_x, a), (cell_y, b))
-    f, _ = _nearest_center(x, centers[columns], torch.from_numpy(v * cost.max()))
-    geometry.visits["features"] += 3 * k * len(a) * x.shape[1]
+    f, _ = _nearest_center(geometry, x, centers[columns], torch.from_numpy(v * cost.max()))
     return i, j, f
 
 
 def _nearest_center(
+    geometry: Geometry,
     points: Float[torch.Tensor, "n d"],
     centers: Float[torch.Tensor, "k d"],
     potentials: Float[torch.Tensor, " k"] | None,
@@ -50,6 +50,7 @@ def _nearest_center(
         bias = bias - potentials.to(bias)
 
     def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+        geometry.visits["features"] += len(out) * centers.numel()
         return products(points[rows], centers, bias, -2.0, out)
 
     def part(rows: slice, tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,7 +96,7 @@ def sinkhorn_divergence(
         raise ArgumentError(f"marginal_tolerance must be positive, not {marginal_tolerance!r}.")
     as_count(iterations, "iterations", 1)
     weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")
-    return _Divergence.apply(x, y, weights, (epsilon, marginal_tolerance, iterations))
+    return _Divergence.apply(x, y, weights, (float(epsilon), marginal_tolerance, iterations))
 
 
 class _Divergence(torch.autograd.Function):

@@ -24,7 +24,7 @@ from .tiles import STORED_ENTRIES
 from .weighted_points import WeightedPoints
 
 _MIN_WIDTH, _MAX_WIDTH = 16, 256  # numbers of features that a fused kernel can process
-_SAMPLE = 1024  # points of x for which the two kernels are compared
+_COMPARED = 1024  # points of x for which the two kernels are compared
 _AGREEMENT = 1e-5  # largest allowed difference of f / eps, and of the log ratio of a column
 
 
@@ -126,8 +126,9 @@ def uses_fused(engine: str, clouds: PointClouds) -> bool:
 
 def disagreement(clouds: PointClouds) -> str:
     """Return why the two kernels do not agree to 1e-5 on a sample of rows; empty if they do."""
-    a = clouds.a[:_SAMPLE]
-    sample = PointClouds(WeightedPoints(clouds.x[:_SAMPLE], a / a.sum()), clouds.target)
+    rows = clouds.a.nonzero()[:_COMPARED, 0]  # points without weight have no logarithm of it
+    a = clouds.a[rows]
+    sample = PointClouds(WeightedPoints(clouds.x[rows], a / a.sum()), clouds.target)
     eps = max(sample.total_variance, 1e-300)
     g = torch.zeros_like(clouds.b)
     f, log_ratio = Kernel(sample, torch.float32).softmin(g, eps)

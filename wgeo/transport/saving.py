@@ -88,7 +88,7 @@ def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file) as members:
             check_members(members, os.fstat(file.fileno()).st_size)
             for info in members.infolist():
-                check_member(info, unchecked=2**26)
+                check_member(info, unchecked_bytes=2**26)
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

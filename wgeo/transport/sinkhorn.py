@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
-from ..arrays.checks import pick_device
+from ..arrays.checks import as_count, as_float, pick_device
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
 from .annealing import (
@@ -128,9 +128,13 @@ class Sinkhorn:
     name: ClassVar[str] = "sinkhorn"
 
     def __post_init__(self) -> None:
-        auto = self.epsilon == "auto"
-        if not auto and not (isinstance(self.epsilon, int | float) and 0 < self.epsilon < math.inf):
-            raise ArgumentError(f'epsilon must be "auto" or a positive number: {self.epsilon!r}.')
+        auto = isinstance(self.epsilon, str) and self.epsilon == "auto"
+        if not auto:
+            epsilon = as_float(self.epsilon, "epsilon")
+            if not 0 < epsilon < math.inf:
+                raise ArgumentError(f'epsilon must be "auto" or a positive number: {epsilon!r}.')
+            object.__setattr__(self, "epsilon", epsilon)
+        as_count(self.iterations, "iterations", 1)
         for name, allowed in (
             ("unit", ("scale", "absolute")),
             ("engine", ("wgeo", "auto", "fused", *ENGINES)),
@@ -140,8 +144,8 @@ class Sinkhorn:
                 raise ArgumentError(
                     f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 )
-        if not (self.tolerance > 0 and self.marginal_tolerance > 0 and self.iterations > 0):
-            raise ArgumentError("tolerance, marginal_tolerance and iterations must be positive.")
+        if not (self.tolerance > 0 and self.marginal_tolerance > 0):
+            raise ArgumentError("tolerance and marginal_tolerance must be positive.")
         if not 0 < self.scaling < 1:
             raise ArgumentError(f"scaling must lie between 0 and 1, not {self.scaling}.")
         if auto and self.engine in ENGINES:
