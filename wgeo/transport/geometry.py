@@ -241,7 +241,8 @@ class Geometry:
     ) -> Float[np.ndarray, " k"]:
         """Return c_ij of the pairs (i, j), from differences in float64 (see `cost_error`)."""
         i, j = self.order_x[i], self.order_y[j]
-        return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
+        shift = self.offset if self.has_offset else None
+        return self.clouds.pair_costs(i, j, shift, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Bound the error of `pair_costs`, relative to c_ij plus the squared offset."""

@@ -29,7 +29,7 @@ TILE_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
 # iteration is then nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 # Entries of a float64 copy of some rows.
-CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}
+CHUNK_ENTRIES = {"cpu": 1 << 15, "cuda": 1 << 22}
 _MIN_ROWS = 64
 _STORED_ROWS = 256  # rows of stored products computed at a time
 _PANEL = 512  # features summed at a time, for smaller rounding errors (`roundings`)
