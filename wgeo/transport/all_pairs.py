@@ -37,6 +37,11 @@ class Violations:
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
         Columns (points y) whose excess is only bounded, to the precision of the products.
+    near_i, near_j : ndarray of int
+        Pairs whose slack is not below the threshold, but may be below the margin of their column.
+    margin : ndarray, (m,)
+        A tested pair whose slack is below the margin of its column is among those listed. It is 0
+        in a column that was not tested or has too many such pairs.
     dtype : torch.dtype
         Type of the products.
     """
@@ -45,6 +50,9 @@ class Violations:
     i: Int[np.ndarray, " k"]
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
+    near_i: Int[np.ndarray, " l"]
+    near_j: Int[np.ndarray, " l"]
+    margin: Float[np.ndarray, " m"]
     dtype: torch.dtype
 
 
@@ -103,6 +111,8 @@ def find_violations(
     threshold: float,
     thorough: bool = False,
     rows: Int[np.ndarray, " r"] | None = None,
+    columns: Int[np.ndarray, " c"] | None = None,
+    margin: float = 0.0,
 ) -> Violations:
     """Test ``f_i + g_j <= c_ij`` for all pairs.
 
@@ -122,26 +132,38 @@ def find_violations(
         Whether to compute all undecided pairs in float64.
     rows : ndarray of int, optional
         Test only pairs of these points x; the excess then accounts only for these.
+    columns : ndarray of int, optional
+        Test only pairs of these points y.
+    margin : float
+        List pairs of smaller slack too, unless points are screened.
     """
-    target = geometry.y
-    excess = np.zeros(target.n)
+    target = geometry.y if columns is None else geometry.y.take(columns)
+    m = geometry.y.n
+    excess, undecided, margins = np.zeros(m), np.zeros(m, bool), np.zeros(m)
     pairs: Pairs = []
-    if processes.on_rank_zero(lambda: geometry.screens):  # collective operations follow
+    near: Pairs = []
+    # Collective operations follow.
+    if columns is None and processes.on_rank_zero(lambda: geometry.screens):
         target, excess, pairs = _screen(geometry, potentials, threshold, rows)
+        margin = 0.0
     target, source, bias, limit = _operands(target, geometry.x, potentials, rows)
-    columns = torch.arange(target.n, device=bias.device) if target.index is None else target.index
-
-    undecided = np.zeros(geometry.y.n, bool)
+    index = torch.arange(target.n, device=bias.device) if target.index is None else target.index
+    host_index = index.cpu().numpy()
+    bounds = {w: (limit + 1.001 * w).to(geometry.dtype) for w in (margin, 0.0)}  # 1.001: rounding
 
     def part(of: slice, block: torch.Tensor) -> Pairs:
-        js, bound = columns[of], limit[of].to(block.dtype)
-        grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
-        if len(row) <= _MAX_GROUPS * len(block) or thorough:
-            members = _members_below(grouped, row, group, bound)
-            return _violated(geometry, potentials, threshold, members, js, rows, excess)
+        js, at = index[of], host_index[of]
+        for width in bounds:
+            bound = bounds[width][of]
+            grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
+            if len(row) <= _MAX_GROUPS * len(block) or thorough:
+                members = _members_below(grouped, row, group, bound)
+                margins[at] = width
+                return _violated(
+                    geometry, potentials, threshold, members, js, rows, excess, near, width
+                )
         members = [_lowest_groups(grouped, minima, bound)]
         local_excess = (limit[of] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
-        at = js.cpu().numpy()
         undecided[at], excess[at] = True, np.maximum(excess[at], local_excess)
         return _violated(geometry, potentials, threshold, members, js, rows, None)
 
@@ -151,6 +173,8 @@ def find_violations(
         processes.all_reduce_max(excess),
         *_gather_pairs(pairs),
         processes.all_reduce_max(undecided),
+        *_gather_pairs(near),
+        processes.all_reduce_max(margins),
         geometry.dtype,
     )
 
@@ -218,10 +242,13 @@ def _violated(
     columns: Int[torch.Tensor, " c"],
     rows: Int[np.ndarray, " r"] | None,
     excess: np.ndarray | None,
+    near: Pairs | None = None,
+    margin: float = 0.0,
 ) -> Pairs:
     """Return those of the pairs (position in `columns`, i) whose slack is below -threshold.
 
-    Slacks are computed in float64; `excess`, if given, is updated.
+    Slacks are computed in float64; `excess`, if given, is updated. Other pairs whose slack may be
+    below the margin are appended to `near`.
     """
     pairs: Pairs = []
     for position, index in members:
@@ -229,13 +256,26 @@ def _violated(
         cost = geometry.pair_costs(i, j)
         f, g = potentials.f[i], potentials.g[j]
         slack = cost - f - g
+        error = slack_error(geometry, cost, f, g)
         if excess is not None:
-            unit = float(np.finfo(np.float64).eps)
-            error = geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
             np.maximum.at(excess, j, error - slack)
         negative = slack < -threshold
         pairs.append((i[negative], j[negative]))
+        if near is not None and margin > 0:
+            close = (slack - error < margin) & ~negative
+            near.append((i[close], j[close]))
     return pairs
+
+
+def slack_error(
+    geometry: Geometry,
+    cost: Float[np.ndarray, " k"],
+    f: Float[np.ndarray, " k"],
+    g: Float[np.ndarray, " k"],
+) -> Float[np.ndarray, " k"]:
+    """Bound the float64 error of the slack ``cost - f - g`` of pairs."""
+    unit = float(np.finfo(np.float64).eps)
+    return geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
 
 
 def _undecided_groups(
