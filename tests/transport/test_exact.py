@@ -446,6 +446,36 @@ class TestViolations:
         at_fault = np.isin(np.arange(200), rows)[:, None] & (full < g - 1e-12)
         assert {*zip(found.i, found.j, strict=True)} == {*zip(*np.nonzero(at_fault), strict=True)}
 
+    @pytest.mark.parametrize("few", [False, True])
+    def test_pairs_of_small_slack_are_listed_up_to_the_margin(self, rng, few):
+        geometry = geometry_of(*rng.standard_normal((2, 200, 5)))
+        full = geometry.pair_costs(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
+        g = full.min(0) + 1e-3 * rng.standard_normal(200)
+        columns = np.sort(rng.choice(200, 50, replace=False)) if few else np.arange(200)
+        found = find_violations(
+            geometry, Potentials(np.zeros(200), g), 1e-12, columns=columns, margin=0.05
+        )
+        tested = np.isin(np.arange(200), columns)
+        assert found.margin.tolist() == np.where(tested, 0.05, 0).tolist()
+        slack = np.where(tested, full - g, np.inf)
+        assert {*zip(found.i, found.j, strict=True)} == {
+            *zip(*np.nonzero(slack < -1e-12), strict=True)
+        }
+        assert {*zip(found.near_i, found.near_j, strict=True)} == {
+            *zip(*np.nonzero((slack >= -1e-12) & (slack < 0.05)), strict=True)
+        }
+        assert found.excess == pytest.approx(np.maximum(-slack.min(0), 0), abs=1e-13)
+
+    def test_margin_is_zero_where_too_many_pairs_are_below_it(self, rng):
+        geometry = geometry_of(*rng.standard_normal((2, 200, 5)))
+        full = geometry.pair_costs(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
+        potentials = Potentials(np.zeros(200), full.min(0) - 1e-3)
+        found = find_violations(geometry, potentials, 1e-12, margin=100.0)
+        assert not found.margin.any()
+        assert not found.undecided.any()
+        assert len(found.near_i) == 0
+        assert not found.excess.any()
+
     def test_single_violation_is_found(self, rng):
         geometry = geometry_of(*rng.standard_normal((2, 200, 5)))
         full = geometry.pair_costs(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)

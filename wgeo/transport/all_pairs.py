@@ -30,13 +30,17 @@ class Violations:
     """Constraints ``f_i + g_j <= c_ij`` that potentials violate.
 
     ``(f, g - excess)`` is feasible, with all rounding accounted for. If a point y is `undecided`,
-    its excess was computed only to the precision of the products.
+    its excess was computed only to the precision of the products. Tested pairs whose slack is below
+    the `margin` of their y are all listed; it is 0 if y was not tested or has too many.
     """
 
     excess: Float[np.ndarray, " m"]
     i: Int[np.ndarray, " k"]  # pairs (i, j) with negative slack, to be added to the arcs
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
+    near_i: Int[np.ndarray, " l"]  # other pairs whose slack may be below the margin of their y
+    near_j: Int[np.ndarray, " l"]
+    margin: Float[np.ndarray, " m"]
     dtype: torch.dtype  # of the products
 
 
@@ -95,32 +99,43 @@ def find_violations(
     threshold: float,
     thorough: bool = False,
     rows: Int[np.ndarray, " r"] | None = None,
+    columns: Int[np.ndarray, " c"] | None = None,
+    margin: float = 0.0,
 ) -> Violations:
-    """Test ``f_i + g_j <= c_ij`` for all pairs, or only for the pairs of the points x in `rows`.
+    """Test ``f_i + g_j <= c_ij`` for all pairs, or for the points x in `rows` and y in `columns`.
 
-    Pairs are listed if their slack is below ``-threshold``. Slacks that may be negative, given the
-    error of the products, are computed again from differences in float64. If a block has very many,
-    only the lowest are computed (`Violations.undecided`), unless the test is `thorough`.
+    The excess accounts only for tested pairs. Pairs are listed if their slack is below ``-threshold``; others of slack below `margin`
+    are listed separately, unless points are screened. Slacks that may be negative, given the error
+    of the products, are computed again from differences in float64. If a block has very many, only
+    the lowest are computed (`Violations.undecided`), unless the test is `thorough`.
     """
-    target = geometry.y
-    excess = np.zeros(target.n)
+    target = geometry.y if columns is None else geometry.y.take(columns)
+    m = geometry.y.n
+    excess, undecided, margins = np.zeros(m), np.zeros(m, bool), np.zeros(m)
     pairs: Pairs = []
-    if processes.on_rank_zero(lambda: geometry.screens):  # collective operations follow
+    near: Pairs = []
+    # Collective operations follow.
+    if columns is None and processes.on_rank_zero(lambda: geometry.screens):
         target, excess, pairs = _screen(geometry, potentials, threshold, rows)
+        margin = 0.0
     target, source, bias, limit = _operands(target, geometry.x, potentials, rows)
-    columns = torch.arange(target.n, device=bias.device) if target.index is None else target.index
-
-    undecided = np.zeros(geometry.y.n, bool)
+    index = torch.arange(target.n, device=bias.device) if target.index is None else target.index
+    host_index = index.cpu().numpy()
+    bounds = {w: (limit + 1.001 * w).to(geometry.dtype) for w in (margin, 0.0)}  # 1.001: rounding
 
     def part(of: slice, block: torch.Tensor) -> Pairs:
-        js, bound = columns[of], limit[of].to(block.dtype)
-        grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
-        if len(row) <= _MAX_GROUPS * len(block) or thorough:
-            members = _members_below(grouped, row, group, bound)
-            return _violated(geometry, potentials, threshold, members, js, rows, excess)
+        js, at = index[of], host_index[of]
+        for width in bounds:
+            bound = bounds[width][of]
+            grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
+            if len(row) <= _MAX_GROUPS * len(block) or thorough:
+                members = _members_below(grouped, row, group, bound)
+                margins[at] = width
+                return _violated(
+                    geometry, potentials, threshold, members, js, rows, excess, near, width
+                )
         members = [_lowest_groups(grouped, minima, bound)]
         local_excess = (limit[of] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
-        at = js.cpu().numpy()
         undecided[at], excess[at] = True, np.maximum(excess[at], local_excess)
         return _violated(geometry, potentials, threshold, members, js, rows, None)
 
@@ -130,6 +145,8 @@ def find_violations(
         processes.all_reduce_max(excess),
         *_gather_pairs(pairs),
         processes.all_reduce_max(undecided),
+        *_gather_pairs(near),
+        processes.all_reduce_max(margins),
         geometry.dtype,
     )
 
@@ -199,10 +216,13 @@ def _violated(
     columns: Int[torch.Tensor, " c"],
     rows: Int[np.ndarray, " r"] | None,
     excess: np.ndarray | None,
+    near: Pairs | None = None,
+    margin: float = 0.0,
 ) -> Pairs:
     """Return those of the pairs (position in `columns`, i) whose slack is below -threshold.
 
-    Slacks are computed in float64; `excess`, if given, is updated.
+    Slacks are computed in float64; `excess`, if given, is updated. Other pairs whose slack may be
+    below the margin are appended to `near`.
     """
     pairs: Pairs = []
     for position, index in members:
@@ -210,13 +230,26 @@ def _violated(
         cost = geometry.pair_costs(i, j)
         f, g = potentials.f[i], potentials.g[j]
         slack = cost - f - g
+        error = slack_error(geometry, cost, f, g)
         if excess is not None:
-            unit = float(np.finfo(np.float64).eps)
-            error = geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
             np.maximum.at(excess, j, error - slack)
         negative = slack < -threshold
         pairs.append((i[negative], j[negative]))
+        if near is not None and margin > 0:
+            close = (slack - error < margin) & ~negative
+            near.append((i[close], j[close]))
     return pairs
+
+
+def slack_error(
+    geometry: Geometry,
+    cost: Float[np.ndarray, " k"],
+    f: Float[np.ndarray, " k"],
+    g: Float[np.ndarray, " k"],
+) -> Float[np.ndarray, " k"]:
+    """Bound the float64 error of the slack ``cost - f - g`` of pairs."""
+    unit = float(np.finfo(np.float64).eps)
+    return geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
 
 
 def _undecided_groups(

@@ -7,26 +7,31 @@ is negative.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import coo_array
 
 from ..runtime import processes
 from ..runtime.progress import track
 from ..runtime.threads import raise_if_interrupted
-from .all_pairs import Violations, find_violations, nearest
+from .all_pairs import Violations, find_violations, nearest, slack_error
 from .arcs import ROUNDING, Arcs, Potentials
 from .geometry import Geometry
+from .tiles import reduce_tiles
 
 _CANDIDATES = 8  # pairs that each point contributes at first
 _MAX_ROUNDS = 100
 _PAIRS_PER_ARC = 100  # number of pairs tested in the time that the sparse solver takes per arc
 _MAX_UNDECIDED = 0.5  # fraction of undecided points y above which float32 is too coarse
+_NEAR = 0.25  # pairs of small slack that a test adds, as a fraction of the arcs
+_DENSITY_SAMPLE = 32  # number of points y from which their slack is computed
+_FEW_COLUMNS = 0.5  # fraction of points y up to which they are tested without the others
+_RESOLVED = 4  # slacks above this multiple of the products' error are resolved
 _PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
 
@@ -60,18 +65,30 @@ def generate_columns(
     `_MAX_ROUNDS` rounds, pairs may remain violated.
     """
     rounds: Iterator[int] = count(1)
+    # A lower bound on the slack of the pairs of each point y that are not arcs.
+    least_slack = np.full(geometry.y.n, -np.inf)
     if geometry.x.n * geometry.y.n >= _PROGRESS_FROM:
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     while True:
         number = next(rounds)
         raise_if_interrupted()
-        before = potentials.f
+        before = potentials
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
         arcs.add(plan.row, plan.col)  # new if `solve` used pairs that are not arcs
         last = number >= _MAX_ROUNDS
+        least_slack -= _largest_fall(before, potentials)
+        untested = np.flatnonzero(least_slack < 0)
+        if len(untested) <= _FEW_COLUMNS * geometry.y.n:
+            violations, new = _verify_columns(
+                geometry, arcs, potentials, tolerance, untested, least_slack
+            )
+            if not last and new > 0:
+                continue
+            if new == 0 and not violations.undecided.any():
+                return Solution(plan, potentials, violations, len(arcs), number)
         # Rows whose f rose are tested first. In other rows, slacks fall only as much as g rises,
         # which is little.
-        raised = np.flatnonzero(potentials.f > before)
+        raised = np.flatnonzero(potentials.f > before.f)
         n, m = arcs.shape
         if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
             threshold = max(tolerance, negligible(potentials))
@@ -79,6 +96,7 @@ def generate_columns(
             if arcs.add(violations.i, violations.j) > 0 and not last:
                 continue
         violations, new = verify(geometry, arcs, potentials, tolerance, complete=last)
+        least_slack = np.where(violations.margin > 0, violations.margin, -np.inf)
         if violations.dtype is torch.float64:  # float32 would again be too coarse
             geometry = geometry.double_precision
         if new == 0 or last:
@@ -104,8 +122,10 @@ def verify(
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
-    violations = find_violations(geometry, potentials, threshold)
+    margin = _margin(geometry, arcs, potentials)
+    violations = find_violations(geometry, potentials, threshold, margin=margin)
     new = arcs.add(violations.i, violations.j)
+    arcs.add(violations.near_i, violations.near_j)
     undecided = violations.undecided.mean()
     if undecided > 0 and (
         new == 0 or complete or (undecided > _MAX_UNDECIDED and new < geometry.y.n)
@@ -117,6 +137,63 @@ def verify(
             violations = find_violations(precise, potentials, threshold, thorough=True)
             new += arcs.add(violations.i, violations.j)
     return violations, new
+
+
+def _verify_columns(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    tolerance: float,
+    columns: Int[np.ndarray, " c"],
+    least_slack: Float[np.ndarray, " m"],
+) -> tuple[Violations, int]:
+    """Test the pairs of some points y, add violated ones, and return the same as `verify`.
+
+    In the other columns all pairs except the arcs are known to have no negative slack. The bounds
+    `least_slack` of the tested columns are updated.
+    """
+    threshold = max(tolerance, negligible(potentials))
+    margin = _margin(geometry, arcs, potentials)
+    violations = find_violations(geometry, potentials, threshold, columns=columns, margin=margin)
+    new = arcs.add(violations.i, violations.j)
+    arcs.add(violations.near_i, violations.near_j)
+    margins = violations.margin[columns]
+    least_slack[columns] = np.where(margins > 0, margins, -np.inf)
+    excess = violations.excess.copy()
+    f, g = potentials.f[arcs.i], potentials.g[arcs.j]
+    error = slack_error(geometry, arcs.cost, f, g)
+    np.maximum.at(excess, arcs.j, error - arcs.slack(potentials))
+    return replace(violations, excess=excess), new
+
+
+def _largest_fall(before: Potentials, after: Potentials) -> Float[np.ndarray, " m"]:
+    """Return a bound on how much the slack of any pair of each point y has fallen."""
+    rise = max(float((after.f - before.f).max()), 0.0)
+    return rise + (after.g - before.g) + negligible(before) + negligible(after)
+
+
+def _margin(geometry: Geometry, arcs: Arcs, potentials: Potentials) -> float:
+    """Return a slack below which there are about `_NEAR` times as many pairs as arcs.
+
+    Potentials change less and less from round to round. Arcs of small slack therefore save rounds,
+    and show that most columns need not be tested again. The margin is 0 (no such arcs) if there are
+    few arcs, if points are screened, or if the products cannot resolve it.
+    """
+    x, y = geometry.x, geometry.y
+    sample = y.take(np.arange(min(_DENSITY_SAMPLE, y.n)))
+    count = int(_NEAR * len(arcs) * sample.n / y.n)
+    if count <= sample.n or processes.on_rank_zero(lambda: geometry.screens):
+        return 0.0
+    f, g = (torch.from_numpy(z).to(x.norms) for z in (potentials.f, potentials.g[: sample.n]))
+    shift = (sample.norms - g)[:, None]
+
+    def part(rows: slice, block: torch.Tensor) -> tuple[torch.Tensor]:
+        return (block[:, : x.n] + shift[rows],)
+
+    slack = reduce_tiles(geometry.tiles(part, sample, x, x.norms - f), sample.n)[0].flatten()
+    value = float(slack.topk(min(count, len(slack)), largest=False, sorted=False).values.max())
+    error = float(sample.error(sample.norms).max() + x.error(x.norms - f).max())
+    return processes.on_rank_zero(lambda: value if value > _RESOLVED * error else 0.0)
 
 
 def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:

@@ -206,7 +206,8 @@ class Geometry:
     ) -> Float[np.ndarray, " k"]:
         """Return c_ij of the pairs (i, j), from differences in float64 (see `cost_error`)."""
         i, j = self.order_x[i], self.order_y[j]
-        return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
+        shift = self.offset if self.has_offset else None
+        return self.clouds.pair_costs(i, j, shift, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Return bounds on the errors of costs that `pair_costs` computed."""
@@ -287,13 +288,18 @@ class Geometry:
     ) -> Callable[[slice], torch.Tensor] | None:
         """Return a function that reads stored products of some rows; None if they are not stored.
 
-        They are not used for reduced points, or if `target` is a selection of points.
+        They are not used for reduced points. For a selection of points y, they are used if they
+        are already stored.
         """
-        complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
-        stored = self.products if complete else None
+        if target.points.shape[1] != self.clouds.x.shape[1]:
+            return None
+        stored = self.products if target.index is None else self.__dict__.get("products")
         if stored is None:
             return None
         columns = slice(len(source.points)) if source.index is None else source.index
+        if (index := target.index) is not None:
+            usable = target.is_y and source.index is None
+            return (lambda rows: stored[index[rows], columns]) if usable else None
         if target.is_y:
             return lambda rows: stored[rows, columns]
         return lambda rows: stored[columns, rows].T

@@ -139,7 +139,7 @@ class PointClouds:
         self,
         i: Int[np.ndarray, " k"],
         j: Int[np.ndarray, " k"],
-        shift: Float[torch.Tensor, " d"] | float = 0.0,
+        shift: Float[torch.Tensor, " d"] | None = None,
         scale: float = 1.0,
     ) -> Float[torch.Tensor, " k"]:
         """Return ``||x_i - y_j - shift||^2 scale^2`` of pairs, from differences in float64."""
@@ -147,8 +147,12 @@ class PointClouds:
         # One copy to the device, because each copy waits for all earlier work there.
         rows_x, rows_y = torch.from_numpy(np.stack((i, j))).to(device)
         for part in chunks(len(i), self.x.shape[1], device):
-            xs, ys = self.x[rows_x[part]].double(), self.y[rows_y[part]].double()
-            out[part] = xs.sub_(ys).sub_(shift).mul_(scale).square_().sum(1)
+            difference = self.x.index_select(0, rows_x[part]).double()
+            difference -= self.y.index_select(0, rows_y[part])
+            if shift is not None:
+                difference -= shift
+            difference *= scale  # before squares could overflow
+            out[part] = difference.square_().sum(1)
         return out
 
     def permutation_cost(self, permutation: Int[np.ndarray, " n"]) -> float:
@@ -159,7 +163,7 @@ class PointClouds:
         """Return sum P_ij ||x_i - y_j||^2 of a sparse plan, from differences in float64."""
         plan = plan.tocoo()
         i, j = plan.coords
-        costs = self.pair_costs(i, j, self.offset if centered else 0.0)
+        costs = self.pair_costs(i, j, self.offset if centered else None)
         return float((torch.from_numpy(plan.data).to(costs) * costs).sum())
 
     def marginal_error(self, plan: Any) -> float:

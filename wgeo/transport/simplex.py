@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 
 from ..errors import ConvergenceError
@@ -100,11 +100,10 @@ def shortest_path_labels(
     n, m = arcs.shape
     length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)
     length[used] = 0.0
-    tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m)])
-    heads = np.concatenate([n + arcs.j, arcs.i[used], np.arange(n)])
+    nodes = np.arange(n, dtype=np.int32)
+    tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m, np.int32)])
+    heads = np.concatenate([n + arcs.j, arcs.i[used], nodes])
     lengths = np.concatenate([length, np.zeros(len(used)), u - u.min()])
-    order = np.argsort(tails, kind="stable")
-    pointers = np.searchsorted(tails[order], np.arange(n + m + 2))
-    graph = csr_array((lengths[order], heads[order], pointers), shape=(n + m + 1, n + m + 1))
-    distance = dijkstra(graph, indices=n + m)
+    graph = coo_array((lengths, (tails, heads)), shape=(n + m + 1, n + m + 1))
+    distance = dijkstra(graph.tocsr(), indices=n + m)  # zeros that are stored are arcs
     return Potentials(u - u.min() - distance[:n], v + u.min() + distance[n : n + m])

@@ -27,7 +27,7 @@ TILE_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Largest number of products stored between passes: 128 MiB in float64, or 1 GiB on a GPU. They make
 # iterations nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
-CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}  # entries of a float64 copy of some rows
+CHUNK_ENTRIES = {"cpu": 1 << 15, "cuda": 1 << 22}  # entries of a float64 copy of some rows
 _MIN_ROWS = 64
 _STORED_ROWS = 256  # rows of stored products computed at a time
 _PANEL = 512  # features summed at a time, for smaller rounding errors (`roundings`)
