@@ -104,10 +104,11 @@ def find_violations(
 ) -> Violations:
     """Test ``f_i + g_j <= c_ij`` for all pairs, or for the points x in `rows` and y in `columns`.
 
-    The excess accounts only for tested pairs. Pairs are listed if their slack is below ``-threshold``; others of slack below `margin`
-    are listed separately, unless points are screened. Slacks that may be negative, given the error
-    of the products, are computed again from differences in float64. If a block has very many, only
-    the lowest are computed (`Violations.undecided`), unless the test is `thorough`.
+    The excess accounts only for tested pairs. Pairs are listed if their slack is below
+    ``-threshold``; others of slack below `margin` are listed separately, unless points are
+    screened. Slacks that may be negative, given the error of the products, are computed again from
+    differences in float64. If a block has very many, only the lowest are computed
+    (`Violations.undecided`), unless the test is `thorough`.
     """
     target = geometry.y if columns is None else geometry.y.take(columns)
     m = geometry.y.n
