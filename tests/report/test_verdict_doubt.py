@@ -74,6 +74,22 @@ def test_a_bent_path_needs_no_null_path():
     assert ": bent" in said(sentences({"segments": [segment(centred=twin)]}), "straightness")
 
 
+@pytest.mark.parametrize(("distinct", "optimal"), [(30, False), (400, True), (None, True)])
+def test_copies_do_not_make_a_score_evidence(distinct, optimal):
+    """The margin of 400 samples is 0.05; that of 30 distinct ones is 1 / sqrt(30) = 0.18."""
+    null = [{"kind": "dealt", "score": [0.85, 0.85, 0.85]}]
+    row = {"samples": 400, "distinct": distinct, "corr_score": [0.995] * 3, "null": null}
+    found = sentences({"segments": [segment(**row)], "blocks": [block(**row)]})
+    assert ("the map is optimal for" in said(found, "optimality")) is optimal
+    assert ("is an optimal map" in said(found, "blocks")) is optimal
+    pairs = {"layers": ["stem", "a", "b"], "null": [[0.85] * 3] * 3}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), [[0.995] * 3] * 3)
+    pairs |= dict.fromkeys(("distance", "lower", "upper"), [[1.0] * 3] * 3)
+    record = {"segments": [segment(**row, pairs=pairs)]}
+    texts = [text.get_text() for text in wgeo.plots.correlation_pairs(record).texts]
+    assert [text.startswith("(") for text in texts] == [not optimal] * 3
+
+
 def test_near_copies_are_reported_and_their_class_means_claim_nothing(rng):
     base = rng.standard_normal((60, 6))
     x = np.concatenate([base, base + 1e-9 * rng.standard_normal(base.shape)])

@@ -135,7 +135,7 @@ def _lacks_power(segment: Segment) -> np.ndarray:
     if not segment.pairs.null:
         return np.zeros(low.shape, bool)
     null = _matrix(segment, "null")
-    return ~np.isnan(null) & ~clearly_above(low, null, segment.samples)
+    return ~np.isnan(null) & ~clearly_above(low, null, segment.independent)
 
 
 def pairs_plots(record: Record) -> list[Plot]:

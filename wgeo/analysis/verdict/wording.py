@@ -107,7 +107,7 @@ def unmoved(row: Optimality) -> bool:
 
 def few_carrying(row: Optimality) -> str:
     """Return a text such as ``about 1 sample of 300 determines`` if they are few, else ""."""
-    number, samples = row.effective_samples, row.distinct or row.samples
+    number, samples = row.effective_samples, row.independent
     if number is None or not samples:
         return ""
     minimum = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)
