@@ -117,10 +117,16 @@ def train(
     phase. The results are OUT/checkpoints/epoch-*.pt and OUT/history.json.
     """
     require_inputs((), source)
+    settings |= {"options": settings_of(options), "checkpoints": checkpoints}
+    if checkpoints not in ("auto", "all"):
+        epochs = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
+        settings["checkpoints"] = epochs
 
     from ..data import load_images
     from ..training import train as fit
+    from ..training.job import Plan
 
+    Plan.of(settings["checkpoints"], settings["epochs"], 1, None)  # raises errors early
     folder = lock_folder(out)
     seed = settings["seed"]
     load: dict[str, Any] = {
@@ -130,10 +136,6 @@ def train(
         "skip_broken": skip_broken,
     }
     images = load_images(source, split="train", limit=limit or None, **load)
-    settings |= {"options": settings_of(options), "checkpoints": checkpoints}
-    if checkpoints not in ("auto", "all"):
-        epochs = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
-        settings["checkpoints"] = epochs
     run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
