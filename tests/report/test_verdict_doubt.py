@@ -9,7 +9,7 @@ from test_verdict import centred, claimed, collapse_of, said, segment, trajector
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import sentences
-from wgeo.analysis.verdict.wording import percent, ranged
+from wgeo.analysis.verdict.wording import ranged
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -307,12 +307,19 @@ def test_smallest_possible_p_value_is_marked(p, smallest):
     assert ("the smallest possible p" in words) == smallest
 
 
+def test_opening_of_a_record_without_counts():
+    """The schema allows a record by others to lack them."""
+    normalization = {"name": "a", "source": "data", "mean": [], "std": [], "better": "none"}
+    found = sentences({"trust": {"duplicates": 3, "normalization": normalization}})
+    assert said(found, "samples").startswith("3 images are copies of another")
+    assert "classifies undefined of these images correctly" in said(found, "normalization")
+
+
 def test_data_rounding_and_open_questions_are_named():
     trust = {"accuracy": 0.9996, "chance": 0.1, "samples": 2500}
     provenance = {"data": "folder/cifar.zip", "split": "test"}
     found = sentences({"trust": trust, "provenance": provenance})
     assert "99.96 % of these 2,500 images (cifar.zip, test split)" in said(found, "accuracy")
-    assert percent(1.0) == "100.0 %"
     assert ranged(-1e-9, (-1e-9, -1e-9), certified=True) == "0.0000"
     open_one = segment(corr_score=[0.999] * 3, null=[], power=None)
     words = said(sentences({"segments": [open_one]}), "next")

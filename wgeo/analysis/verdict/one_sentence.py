@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...storage.record import Trust
-from ...text import counted, stage_number
+from ...text import counted, percent, stage_number
 from .opening import silenced
 from .sentence import Sentence, Strength
-from .wording import listed, percent
+from .wording import listed
 
 
 def compose(verdict: Sequence[Sentence], trust: Trust) -> Sentence:
