@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -299,6 +300,21 @@ def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
     gathered()
     series = json.loads((tmp_path / "series.json").read_text())
     assert [row["name"] for row in series["analyses"]] == list(jobs)
+
+
+def test_figures_that_all_analyses_and_their_comparison_lack_are_all_named(
+    features, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wgeo.plots.figures", full)
+    text = run("analyze", features / "a", features / "b", "--out", tmp_path, *QUICK, code=2)
+    for name in ("a", "b"):
+        assert f"{name}/analysis.json is complete, but not all of its figures" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("wgeo: 2 of 2 analyses are saved, but could not be completed")
+    assert "series.json is complete, but not all of its figures" in last
 
 
 def test_checkpoint_without_a_key_does_not_stop_the_others(
