@@ -12,6 +12,7 @@ import click
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
 from .job import require_inputs
+from .options import samples_option
 from .root import (
     CONTEXT,
     SEED,
@@ -229,13 +230,7 @@ def deep(
     within=ufm,
 )
 @click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
-@click.option(
-    "--samples",
-    "limit",
-    default=500,
-    show_default=True,
-    help="Number of images, class-balanced; 0 for all.",
-)
+@samples_option(500)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
 @click.option("--layers", default=8, show_default=True, help="Number L of layers.")
 @click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
