@@ -408,7 +408,7 @@ def test_network_error_is_drawn_with_the_nearest_centre_error() -> None:
 def test_models_are_drawn_with_the_network_if_defined() -> None:
     with_models, without = (plots.collapse(sample_record(models=m)) for m in (True, False))
     assert len(with_models.lines) == len(without.lines) + 4
-    zero = with_models.lines[-3]  # complete collapse: a marker at the edge, on a logarithmic axis
+    zero = with_models.lines[-1]  # complete collapse: a marker at the edge, on a logarithmic axis
     assert (with_models.get_yscale(), zero.get_marker(), zero.get_ydata()) == ("log", "v", [0])
     dashed = next(line for line in with_models.lines if line.get_color() == style.COLORS[1])
     assert np.isnan(dashed.get_ydata()[0])  # no model predicts the input image

@@ -104,7 +104,8 @@ def collapse(
         style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
         predicted = np.where(in_order(record, key), predicted, np.nan)
         is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)
-        zeros.append((x[is_zero], style | {"ls": "none"}))
+        if is_zero.any():
+            zeros.append((x[is_zero], style | {"ls": "none"}))
         predicted = np.where(is_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
             ax.plot(*split_by_stage(record, predicted), **style)
