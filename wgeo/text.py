@@ -6,6 +6,8 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
+UNDEFINED = "undefined"  # in place of a number
+
 
 def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
     """Return an untrusted name as printable text of at most `limit` characters.
@@ -22,6 +24,20 @@ def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: ``1 image``, ``1,437 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """Return ``98.3 %`` for ``0.9833``; near 0 and 1 there are more decimals, as in ``99.96 %``.
+
+    A difference of less than 5e-12 from 0 or 1 is taken for a rounding error.
+    """
+    if share is None:
+        return UNDEFINED
+    for digits in range(decimals, 10):
+        text = f"{100 * share:z.{digits}f}"
+        if share in (0, 1) or abs(float(text)) not in (0, 100):
+            return f"{text} %"
+    return f"{100 * share:z.{decimals}f} %"
 
 
 def stage_number(stage: int | None, index: int = 0) -> int:

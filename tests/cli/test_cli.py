@@ -277,9 +277,13 @@ def test_a_negative_seed_is_refused(words):
 
 
 def test_epochs_to_save_are_numbers(tmp_path):
-    words = ["train", "--arch", "mlp", "--dataset", "digits", "--out", tmp_path]
+    out = tmp_path / "run"
+    words = ["train", "--arch", "mlp", "--dataset", "digits", "--out", out]
     for bad in ("soon", "²", "1,,2"):
         assert "not a whole number" in run(*words, "--checkpoints", bad, code=2)
+    assert "epochs from 0 to 60" in run(*words, "--checkpoints", "0,61", code=2)
+    assert "form name=value" in run(*words, "--option", "width", code=2)
+    assert not out.exists()
 
 
 def test_train_command_accepts_decayed_and_precision(tmp_path):

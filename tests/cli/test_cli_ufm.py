@@ -181,6 +181,8 @@ def test_vanishing_classes_have_no_cosine():
     nothing = fit_mse([0, 1], dim=2, weight_decay=1.0, feature_decay=1.0)
     assert "zero" in model_means(record_of(nothing)).texts[-1].get_text()
     model(record_of(nothing))
+    alone = model_means({**record, "view": {"means": [[1.0]]}})  # a record written by hand
+    assert "simplex" not in alone.texts[0].get_text()
 
 
 def test_cosines():

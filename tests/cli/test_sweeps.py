@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -77,7 +78,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn)
     run("analyze", stored, "--out", tmp_path / "b", *QUICK[:3], "--no-mufm", "--reference", stored)
     record = json.loads((tmp_path / "b" / "analysis.json").read_text())
     assert record["reference"]["tests"][0]["difference"] == 0
-    for option in (("--pool", "flat"), ("--data", "digits"), ("--samples", "40")):
+    for option in (("--pool", "flat"), ("--data", "digits"), ("--arch", "nonsense")):
         said = run("analyze", stored, "--out", tmp_path / "c", *option, code=2)
         assert "holds stored features" in said
         assert option[0] in said
@@ -229,16 +230,19 @@ def test_a_file_names_networks_and_stored_features(features, tmp_path):
         out = "o"
         data = "digits"
         samples = 500
+        arch = "mlp"
         checkpoints = ["{features}/a", "{tmp_path}/net.pt", "{saved}"]
     """
     path = tmp_path / "c.toml"
     path.write_text(text)
     _, jobs = read_config(path)
     assert jobs["net"].plan.data.limit == jobs["model"].plan.data.limit == 500
-    assert jobs["a"].plan.data == AnalysisPlan().data  # not inherited
-    path.write_text(f"{text}\n[[run]]\ntap = 'pre'")
-    with pytest.raises(ArgumentError, match=r"a holds stored features: --tap can"):
-        read_config(path)
+    assert jobs["net"].plan.loading.arch == jobs["model"].plan.loading.arch == "mlp"
+    assert jobs["a"].plan == AnalysisPlan()  # nothing is inherited
+    for setting, flag in (("tap = 'pre'", "--tap"), ("prefix = 'a.'", "--prefix")):
+        path.write_text(f"{text}\n[[run]]\n{setting}")
+        with pytest.raises(ArgumentError, match=rf"a holds stored features: {flag} can"):
+            read_config(path)
 
 
 def test_results_of_another_part_are_included(features, tmp_path, undrawn):
@@ -298,6 +302,21 @@ def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
     assert [row["name"] for row in series["analyses"]] == list(jobs)
 
 
+def test_figures_that_all_analyses_and_their_comparison_lack_are_all_named(
+    features, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wgeo.plots.figures", full)
+    text = run("analyze", features / "a", features / "b", "--out", tmp_path, *QUICK, code=2)
+    for name in ("a", "b"):
+        assert f"{name}/analysis.json is complete, but not all of its figures" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("wgeo: 2 of 2 analyses are saved, but could not be completed")
+    assert "series.json is complete, but not all of its figures" in last
+
+
 def test_checkpoint_without_a_key_does_not_stop_the_others(
     features, tmp_path, undrawn, monkeypatch
 ):
@@ -353,7 +372,7 @@ KEYS = {  # of wgeo 0.2.0 before there were plans, for options of `wgeo analyze`
 }
 SWEEP_KEYS = {
     "net": "c8207c2db38702dcd5516f4c94bf721c54d4f5163577a486793000aa805e7b6c",
-    "stored": "28ff64c1763b5680233d1e0869369f6bcd1df400f71ec2217c1df612fe866675",
+    "stored": "4e66d401933eb129c3e9156221b6ce0364ffa798aae4395d746ea356058f676a",
 }
 SWEEP = """
 out = "o"

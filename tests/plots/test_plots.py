@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import subprocess
 import sys
@@ -325,6 +326,29 @@ def test_stages_are_numbered_from_one_in_figures_and_pages() -> None:
     assert stage_title(Segment.of({**segment, "stage": None}), 1, []).startswith("Stage 2")
 
 
+@pytest.mark.parametrize(("metric", "scale"), [("nc1", "log"), ("nc2_equinorm", "linear")])
+def test_predictions_of_zero_are_at_the_edge_only_of_a_logarithmic_axis(
+    metric: str, scale: str
+) -> None:
+    record = sample_record()
+    record = {key: each for key, each in record.items() if key not in plots.depth.MODELS} | {
+        "ufm": record["ufm"]
+    }
+    last = record["ufm"]["layers"][-1]
+    last["collapse"][metric] = 0.0
+    ax = plots.collapse(record, metric)
+    drawn(ax)
+    assert ax.get_yscale() == scale
+    marker = plots.depth.MODELS["ufm"][2]
+    (zero,) = [line for line in ax.lines if line.get_marker() == marker and 0 in line.get_ydata()]
+    at = zero.get_transform().transform([(zero.get_xdata()[0], 0.0)])[0]
+    edge = ax.transAxes.transform([(0, 0)])[0]
+    assert (at[1] == pytest.approx(edge[1])) == (scale == "log")
+    if scale == "linear":
+        assert ax.transData.inverted().transform(at)[1] == pytest.approx(0)
+        assert at[1] > edge[1]
+
+
 def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:
     record, without = sample_record(), sample_record()
     del without["mufm_given"]
@@ -384,7 +408,7 @@ def test_network_error_is_drawn_with_the_nearest_centre_error() -> None:
 def test_models_are_drawn_with_the_network_if_defined() -> None:
     with_models, without = (plots.collapse(sample_record(models=m)) for m in (True, False))
     assert len(with_models.lines) == len(without.lines) + 4
-    zero = with_models.lines[-3]  # complete collapse: a marker at the edge, on a logarithmic axis
+    zero = with_models.lines[-1]  # complete collapse: a marker at the edge, on a logarithmic axis
     assert (with_models.get_yscale(), zero.get_marker(), zero.get_ydata()) == ("log", "v", [0])
     dashed = next(line for line in with_models.lines if line.get_color() == style.COLORS[1])
     assert np.isnan(dashed.get_ydata()[0])  # no model predicts the input image
@@ -684,6 +708,8 @@ def test_scores_are_recognized_by_their_keys() -> None:
 def test_error_for_wrong_arguments_lists_the_choices() -> None:
     with pytest.raises(ArgumentError, match=r"no collapse metric 'nc9'.*nc1"):
         plots.collapse(RECORD, "nc9")
+    with pytest.raises(ArgumentError, match="no run 9; this record has"):
+        plots.alignment(RECORD, 9)
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
         plots.class_means(RECORD, 3)
     with pytest.raises(ArgumentError, match="no error 'r3'; choose from missed, w2"):
@@ -738,14 +764,26 @@ def test_two_notes_on_an_error_fit_a_column() -> None:
     fits_and_is_not_covered(drawn(ax), "ncc_error")
 
 
-def test_several_lines_have_a_legend_if_the_panel_is_single() -> None:
+def test_a_panel_has_its_legend_and_color_bar_in_any_axes() -> None:
     for panel in (plots.straightness, plots.interpolation_gap, plots.sample_sizes, plots.collapse):
         assert len(panel(RECORD).figure.legends) == 1
         bare = panel(RECORD, ax=Figure().add_subplot())  # without a layout that makes room
         assert bare.get_legend()
         assert not bare.figure.legends
+        for layout in (None, "constrained"):
+            pair = Figure(layout=layout).subplots(1, 2)
+            panel(RECORD, ax=pair[0])
+            assert pair[0].get_legend()
+            assert not pair[1].get_legend()
+            assert not pair[0].figure.legends
+    for panel in (plots.correlation_pairs, plots.distance_pairs, plots.alignment):
         pair = Figure().subplots(1, 2)
-        assert not panel(RECORD, ax=pair[0]).figure.legends
+        assert len(panel(RECORD, ax=pair[0]).figure.axes) == 3
+    own = {plot.stem: plot.draw() for plot in catalog(RECORD) if plot.stem in STEMS}
+    assert not [ax for ax in own["collapse"].axes if ax.get_legend()]
+    assert len(own["collapse"].legends) == 1
+    labels = [ax.get_label() for ax in own["correlation-pairs"].axes]
+    assert labels.count("<colorbar>") == len(RECORD["segments"])
 
 
 def test_legend_of_a_series_has_only_names_that_all_its_records_have() -> None:
@@ -1121,6 +1159,21 @@ def test_flow_writes_the_requested_frames(
         plots.flow(traj, path, seconds=0.5, fps=10)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["flow.gif"]
+
+
+def test_flow_that_cannot_be_written_keeps_the_earlier_one(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flow.gif"
+    path.write_bytes(b"earlier")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(RecordError, match=r"Cannot write .*flow\.gif: No space left"):
+        plots.flow(moving([0.0, 1.0], rng), path, seconds=0.2, fps=5)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("flow.gif", b"earlier")]
 
 
 def test_flow_refuses_unsupported_settings(

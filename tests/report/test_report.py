@@ -39,6 +39,7 @@ from wgeo.report.parts import correlation
 from wgeo.report.scrubber import scrubber
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Block, Layer, Record
+from wgeo.text import percent
 from wgeo.trajectory import Trajectory
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -211,7 +212,7 @@ def test_numbers_are_shown_to_three_digits(value: Any, shown: str) -> None:
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
     assert [text.fixed(value) for value in (-0.0004, -0.0006)] == ["0.000", "−0.001"]
-    assert [text.percent(value) for value in (-0.0004, -0.006)] == ["0.0 %", "−0.6 %"]
+    assert text.percent(-1e-15) == "0.0 %"
     assert _columns_of_blocks(-1e-9) == ("0.0000", "0.0000")
 
 
@@ -226,6 +227,20 @@ def test_intervals_and_shares() -> None:
     assert text.with_interval(1.2345, [None, None]) == "1.23"
     assert text.with_interval(None, None) == "–"
     assert text.percent(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        *((0.0, "0.0 %"), (1.0, "100.0 %"), (0.9833, "98.3 %"), (0.9996, "99.96 %")),
+        *((0.0004, "0.04 %"), (1 - 1e-6, "99.9999 %"), (1e-14, "0.0 %"), (1 - 1e-14, "100.0 %")),
+        *((-0.006, "−0.6 %"), (-0.0004, "−0.04 %"), (-0.9999, "−99.99 %"), (None, "–")),
+    ],
+)
+def test_only_exact_shares_are_shown_as_0_or_100_percent(share: float | None, shown: str) -> None:
+    assert text.percent(share) == shown
+    if share is not None:
+        assert percent(share) == shown.replace("−", "-")  # in sentences
 
 
 def test_tables_contain_the_records_values() -> None:

@@ -9,7 +9,7 @@ from test_verdict import centred, claimed, collapse_of, said, segment, trajector
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import sentences
-from wgeo.analysis.verdict.wording import percent, ranged
+from wgeo.analysis.verdict.wording import ranged
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -72,6 +72,22 @@ def test_straight_needs_a_null_path_that_is_longer_or_a_bound(shown, words):
 def test_a_bent_path_needs_no_null_path():
     twin = centred(1.3, 1.25, 1.35, null_length_ratio=None)
     assert ": bent" in said(sentences({"segments": [segment(centred=twin)]}), "straightness")
+
+
+@pytest.mark.parametrize(("distinct", "optimal"), [(30, False), (400, True), (None, True)])
+def test_copies_do_not_make_a_score_evidence(distinct, optimal):
+    """The margin of 400 samples is 0.05; that of 30 distinct ones is 1 / sqrt(30) = 0.18."""
+    null = [{"kind": "dealt", "score": [0.85, 0.85, 0.85]}]
+    row = {"samples": 400, "distinct": distinct, "corr_score": [0.995] * 3, "null": null}
+    found = sentences({"segments": [segment(**row)], "blocks": [block(**row)]})
+    assert ("the map is optimal for" in said(found, "optimality")) is optimal
+    assert ("is an optimal map" in said(found, "blocks")) is optimal
+    pairs = {"layers": ["stem", "a", "b"], "null": [[0.85] * 3] * 3}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), [[0.995] * 3] * 3)
+    pairs |= dict.fromkeys(("distance", "lower", "upper"), [[1.0] * 3] * 3)
+    record = {"segments": [segment(**row, pairs=pairs)]}
+    texts = [text.get_text() for text in wgeo.plots.correlation_pairs(record).texts]
+    assert [text.startswith("(") for text in texts] == [not optimal] * 3
 
 
 def test_near_copies_are_reported_and_their_class_means_claim_nothing(rng):
@@ -291,12 +307,19 @@ def test_smallest_possible_p_value_is_marked(p, smallest):
     assert ("the smallest possible p" in words) == smallest
 
 
+def test_opening_of_a_record_without_counts():
+    """The schema allows a record by others to lack them."""
+    normalization = {"name": "a", "source": "data", "mean": [], "std": [], "better": "none"}
+    found = sentences({"trust": {"duplicates": 3, "normalization": normalization}})
+    assert said(found, "samples").startswith("3 images are copies of another")
+    assert "classifies undefined of these images correctly" in said(found, "normalization")
+
+
 def test_data_rounding_and_open_questions_are_named():
     trust = {"accuracy": 0.9996, "chance": 0.1, "samples": 2500}
     provenance = {"data": "folder/cifar.zip", "split": "test"}
     found = sentences({"trust": trust, "provenance": provenance})
     assert "99.96 % of these 2,500 images (cifar.zip, test split)" in said(found, "accuracy")
-    assert percent(1.0) == "100.0 %"
     assert ranged(-1e-9, (-1e-9, -1e-9), certified=True) == "0.0000"
     open_one = segment(corr_score=[0.999] * 3, null=[], power=None)
     words = said(sentences({"segments": [open_one]}), "next")

@@ -39,7 +39,7 @@ _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their train
 
 
 @dataclass(frozen=True)
-class Ratios:
+class MeanRatios:
     """The mean line-shape ratio of a segment's samples, with each layer's mean subtracted or not.
 
     It is NaN if no sample has a defined ratio.
@@ -119,7 +119,7 @@ def fresh_networks(
 
 def _fresh_ratios(
     module: nn.Module, images: Images, reading: Mapping[str, Any], seed: int
-) -> tuple[list[Ratios], tuple[str, ...]]:
+) -> tuple[list[MeanRatios], tuple[str, ...]]:
     fresh, unchanged_names = untrained(module, seed)
     _check_fresh(fresh, unchanged_names)
     batches = _batches(len(images), _STATISTICS_BATCH)
@@ -149,11 +149,11 @@ def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
     return np.array_split(np.arange(count), max(number, 1))
 
 
-def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> Ratios:
+def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> MeanRatios:
     means = np.stack([array.mean(0, dtype=np.float64) for array in arrays])
     # `path_measures` itself subtracts the means, so that it knows the features' rounding error.
     paths = path_measures(arrays, centres=means), path_measures(arrays)
-    return Ratios(*(_mean(path.line_shape_ratio) for path in paths))
+    return MeanRatios(*(_mean(path.line_shape_ratio) for path in paths))
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
@@ -162,7 +162,7 @@ def _mean(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _ranked_segments(
-    traj: Trajectory, own: Sequence[Ratios], fresh: Sequence[Sequence[Ratios]]
+    traj: Trajectory, own: Sequence[MeanRatios], fresh: Sequence[Sequence[MeanRatios]]
 ) -> list[dict[str, Any]]:
     """Apply `rank_test` to the segments of at least two blocks with a defined ratio."""
     tested = [

@@ -109,11 +109,11 @@ class _Group:
 class Loading(_Group):
     """How a checkpoint is read: the parameters of `wgeo.load_checkpoint`."""
 
-    arch: str | None = _setting(None, _text)
-    num_classes: int | None = _setting(None, _at_least(1))
-    prefix: str | None = _setting(None, _text)
-    container: str | None = _setting(None, _text)
-    trust: bool = _setting(False, _flag, keyed=False)
+    arch: str | None = _setting(None, _text, network=True)
+    num_classes: int | None = _setting(None, _at_least(1), network=True)
+    prefix: str | None = _setting(None, _text, network=True)
+    container: str | None = _setting(None, _text, network=True)
+    trust: bool = _setting(False, _flag, keyed=False, network=True)
 
     def network(self, path: str | os.PathLike[str]) -> Network:
         from ..checkpoints import load_checkpoint

@@ -15,9 +15,11 @@ from .job import Job, require_inputs
 from .options import (
     data_options,
     given_settings,
+    jobs_option,
     measuring_options,
     network_options,
     reading_options,
+    report_option,
 )
 from .root import SEED, as_typed, command, lock_folder, say, with_flags
 
@@ -72,20 +74,14 @@ def demo(out: str, epochs: int, seed: int) -> None:
 @data_options()
 @reading_options
 @measuring_options
-@click.option(
-    "--jobs",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Number of checkpoints analyzed in parallel.",
-)
+@jobs_option
 @click.option(
     "--store",
     metavar="DIR",
     help="Store the features in this folder, to resume after a stop; by default OUT/features "
     "under torchrun.",
 )
-@click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
+@report_option
 @click.pass_context
 def analyze(
     ctx: click.Context,

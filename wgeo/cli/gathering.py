@@ -89,7 +89,7 @@ def gather(
 ) -> None:
     """Run jobs (`run_all`), and compare the analyses unless other parts are unfinished.
 
-    Failures of some jobs are a WgeoError, which is raised after the other results are saved.
+    Failures, of jobs or of the comparison, are one WgeoError, raised after all else is saved.
     """
     from ..analysis import Series
     from ..analysis.saving import require_writable
@@ -101,28 +101,36 @@ def gather(
     failed = failures.keys() - records.keys()
     left = len(jobs) - len(records) - len(failed)
     unfinished = part[1] > 1 and left > 0
-    if len(records) > 1 and not unfinished:
-        series = Series.of(records, [folder / name for name in records])
-        with locked(folder):
-            series.save(folder)
-            print_series(series)
-            if with_report:
-                from .. import report as reports
-
-                say(f"Report: {reports.build(folder)}")
-        say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
-    elif unfinished:
-        say(f"{left} analyses are left to other parts.")
+    errors = []
     if failed:
-        raise WgeoError(
+        errors.append(
             f"{len(failed)} of {len(jobs)} checkpoints could not be analyzed (see above); "
             "the other analyses are saved."
         )
-    if failures:
-        raise WgeoError(
+    elif failures:
+        errors.append(
             f"{len(failures)} of {len(jobs)} analyses are saved, but could not be completed, for "
             "example with figures (see above)."
         )
+    if len(records) > 1 and not unfinished:
+        series = Series.of(records, [folder / name for name in records])
+        try:
+            with locked(folder):
+                try:
+                    series.save(folder)
+                finally:
+                    print_series(series)  # even if it could not be saved
+                if with_report:
+                    from .. import report as reports
+
+                    say(f"Report: {reports.build(folder)}")
+            say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+        except WgeoError as error:
+            errors.append(str(error))
+    elif unfinished:
+        say(f"{left} analyses are left to other parts.")
+    if errors:
+        raise WgeoError(" ".join(errors))
 
 
 _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")  # of a series

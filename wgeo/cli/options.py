@@ -46,16 +46,20 @@ network_options = combined(
 """Options for reading a checkpoint."""
 
 
-def data_options(limit: int = Data.limit) -> Any:
-    """Return the options for the images; `limit` is their default number."""
+def samples_option(limit: int) -> Any:
+    """Return the option for the number of images; `limit` is its default."""
+    return _setting(
+        "--samples",
+        "limit",
+        default=limit,
+        help="Number of images, class-balanced; 0 for all.",
+    )
+
+
+def image_options(limit: int) -> Any:
+    """Return the options for the images of a split; `limit` is their default number."""
     return combined(
-        _setting("--split", help="Part of the data set."),
-        _setting(
-            "--samples",
-            "limit",
-            default=limit,
-            help="Number of images, class-balanced; 0 for all.",
-        ),
+        samples_option(limit),
         _setting("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
         _setting(
             "--image-size", "size", type=int, help="Resize and center-crop to this many pixels."
@@ -65,6 +69,11 @@ def data_options(limit: int = Data.limit) -> Any:
         ),
         _setting("--seed", type=SEED, help="Random seed."),
     )
+
+
+def data_options(limit: int = Data.limit) -> Any:
+    """Return the options for the images; `limit` is their default number."""
+    return combined(_setting("--split", help="Part of the data set."), image_options(limit))
 
 
 reading_options = combined(
@@ -130,6 +139,17 @@ measuring_options = combined(
     ),
 )
 """Options for measuring features."""
+
+jobs_option = click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of checkpoints analyzed in parallel.",
+)
+report_option = click.option(
+    "--report/--no-report", "with_report", default=True, help="Build the HTML report."
+)
 
 
 def given_settings(ctx: click.Context) -> dict[str, Any]:

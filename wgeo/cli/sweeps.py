@@ -17,6 +17,7 @@ from ..text import suggestion
 from .analysis import analyze
 from .gathering import folder_names, gather
 from .job import Job
+from .options import jobs_option, report_option
 from .root import command, with_flags
 
 
@@ -28,19 +29,12 @@ from .root import command, with_flags
     "wgeo sweep sweep.toml                                    # runs what is missing, compares all",
 )
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--jobs",
-    "processes",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Number of checkpoints analyzed in parallel.",
-)
+@jobs_option
 @click.option(
     "--index", metavar="I/N", help="Run only every N-th analysis, from the I-th (1 to N)."
 )
-@click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
-def sweep(config: Path, processes: int, index: str | None, with_report: bool) -> None:
+@report_option
+def sweep(config: Path, jobs: int, index: str | None, with_report: bool) -> None:
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
@@ -63,13 +57,13 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     not inherit the options for images and networks. If a run has a `name`, the folders of its
     analyses begin with it. Paths are relative to the current folder.
     """
-    out, jobs = read_config(config)
-    if len(jobs) < 2:
+    out, jobs_by_name = read_config(config)
+    if len(jobs_by_name) < 2:
         raise ArgumentError(
             f"{config} names fewer than two checkpoints; analyze one with `wgeo analyze`."
         )
     part = _parse_index(index)
-    gather(jobs, writable(out), processes=processes, part=part, with_report=with_report)
+    gather(jobs_by_name, writable(out), processes=jobs, part=part, with_report=with_report)
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:

@@ -9,7 +9,8 @@ import click
 
 from ..analysis.plan import settings_of
 from .job import require_inputs
-from .root import SEED, Choice, command, lock_folder, say, whole_number
+from .options import image_options
+from .root import Choice, command, lock_folder, say, whole_number
 
 
 @command(
@@ -79,18 +80,7 @@ from .root import SEED, Choice, command, lock_folder, say, whole_number
 @click.option(
     "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips."
 )
-@click.option(
-    "--samples",
-    "limit",
-    default=0,
-    show_default=True,
-    help="Number of training images, class-balanced; 0 for all.",
-)
-@click.option("--normalize", help="Preset or 'mean,..;std,..'.")
-@click.option("--image-size", "size", type=int, help="Resize and center-crop to this many pixels.")
-@click.option(
-    "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
-)
+@image_options(limit=0)
 @click.option(
     "--resume/--no-resume",
     default=True,
@@ -98,7 +88,6 @@ from .root import SEED, Choice, command, lock_folder, say, whole_number
     help="Continue the run in OUT, if there is one; with --no-resume, replace it by a new run.",
 )
 @click.option("--device", default="auto", show_default=True)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 def train(
     arch: str,
     source: str,
@@ -117,10 +106,16 @@ def train(
     phase. The results are OUT/checkpoints/epoch-*.pt and OUT/history.json.
     """
     require_inputs((), source)
+    settings |= {"options": settings_of(options), "checkpoints": checkpoints}
+    if checkpoints not in ("auto", "all"):
+        epochs = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
+        settings["checkpoints"] = epochs
 
     from ..data import load_images
     from ..training import train as fit
+    from ..training.job import Plan
 
+    Plan.of(settings["checkpoints"], settings["epochs"], 1, None)  # raises errors early
     folder = lock_folder(out)
     seed = settings["seed"]
     load: dict[str, Any] = {
@@ -130,10 +125,6 @@ def train(
         "skip_broken": skip_broken,
     }
     images = load_images(source, split="train", limit=limit or None, **load)
-    settings |= {"options": settings_of(options), "checkpoints": checkpoints}
-    if checkpoints not in ("auto", "all"):
-        epochs = [whole_number(text, "--checkpoints") for text in checkpoints.split(",")]
-        settings["checkpoints"] = epochs
     run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]

@@ -11,6 +11,8 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
+from .job import require_inputs
+from .options import samples_option
 from .root import (
     CONTEXT,
     SEED,
@@ -86,11 +88,11 @@ def bias_option(default: str) -> Any:
     )
 
 
-def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
+def search_options(restarts: str, *, methods: tuple[str, ...], method_help: str) -> Any:
     """Return options for solving the model; `restarts` describes the default number."""
     return combined(
         click.option(
-            "--method", type=Choice(methods), default="auto", show_default=True, help=help_
+            "--method", type=Choice(methods), default="auto", show_default=True, help=method_help
         ),
         click.option(
             "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
@@ -116,7 +118,7 @@ def plain_options(bias: str) -> Any:
         search_options(
             "1, or 20 if d is small",
             methods=PLAIN,
-            help_="auto: the closed form if there is one, else numerical.",
+            method_help="auto: the closed form if there is one, else numerical.",
         ),
         output_options,
     )
@@ -180,8 +182,8 @@ def mse(bias: str, **settings: Any) -> None:
 @search_options(
     "10",
     methods=(*PLAIN, "lower-rank"),
-    help_="closed: orthogonal frames at every layer; lower-rank: a ReLU solution with a lower "
-    "objective.",
+    method_help="closed: orthogonal frames at every layer; lower-rank: a ReLU solution with a "
+    "lower objective.",
 )
 @output_options
 def deep(
@@ -209,17 +211,15 @@ def deep(
     labels, dim = _labels(**settings)
     arguments: dict[str, Any] = {"dim": dim, "feature_decay": feature_decay}
     arguments["weight_decays"] = _decays(weight_decay, layers)
-    folder = _folder(out)
     if method == "lower-rank":
         if activation != "relu" or bias != "none":
             raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
         _refuse_given("restarts", "seed", reason="--method lower-rank has no random starts")
-        solution = lower_rank(labels, **arguments)
     else:
-        arguments |= {"activation": activation, "method": method, "seed": seed}
-        if restarts is not None:
-            arguments["restarts"] = restarts
-        solution = fit_deep(labels, bias=_bias(bias), **arguments)
+        arguments |= {"bias": _bias(bias), "activation": activation, "method": method}
+        arguments |= {"seed": seed} | ({} if restarts is None else {"restarts": restarts})
+    folder = _folder(out)
+    solution = (lower_rank if method == "lower-rank" else fit_deep)(labels, **arguments)
     _show(solution, with_landscape, folder)
 
 
@@ -230,13 +230,7 @@ def deep(
     within=ufm,
 )
 @click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
-@click.option(
-    "--samples",
-    "limit",
-    default=500,
-    show_default=True,
-    help="Number of images, class-balanced; 0 for all.",
-)
+@samples_option(500)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
 @click.option("--layers", default=8, show_default=True, help="Number L of layers.")
 @click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
@@ -275,6 +269,9 @@ def mufm(
         + (lambda/2N) sum_l ||H_l - H_{l-1}||^2 + (lambda_H/2N) ||H_L||^2,   H_0 = X the data
     With --loss ce, cross-entropy replaces the squared loss.
     """
+    require_inputs((), source)
+    settings["bias"] = _bias(bias)
+
     from ..data import load_images
     from ..data.images import normalization
     from ..ufm import fit_mufm
@@ -282,7 +279,7 @@ def mufm(
     folder = _folder(out)
     images = load_images(source, limit=limit or None, seed=seed, normalize=normalize)
     pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
-    solution = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **settings)
+    solution = fit_mufm(pixels, images.y, seed=seed, **settings)
     _show(solution, False, folder)
 
 

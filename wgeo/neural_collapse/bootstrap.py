@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from ..runtime.threads import map_over_cores, one_thread, raise_if_interrupted
 from ..trajectory import Layer
-from .depth import ENDS, LEVEL, progress_of_layers, with_interval
+from .depth import LEVEL, QUANTILES, progress_of_layers, with_interval
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
 from .moments import ClassGeometry, ClassMoments, class_weights
 from .projection import ProjectionSums, nearest_mean
@@ -294,7 +294,7 @@ def _ratio(
     defined = np.array([draw for draw in draws if draw is not None])
     if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
         return None
-    low, high = np.quantile(defined / truth, ENDS)
+    low, high = np.quantile(defined / truth, QUANTILES)
     return float(estimate / high**power), float(estimate / low**power)
 
 

@@ -25,7 +25,7 @@ FALLING = (
 """Metrics that progressive feedforward collapse expects to fall with depth."""
 
 LEVEL = 0.95  # of all intervals
-ENDS = (0.025, 0.975)  # exact, whereas (1 - LEVEL) / 2 is rounded
+QUANTILES = (0.025, 0.975)  # exact, whereas (1 - LEVEL) / 2 is rounded
 ROUNDING = 1e-12  # largest relative range of values that count as constant
 _REACHED = 0.9
 
@@ -130,7 +130,7 @@ def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progres
     defined = [r.kendall_tau for r in replicates if r.kendall_tau is not None]
     if progress.kendall_tau is None or not defined:
         return progress
-    low, high = np.quantile(defined, ENDS)
+    low, high = np.quantile(defined, QUANTILES)
     return replace(progress, interval=(float(low), float(high)))
 
 

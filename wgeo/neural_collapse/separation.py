@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ArgumentError
 from ..results import Result
-from .depth import ENDS, ROUNDING
+from .depth import QUANTILES, ROUNDING
 from .metrics import LayerCollapse
 
 FITTED = (
@@ -182,7 +182,7 @@ def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) 
         for name in FITTED:
             defined = [v for draw in draws if (v := getattr(draw, name)) is not None]
             if getattr(segment, name) is not None and len(defined) == len(draws):
-                low, high = np.quantile(defined, ENDS)
+                low, high = np.quantile(defined, QUANTILES)
                 intervals[name] = (float(low), float(high))
         segments.append(replace(segment, intervals=intervals))
     return replace(law, segments=tuple(segments))

@@ -9,7 +9,8 @@ analyses of a `Series`, `model` draws a solution of `wgeo.ufm`, and `flow` write
 
 By default, a panel is drawn in pyplot's current axes if they are empty, and otherwise in a new
 figure. pyplot shows the new figure in a notebook, and in a program that has imported pyplot with a
-backend that opens windows. In other programs, the new figure is not registered in pyplot.
+backend that opens windows. In other programs, the new figure is not registered in pyplot. A panel
+has its legend and color bar in any axes: in a figure of several axes, the legend is in the panel.
 
 `figures` writes all figures at page width. For a paper's column or a slide, draw a panel in `axes`
 of that size and `save` it::

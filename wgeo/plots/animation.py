@@ -15,9 +15,9 @@ from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ..errors import ArgumentError, DependencyError, FeatureError
+from ..errors import ArgumentError, DependencyError, FeatureError, RecordError
 from ..runtime.progress import track
-from ..storage.files import temporary_path, writable
+from ..storage.files import temporary_path, writable, write_atomic
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
 from .paths import segment_at
@@ -155,7 +155,7 @@ def flow(
     FeatureError
         The segment's features do not move.
     RecordError
-        The folder cannot be written.
+        The file cannot be written; an existing file is unchanged.
 
     Examples
     --------
@@ -204,7 +204,9 @@ def flow(
                 writer.finish()
             raise
         writer.finish()
-        temporary.replace(path)
+        write_atomic(path, temporary.read_bytes())
+    except OSError as error:
+        raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -138,8 +138,8 @@ def _collapse(record: Record) -> Plot:
         return table
 
     predictions = (
-        "Dashed and dotted: predictions of the models fitted to this network; predictions of zero "
-        "are drawn at the lower edge."
+        "Dashed and dotted: predictions of the models fitted to this network; on a logarithmic "
+        "axis, predictions of zero are drawn at the lower edge."
         if models
         else ""
     )

@@ -97,16 +97,16 @@ def collapse(
     measured = measured_metric(record, metric)
     stage_bands(ax, [layer.stage for layer in layers])
     curves = [measured]  # those that the vertical axis must show
+    zeros = []
     crowded = len(layers) > 30
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
         style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        # A logarithmic axis has no 0: zeros are drawn at its edge. An axis of fractions has 0.
+        predicted = np.where(in_order(record, key), predicted, np.nan)
         is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)
         if is_zero.any():
-            edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-            ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(style | edge | {"ls": "none"}))
-        predicted = np.where(in_order(record, key) & ~is_zero, predicted, np.nan)
+            zeros.append((x[is_zero], style | {"ls": "none"}))
+        predicted = np.where(is_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
             ax.plot(*split_by_stage(record, predicted), **style)
             curves.append(predicted)
@@ -121,6 +121,10 @@ def collapse(
         notes.append(_error_axis(ax, record, metric, curves))
     else:
         log_if_positive(ax, *curves)
+    edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+    edge["in_layout"] = False
+    for at, style in zeros:  # a logarithmic axis has no 0: they are drawn at its edge
+        ax.plot(at, 0 * at, **style, **(edge if ax.get_yscale() == "log" else {}))
     layer_axis(ax, [layer.name for layer in layers], labels=label_layers)
     notes = [note for note in notes if note]
     stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]

@@ -167,7 +167,7 @@ def alignment(
     runs = record.alignment.segments
     if not runs:
         return nothing_to_show(ax, "This record has no consecutive blocks with residual Jacobians.")
-    run = segment_at(runs, segment)
+    run = segment_at(runs, segment, noun="run")
     values = _matrix(record.alignment, run.blocks, measure)
     image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
     color_bar(image, ax, marks=True)

@@ -94,7 +94,8 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     ax.set_title("Cosines of the class means", pad=16)
     if not K or not np.isfinite(matrix).any():
         return nothing_to_show(ax, "The class means are zero.")
-    note = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; orthogonal frame: 0".replace("-", "−")
+    simplex = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; ".replace("-", "−") if K > 1 else ""
+    note = f"{simplex}orthogonal frame: 0"
     subtitle = ax.text(
         0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom"
     )

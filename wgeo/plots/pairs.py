@@ -22,7 +22,6 @@ from .style import new_axes, nothing_to_show, numbers, panel_grid, segment_name,
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
-_BAR: dict[str, Any] = {"extend": "min", "ticks": _STEPS}
 
 
 @styled
@@ -51,8 +50,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     scores = None if source is None else _draw(ax, source, "corr_score", norm=_NORM)
     if source is None or scores is None:
         return nothing_to_show(ax, "This record has no scores of pairs of layers.")
-    if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
-        color_bar(ax.images[0], ax, **_BAR)
+    color_bar(ax.images[0], ax, extend="min", ticks=_STEPS)
     lacks_power = _lacks_power(source)[:-1, 1:]
 
     def label(i: int, j: int) -> str:
@@ -135,7 +133,7 @@ def _lacks_power(segment: Segment) -> np.ndarray:
     if not segment.pairs.null:
         return np.zeros(low.shape, bool)
     null = _matrix(segment, "null")
-    return ~np.isnan(null) & ~clearly_above(low, null, segment.samples)
+    return ~np.isnan(null) & ~clearly_above(low, null, segment.independent)
 
 
 def pairs_plots(record: Record) -> list[Plot]:
@@ -148,10 +146,7 @@ def pairs_plots(record: Record) -> list[Plot]:
 
     @styled
     def draw_scores() -> Figure:
-        figure = panel_grid(scored, lambda i, ax: correlation_pairs(record, i, ax))
-        if len(scored) > 1:  # a single panel has its own color bar
-            color_bar(figure.axes[0].images[0], figure.axes, **_BAR)
-        return figure
+        return panel_grid(scored, lambda i, ax: correlation_pairs(record, i, ax))
 
     @styled
     def draw_distances() -> Figure:

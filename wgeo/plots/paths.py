@@ -120,12 +120,13 @@ def draw_class_means(ax: Axes, view: View, *, chords: bool, centered: bool) -> N
     ax.set(xlabel=labels[0], ylabel=labels[1])
 
 
-def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> Any:
+def segment_at(
+    segments: Sequence[Any], index: int, source: str = "record", noun: str = "segment"
+) -> Any:
     """Return the segment of this index, or raise `ArgumentError`."""
     if not -len(segments) <= index < len(segments):
         raise ArgumentError(
-            f"no segment {index}; this {source} has {counted(len(segments), 'segment')}, numbered "
-            "from 0."
+            f"no {noun} {index}; this {source} has {counted(len(segments), noun)}, numbered from 0."
         )
     return segments[index]
 

@@ -98,11 +98,11 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     require_choice(measure, {**OVER, **ENDS})
     ax = new_axes(ax)
     rows, at = series.analyses, positions(series)
-    line = series.axis == "epoch"
+    connected = series.axis == "epoch"
     if measure in ENDS:
         values = numbers([_network_value(row, measure) for row in rows])
         drawn = [values]
-        ax.plot(at, values, color=MEASURED, marker="o", ls="-" if line else "none", ms=4)
+        ax.plot(at, values, color=MEASURED, marker="o", ls="-" if connected else "none", ms=4)
     else:
         count = segment_count(series)
         if not count:
@@ -112,7 +112,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         if not any(value is not None for values in by_segment for value, _, _ in values):
             return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
         for i, triples in enumerate(by_segment):
-            drawn += _draw_segment(ax, triples, at, i, count, line)
+            drawn += _draw_segment(ax, triples, at, i, count, connected)
         ax.axhline(1.0, **REFERENCE_LINE)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
@@ -168,14 +168,14 @@ def _draw_segment(
     at: np.ndarray,
     index: int,
     count: int,
-    line: bool,
+    connected: bool,
 ) -> list[np.ndarray]:
     values = numbers([value for value, _, _ in triples])
     bars = interval_ends(interval for _, interval, _ in triples)
-    if not line and count > 1:  # next to each other, as no line connects them
+    if not connected and count > 1:  # next to each other, as no line connects them
         at = at + np.linspace(-0.16, 0.16, count)[index]
     solid = np.array([evidence for _, _, evidence in triples], bool)
-    draw_curve(ax, at, values, bars, solid, segment_style(index), line)
+    draw_curve(ax, at, values, bars, solid, segment_style(index), connected)
     return [values, *bars]
 
 

@@ -106,9 +106,13 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
+class OwnFigure(Figure):
+    """A figure of wgeo; if it has several panels, they share a legend."""
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return a figure without a window and outside pyplot; sizes are in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = OwnFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -360,14 +364,18 @@ def legend_above(
 
 
 def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Draw a legend under the axes, unless there are other axes, which share a legend."""
+    """Draw a legend: under the axes if they are alone and have space there, else in the axes.
+
+    Panels of a figure of wgeo share a legend, which is drawn separately.
+    """
     figure = ax.get_figure(root=True)
-    if figure is None or len(figure.axes) > 1 or len(names) < 2:
+    if figure is None or len(names) < 2:
         return
-    if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        legend(ax, handles, names, loc="best")  # no space is reserved under the axes
-        return
-    legend_of_figure(figure, handles, names)
+    alone = len(figure.axes) == 1
+    if alone and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        legend_of_figure(figure, handles, names)
+    elif alone or not isinstance(figure, OwnFigure):
+        legend(ax, handles, names, loc="best")
 
 
 def legend_of_figure(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..plots.plot import as_csv
 from ..plots.style import clean, number, short
+from ..text import percent as in_percent
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 DASH = "–"
@@ -68,8 +69,9 @@ def fixed(value: Any, decimals: int = 3) -> str:
 
 
 def percent(value: Any) -> str:
-    text = fixed(100 * number(value), 1)
-    return text if text == DASH else f"{text} %"
+    """Format a share as in sentences, such as ``99.96 %``; an undefined number is a dash."""
+    x = number(value)
+    return in_percent(x).replace("-", "−") if np.isfinite(x) else DASH
 
 
 def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:

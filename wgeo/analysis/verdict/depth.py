@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...storage.record import AlignedSegment, Interval, Record, SegmentLaw
-from ...text import counted
+from ...text import counted, percent
 from .sentence import THRESHOLDS, Sentence, Strength
-from .wording import OVER_IMAGES, ends, percent, ranged, segment_ends
+from .wording import OVER_IMAGES, ends, ranged, segment_ends
 
 _D = (
     " (D = tr(Sigma_W pinv(Sigma_B)), NC1 times the number of classes; if it falls by the same "

@@ -177,28 +177,29 @@ def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
 class MapScore:
     """The correlation score of the map from the layer `start`, and the highest score of null maps.
 
-    The score is evidence (`power`) only if it exceeds that of null maps by more than `margin`. This
-    margin is for all samples. That of the record's `power` is for the samples on which null maps
-    were scored, which can be fewer.
+    The score is evidence (`clear`) only if it exceeds that of null maps by more than `margin`. This
+    margin is for all distinct samples. That of the record's `power` is for the samples on which
+    null maps were scored, which can be fewer.
     """
 
     start: str
     score: Score
     null: float | None
     margin: float
-    power: bool | None
+    clear: bool | None
 
     @classmethod
     def of(cls, start: str, score: Score, null: float | None, row: Optimality) -> MapScore:
         """Compare the score of a segment or block (`row`) with that of null maps, if any."""
-        power = None if null is None else bool(clearly_above(score.low, null, row.samples))
-        return cls(start, score, null, float(margin(row.samples)), power)
+        samples = row.independent
+        clear = None if null is None else bool(clearly_above(score.low, null, samples))
+        return cls(start, score, null, float(margin(samples)), clear)
 
     @property
     def word(self) -> Literal["optimal", "nearly optimal"] | None:
         """What the map is called; None if these samples show neither."""
         low = self.score.low
-        if not self.power or low < THRESHOLDS["nearly_optimal"]:
+        if not self.clear or low < THRESHOLDS["nearly_optimal"]:
             return None
         return "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
 
@@ -209,7 +210,7 @@ class MapScore:
             **self.score._asdict(),
             "null": self.null,
             "margin": self.margin,
-            "power": self.power,
+            "power": self.clear,
             "word": self.word,
             "optimal": self.word == "optimal",
         }

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...storage.record import Trust
-from ...text import counted, stage_number
+from ...text import counted, percent, stage_number
 from .opening import silenced
 from .sentence import Sentence, Strength
-from .wording import listed, percent
+from .wording import listed
 
 
 def compose(verdict: Sequence[Sentence], trust: Trust) -> Sentence:
@@ -60,7 +60,7 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
     stages: dict[str, list[str]] = {}
     for i, path in enumerate(paths):
         number = stage_number(path.evidence.get("stage"), i)
-        stages.setdefault(_shape(path), []).append(str(number))
+        stages.setdefault(_name_of_shape(path), []).append(str(number))
     if len(stages) > 1:
         shapes = [
             f"{shape} in stage{'s' * (len(numbers) > 1)} {listed(numbers)}"
@@ -72,7 +72,7 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
     return [f"the path of the features {extent} is {shape}"]
 
 
-def _shape(path: Sentence) -> str:
+def _name_of_shape(path: Sentence) -> str:
     if "shape" not in path.evidence:
         return "not judged"
     return _between(path.evidence["shape"]) or "of undecided shape"

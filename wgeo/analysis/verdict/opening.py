@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from ...storage.record import Provenance, Record, Trust
-from ...text import counted, printable
+from ...text import counted, percent, printable
 from .sentence import THRESHOLDS, Sentence
-from .wording import percent
 
 
 def reasons_to_doubt(record: Record) -> list[Sentence]:
@@ -98,12 +97,13 @@ def _normalization(trust: Trust) -> Iterator[Sentence]:
     better = used.better
     if better:
         tried = {row.name: row.accuracy for row in used.tried}
+        some = "" if used.images is None else f"{used.images} of "
         yield Sentence(
             "normalization",
-            f"With `normalize='{better}'` the network classifies {percent(tried[better])} of "
-            f"{used.images} of these images correctly, compared with "
-            f"{percent(tried[used.name])} with the normalization used ({used.name}): the "
-            "pixels are probably normalized wrongly, which makes all numbers below wrong, too.",
+            f"With `normalize='{better}'` the network classifies {percent(tried.get(better))} of "
+            f"{some}these images correctly, compared with {percent(tried.get(used.name))} with "
+            f"the normalization used ({used.name}): the pixels are probably normalized wrongly, "
+            "which makes all numbers below wrong, too.",
             used.json,
             "warning",
         )
@@ -166,7 +166,7 @@ def _samples(trust: Trust, corrected: bool) -> Iterator[Sentence]:
     if copies:
         yield Sentence(
             "samples",
-            f"{counted(copies, 'image')} of {images:,} "
+            f"{counted(copies, 'image')}{'' if images is None else f' of {images:,}'} "
             f"{'is a copy' if copies == 1 else 'are copies'} of another"
             f"{f', {relabelled:,} under another label' if relabelled else ''}; intervals resample "
             "distinct images.",

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ...storage.record import Centred, Interval, Record, Segment
-from ...text import printable
+from ...text import percent, printable
 from .sentence import THRESHOLDS, Sentence, Strength
 from .wording import (
     OVER_IMAGES,
     ends,
     few_carrying,
     least_motion,
-    percent,
     ranged,
     rounded,
     segment_ends,

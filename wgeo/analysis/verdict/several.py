@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...storage.record import AnalysisRow, Segment
-from ...text import counted, printable
+from ...text import counted, percent, printable
 from .sentence import Sentence
-from .wording import decimals_of, listed, percent, rounded
+from .wording import decimals_of, listed, rounded
 
 
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:

@@ -7,25 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...storage.record import Optimality
-from ...text import counted
+from ...text import UNDEFINED, counted
 from .sentence import THRESHOLDS
 
 _MAX_DECIMALS = 9
 _MAX_WITHOUT_EXPONENT = 1e7
 
 OVER_IMAGES = ", 95 % interval over images"  # a note for `ranged`
-UNDEFINED = "undefined"
-
-
-def percent(share: float | None, decimals: int = 1) -> str:
-    """Return ``98.3 %`` for ``0.9833``; near 0 and 1 there are more decimals, as in ``99.96 %``."""
-    if share is None:
-        return UNDEFINED
-    digits = f"{100 * share:z.{decimals}f}"
-    while decimals < _MAX_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
-        decimals += 1
-        digits = f"{100 * share:z.{decimals}f}"
-    return f"{digits} %"
 
 
 def listed(parts: Sequence[str], last: str = "and") -> str:
@@ -107,7 +95,7 @@ def unmoved(row: Optimality) -> bool:
 
 def few_carrying(row: Optimality) -> str:
     """Return a text such as ``about 1 sample of 300 determines`` if they are few, else ""."""
-    number, samples = row.effective_samples, row.distinct or row.samples
+    number, samples = row.effective_samples, row.independent
     if number is None or not samples:
         return ""
     minimum = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)

@@ -56,6 +56,11 @@ class Optimality(Measured):
     brenier: Brenier = Brenier.of({})
 
     @property
+    def independent(self) -> int | None:
+        """The number of distinct samples, or of all if a record does not contain it."""
+        return self.samples if self.distinct is None else self.distinct
+
+    @property
     def highest_null(self) -> float | None:
         """The highest certified upper bound of the null maps' correlation scores."""
         highs = [null.score.high for null in self.null if null.score is not None]
