@@ -797,6 +797,34 @@ def test_last_state_is_read_as_an_untrusted_file(stopped, tmp_path):
     assert not canary.exists()
 
 
+class Counting(nn.Module):
+    """A network whose extra state is a dict: how often it ran, with a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls = small(), {"count": 0, "last": torch.zeros(1)}
+
+    def forward(self, x):
+        self.calls = {"count": self.calls["count"] + 1, "last": x.detach().sum()[None]}
+        return self.net(x)
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+
+def test_extra_state_need_not_be_a_tensor(tmp_path):
+    whole, resumed, images = Counting(), Counting(), blobs()
+    train(whole, images, tmp_path / "whole", epochs=2, schedule="constant")
+    train(Counting(), images, tmp_path / "run", epochs=1, schedule="constant")
+    run = train(resumed, images, tmp_path / "run", epochs=2, schedule="constant")
+    assert len(run.history) == 3
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(value, resumed.net.state_dict()[name])
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 

@@ -262,7 +262,8 @@ class Job:
         return int(correct) / len(pixels.y)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
-        weights = self.module.state_dict().values()
+        state = self.module.state_dict().values()  # with the extra state of modules, of any type
+        weights = (value for value in state if isinstance(value, torch.Tensor))
         if math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in weights):
             return
         raise ConvergenceError(
