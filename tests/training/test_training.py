@@ -405,6 +405,31 @@ def test_normalized_weights_are_detected_by_computation():
     assert normalized_weights(small(), torch.rand(2, 1, 4, 4)) == []
 
 
+class Keyword(nn.Module):
+    """A batch norm that is called with a keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.norm(input=self.conv(x))
+
+
+def test_a_weight_is_normalized_only_if_nothing_changes_its_output_before_the_batch_norm():
+    x, module = torch.rand(2, 1, 8, 8), Keyword()
+    assert normalized_weights(module, x) == [module.conv.weight]
+    assert all(part.training for part in module.modules())
+    changed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(2))
+    assert normalized_weights(changed, x) == []
+    with torch.no_grad():  # with a bias, the function depends on the scale of the weight
+        before = changed(x)
+        changed[0].weight *= 10
+        assert not torch.allclose(changed(x), before, atol=1e-2)
+    after = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
+    assert normalized_weights(after, x) == [after[0].weight]
+
+
 @pytest.mark.parametrize("arch", ["isoresnet", "isoplain", "cifar_resnet8"])
 def test_all_convolutions_of_the_usual_networks_are_normalized(arch):
     module = build(arch, num_classes=3, in_channels=1, image_size=8)

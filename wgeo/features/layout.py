@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from ..errors import FeatureError
+from ..models.parts import evaluating, hooked
 from ..results import Result
 from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory.trajectory import entry_key, features_key
-from .residual_blocks import BlockSpec, evaluating, hooked, run
+from .residual_blocks import BlockSpec, run
 from .taps import tensor_hooks
 
 _MAX_IMAGES = 2  # for derivatives

@@ -21,8 +21,9 @@ from ..data import Images
 from ..data.images import Normalization, normalization
 from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError
+from ..models.parts import evaluating, hooked
 from ..runtime.processes import on_rank_zero
-from .residual_blocks import evaluating, find_blocks, hooked, returned, run
+from .residual_blocks import find_blocks, returned, run
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:

@@ -11,16 +11,9 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, FeatureError
+from ..models.parts import first_tensor, hooked
 from ..trajectory.trajectory import entry_key, features_key
-from .residual_blocks import (
-    Activations,
-    BlockSpec,
-    SumTap,
-    first_tensor,
-    follow_running,
-    hooked,
-    returned,
-)
+from .residual_blocks import Activations, BlockSpec, SumTap, follow_running, returned
 
 Put = Callable[[str, torch.Tensor], None]
 

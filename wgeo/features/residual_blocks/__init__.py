@@ -17,6 +17,7 @@ from torch import nn
 from ...arrays.checks import OF_NETWORK, check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
+from ...models.parts import evaluating
 from ...text import first_names
 from .activations import Activations
 from .forward import forward_sums
@@ -24,9 +25,6 @@ from .probing import (
     Call,
     Probe,
     copied,
-    evaluating,
-    first_tensor,
-    hooked,
     probe_network,
     returned,
     run,
@@ -41,11 +39,8 @@ __all__ = [
     "Blocks",
     "SumTap",
     "copied",
-    "evaluating",
     "find_blocks",
-    "first_tensor",
     "follow_running",
-    "hooked",
     "returned",
     "run",
     "survey",

@@ -17,15 +17,8 @@ import torch
 from torch import nn
 
 from ...errors import ArgumentError
-from ...features.residual_blocks import (
-    Activations,
-    BlockSpec,
-    copied,
-    evaluating,
-    hooked,
-    returned,
-    run,
-)
+from ...features.residual_blocks import Activations, BlockSpec, copied, returned, run
+from ...models.parts import evaluating, hooked
 from ...runtime.memory import OUT_OF_MEMORY
 from ..jacobian import Map, jvp
 
