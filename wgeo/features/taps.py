@@ -104,7 +104,7 @@ def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None)
     """Return a block's output, before its final activation if `activations` is given."""
     if activations is None:
         return out
-    if activations.end(out):
+    if activations.ended_in(out):
         assert activations.before is not None
         return activations.before
     if spec.activated or activations.hides_relu(out):

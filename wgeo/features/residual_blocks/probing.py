@@ -44,7 +44,9 @@ class Probe:
     watch: SumWatch
 
     def get(self, name: str) -> Call | None:
-        return self.calls.get(name)
+        """Return a module's call; None if it did not run or did not map a tensor to a tensor."""
+        call = self.calls.get(name)
+        return None if call is None or call.x is None or call.y is None else call
 
 
 def returned(out: Any) -> torch.Tensor | None:

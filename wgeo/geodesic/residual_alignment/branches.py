@@ -216,7 +216,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
             )
         gate = (out > 0).to(out)
         return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
-    if not activations.end(out):
+    if not activations.ended_in(out):
         return Branch(lambda z: block(z) - scale * z, x, None, None)
     last, function = activations.count - 1, activations.function
     assert function is not None
