@@ -14,6 +14,7 @@ from wgeo.features.head import Head, find_head
 from wgeo.features.network import module_of
 from wgeo.features.pooling import pooling
 from wgeo.features.residual_blocks import find_blocks
+from wgeo.models import build
 from wgeo.neural_collapse import collapse_of
 
 
@@ -246,6 +247,38 @@ def test_identical_first_images_do_not_hide_the_blocks():
     x, y = pair()
     x[:8] = x[0]
     assert len(blocks(net, (x, y))) == 8
+
+
+class Halves(nn.Module):
+    """The mean logits of both halves of an image, after a function of its pixels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.net = build("isoresnet", num_classes=3, in_channels=3, width=4, depth=2)
+
+    def forward(self, x):
+        halves = self.function(x).unflatten(2, (2, -1)).transpose(1, 2)
+        return self.net(halves.flatten(0, 1)).unflatten(0, (-1, 2)).mean(1)
+
+
+def not_negative(x):
+    assert bool((x >= 0).all()), "a negative pixel"
+    return x
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sqrt, torch.log, torch.acos, lambda x: x.clamp_min(0).log(), not_negative]
+)
+def test_probes_stay_in_the_domain_of_the_network(function):
+    x, y = pair(side=8)
+    net, x = Halves(function).eval(), 0.05 + 0.9 * x
+    traced = trace(net, (x, y))
+    assert [layer.name for layer in traced.layers[2:]] == ["net.blocks.0", "net.blocks.1"]
+    with torch.no_grad():
+        halves = net.net.stem(function(x).unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1))
+        stem = halves.mean((2, 3)).unflatten(0, (-1, 2)).mean(1)
+    assert np.allclose(traced.layers[1].features, stem, atol=1e-5)
 
 
 def test_network_with_nan_is_not_reported_as_having_no_blocks():

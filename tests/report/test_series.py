@@ -76,6 +76,12 @@ def test_other_series_keep_their_order(change):
     assert [row["name"] for row in series["analyses"]] == ["x", "a"]
 
 
+def test_an_epoch_that_is_no_number_is_unknown():
+    for epoch, known, initial in ((0, 0, True), (False, None, False), (True, None, False)):
+        record = Record.of({"provenance": {"epoch": epoch, "arch_from": "file"}})
+        assert (record.epoch, record.provenance.is_initialization) == (known, initial)
+
+
 # --- the last layer over a training --------------------------------------------------------------
 
 

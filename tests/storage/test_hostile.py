@@ -252,7 +252,7 @@ def test_every_accepted_record_can_be_drawn(tmp_path_factory, data):
 def test_oversized_record_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("wgeo.storage.records._MAX_BYTES", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
-    with pytest.raises(RecordError, match="far more than any record"):
+    with pytest.raises(RecordError, match="far more than wgeo writes"):
         read_record(tmp_path)
 
 

@@ -248,6 +248,28 @@ def test_other_weights_or_images_are_another_job(net, images, tmp_path):
         wgeo.trace(other, images, store=tmp_path / "s")
 
 
+class Named(torch.nn.Module):
+    """A network whose extra state is a dict."""
+
+    def __init__(self, net, name):
+        super().__init__()
+        self.net, self.name = net, name
+
+    def forward(self, x):
+        return self.net(x)
+
+    def get_extra_state(self):
+        return {"name": self.name, "of": [object, torch.ones(2)], "more": {"one": torch.ones(1)}}
+
+
+def test_extra_state_is_part_of_the_job(net, images, tmp_path, monkeypatch):
+    wgeo.trace(Named(net, "a"), images, store=tmp_path / "s")
+    with pytest.raises(RecordError, match="weights differs"):
+        wgeo.trace(Named(net, "b"), images, store=tmp_path / "s")
+    monkeypatch.setattr("wgeo.features.tracing.survey", interrupted)
+    wgeo.trace(Named(net, "a"), images, store=tmp_path / "s")  # finished, so that nothing runs
+
+
 def test_folder_of_other_files_is_left_unchanged(net, images, tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(RecordError, match=r"other files \(thesis.tex\)"):

@@ -405,6 +405,31 @@ def test_normalized_weights_are_detected_by_computation():
     assert normalized_weights(small(), torch.rand(2, 1, 4, 4)) == []
 
 
+class Keyword(nn.Module):
+    """A batch norm that is called with a keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.norm(input=self.conv(x))
+
+
+def test_a_weight_is_normalized_only_if_nothing_changes_its_output_before_the_batch_norm():
+    x, module = torch.rand(2, 1, 8, 8), Keyword()
+    assert normalized_weights(module, x) == [module.conv.weight]
+    assert all(part.training for part in module.modules())
+    changed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(2))
+    assert normalized_weights(changed, x) == []
+    with torch.no_grad():  # with a bias, the function depends on the scale of the weight
+        before = changed(x)
+        changed[0].weight *= 10
+        assert not torch.allclose(changed(x), before, atol=1e-2)
+    after = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
+    assert normalized_weights(after, x) == [after[0].weight]
+
+
 @pytest.mark.parametrize("arch", ["isoresnet", "isoplain", "cifar_resnet8"])
 def test_all_convolutions_of_the_usual_networks_are_normalized(arch):
     module = build(arch, num_classes=3, in_channels=1, image_size=8)
@@ -795,6 +820,34 @@ def test_last_state_is_read_as_an_untrusted_file(stopped, tmp_path):
         with pytest.raises(RecordError, match="cannot be resumed from"):
             train(small(), blobs(), folder, epochs=3, schedule="constant")
     assert not canary.exists()
+
+
+class Counting(nn.Module):
+    """A network whose extra state is a dict: how often it ran, with a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls = small(), {"count": 0, "last": torch.zeros(1)}
+
+    def forward(self, x):
+        self.calls = {"count": self.calls["count"] + 1, "last": x.detach().sum()[None]}
+        return self.net(x)
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+
+def test_extra_state_need_not_be_a_tensor(tmp_path):
+    whole, resumed, images = Counting(), Counting(), blobs()
+    train(whole, images, tmp_path / "whole", epochs=2, schedule="constant")
+    train(Counting(), images, tmp_path / "run", epochs=1, schedule="constant")
+    run = train(resumed, images, tmp_path / "run", epochs=2, schedule="constant")
+    assert len(run.history) == 3
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(value, resumed.net.state_dict()[name])
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from ..arrays.rows import spaced_rows
 from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features.network import inputs, module_of
-from ..features.residual_blocks import evaluating
 from ..geodesic import alignment, straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
 from ..geodesic.significance import shuffled
+from ..models.parts import evaluating
 from ..runtime.memory import OUT_OF_MEMORY
 from ..trajectory import Trajectory
 from .plan import REFERENCES, AnalysisPlan

@@ -22,9 +22,10 @@ from ..arrays.checks import pick_device
 from ..arrays.rows import spaced_rows
 from ..checkpoints import Network
 from ..data import Images
+from ..data.loaders import as_images
 from ..errors import ArgumentError
 from ..features import trace
-from ..features.network import as_images, inputs, module_of, normalization_for, on_device
+from ..features.network import inputs, module_of, normalization_for, on_device
 from ..geodesic.paths import path_measures
 from ..geodesic.significance import SIGNIFICANT
 from ..models import untrained

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.parts import logits_of, tables_in, usual_head
-from .residual_blocks import evaluating, first_tensor, hooked, run
+from ..models.parts import evaluating, first_tensor, hooked, logits_of, tables_in, usual_head
+from .residual_blocks import run
 
 # Relative to the largest logit. In 15 networks of torchvision and timm, the classifier's outputs
 # differed from the network's by at most 1e-6 in float32, after a softmax or a scaling. The closest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,10 @@ from ..checkpoints.normalizing import own_normalization
 from ..data import Images
 from ..data.images import Normalization, normalization
 from ..data.loaders import as_images
-from ..errors import ArgumentError
+from ..errors import ArgumentError, FeatureError
+from ..models.parts import evaluating, hooked
 from ..runtime.processes import on_rank_zero
-from .residual_blocks import find_blocks
+from .residual_blocks import find_blocks, returned, run
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
@@ -98,11 +100,14 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     """
     module, norm = module_of(net), normalization_for(net, images)
     weights = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in _entries(module.state_dict()):
+        if not isinstance(value, torch.Tensor):  # in a module's extra state
+            weights.update(f"{name}{_without_addresses(value)}".encode())
+            continue
         weights.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         weights.update(data.numpy().data)
-    structure = re.sub(r"0x[0-9a-f]+", "", repr(module))  # addresses of functions
+    structure = _without_addresses(module)
     return {
         "weights": weights.hexdigest(),
         "structure": hashlib.sha256(structure.encode()).hexdigest(),
@@ -112,14 +117,57 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     }
 
 
-def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
-    """Return four inputs for probing: the first two images, and both with noise.
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the entries of nested dicts, with their names."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _entries(item, f"{name}.{key}" if name else str(key))
 
-    The noise makes inputs differ even if the two images are equal.
+
+def _without_addresses(value: Any) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", repr(value))
+
+
+def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
+    """Return a few inputs for probing: the first two images, and both with noise.
+
+    The noise makes inputs differ even if the images are equal, and some pixels negative. If it
+    leaves the network's domain, as for a logarithm, the other inputs are noise in the range of each
+    channel's pixels, or else further images.
     """
-    x, _ = next(iter(images.batches(2, normalization_for(net, images))))
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([x, x + noise.to(x)]).to(*device_and_dtype(module))
+    x, _ = next(iter(images.batches(4, normalization_for(net, images))))
+    x, generator = x.to(*device_and_dtype(module)), torch.Generator().manual_seed(0)
+    noise = torch.randn(x[:2].shape, generator=generator).to(x)
+    fractions = torch.rand(x[:2].shape, generator=generator).to(x)
+    axes = (0, *range(2, x.ndim))
+    low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+    allowed = _count_faults(module, x)
+    for others in (x[:2] + noise, low + (high - low) * fractions):
+        probe = torch.cat([x[:2], others])
+        if _count_faults(module, probe) <= allowed:
+            return probe
+    return x
+
+
+def _count_faults(module: nn.Module, x: torch.Tensor) -> float:
+    """Return how many of a network's modules return NaN or infinity; infinity if it fails."""
+    finite: list[bool] = []
+
+    def check(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        y = returned(out)
+        if y is not None:
+            finite.append(bool(y.isfinite().all()))
+
+    with evaluating(module), torch.no_grad(), hooked() as keep:
+        for part in module.modules():
+            keep(part.register_forward_hook(check))
+        try:
+            run(module, x.clone())
+        except FeatureError:
+            return math.inf
+    return float(finite.count(False))
 
 
 def module_of(net: Any) -> nn.Module:

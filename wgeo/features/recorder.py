@@ -12,14 +12,14 @@ from torch import nn
 
 from ..arrays.checks import as_numpy
 from ..errors import FeatureError
-from ..models.parts import tables_in
+from ..models.parts import evaluating, first_tensor, hooked, tables_in
 from ..storage.record.layers import PENULTIMATE
 from ..trajectory.trajectory import entry_key, features_key
 from .head import Head, find_head
 from .layout import Layout, find_layouts
 from .network import device_and_dtype
 from .pooling import channel_axis, keeps_all, pooling
-from .residual_blocks import BlockSpec, evaluating, first_tensor, hooked, run
+from .residual_blocks import BlockSpec, run
 from .taps import tensor_hooks
 
 HEAD_INPUT, LOGITS = ":head", ":logits"  # input and output of the classifier; not layers

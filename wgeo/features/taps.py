@@ -11,16 +11,9 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, FeatureError
+from ..models.parts import first_tensor, hooked
 from ..trajectory.trajectory import entry_key, features_key
-from .residual_blocks import (
-    Activations,
-    BlockSpec,
-    SumTap,
-    first_tensor,
-    follow_running,
-    hooked,
-    returned,
-)
+from .residual_blocks import Activations, BlockSpec, SumTap, follow_running, returned
 
 Put = Callable[[str, torch.Tensor], None]
 
@@ -111,7 +104,7 @@ def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None)
     """Return a block's output, before its final activation if `activations` is given."""
     if activations is None:
         return out
-    if activations.end(out):
+    if activations.ended_in(out):
         assert activations.before is not None
         return activations.before
     if spec.activated or activations.hides_relu(out):

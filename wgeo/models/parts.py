@@ -1,8 +1,8 @@
-"""Common parts of architectures: the class of blocks, activations, initialization, heads."""
+"""Common parts of networks: the class of blocks, activations, initialization, heads, hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -184,3 +184,31 @@ def classifier_of(module: nn.Module) -> nn.Linear | None:
     """Return a network's classifier as `head_of` does, without its name."""
     head = head_of(module)
     return None if head is None else head[1]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode, and restore every submodule's mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def hooked() -> Iterator[Callable[[Any], None]]:
+    """Collect hook handles, and remove all of them on exit, even after an exception."""
+    handles: list[Any] = []
+    try:
+        yield handles.append
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
+    """Return a module's input: the first tensor among its arguments."""
+    return next((a for a in args if isinstance(a, torch.Tensor)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -56,6 +57,14 @@ def require_regular(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
         raise OSError(errno.EINVAL, reason, os.fspath(path))
+
+
+def read_regular(path: str | os.PathLike[str], limit: float = math.inf) -> str:
+    """Return the text of a regular file; raise a ValueError if it has more than `limit` bytes."""
+    require_regular(path)
+    if (size := os.stat(path).st_size) > limit:
+        raise ValueError(f"it has {size} bytes, far more than wgeo writes")
+    return Path(path).read_text("utf-8")
 
 
 def open_regular(path: str | os.PathLike[str], flags: int) -> int:
@@ -150,7 +159,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 _release(path, handle)
 
 
-_LOCK = ".wgeo.lock"
+LOCK = ".wgeo.lock"
 _guard = threading.Lock()
 _holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, number of locks
 
@@ -161,7 +170,7 @@ def _open_lock(path: Path) -> int | None:
         return None
     while True:
         try:
-            handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             require_own_lock(path)  # raises for a link or a folder in its place
             raise RecordError(f"Cannot lock {path}: {error.strerror}.") from error
@@ -188,7 +197,7 @@ def _open_lock(path: Path) -> int | None:
 
 def require_own_lock(folder: Path) -> None:
     """Raise RecordError if a file in the folder has the lock's name but is not a lock of wgeo."""
-    path = folder / _LOCK
+    path = folder / LOCK
     try:
         if path.is_symlink():
             raise ValueError
@@ -209,7 +218,7 @@ def _release(path: Path, handle: int | None) -> None:
     if handle is None:
         return
     with suppress(OSError):
-        os.unlink(path / _LOCK)  # while still locked
+        os.unlink(path / LOCK)  # while still locked
     os.close(handle)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import TEMPORARY, locked, require_own_lock, sha256_of, write_atomic
+from .files import LOCK, TEMPORARY, locked, read_regular, require_own_lock, sha256_of, write_atomic
 
 MANIFEST = ".wgeo.json"
 _MAX_BYTES = 2**26  # of a manifest; a report on a hundred layers needs 20,000 bytes
@@ -74,9 +74,7 @@ def record_all(folder: Path) -> None:
 def has_leftovers(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder contains temporary files or a lock, as left by a killed run."""
     folder = Path(folder)
-    return any(
-        TEMPORARY.fullmatch(path.name) or path.name == ".wgeo.lock" for path in folder.glob(".*")
-    )
+    return any(TEMPORARY.fullmatch(path.name) or path.name == LOCK for path in folder.glob(".*"))
 
 
 @contextmanager
@@ -262,10 +260,9 @@ def _read(folder: Path) -> tuple[Checksums, list[str]]:
     """Return the checksums of files by name, and the scratch folders, from a manifest."""
     path = folder / MANIFEST
     try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise ValueError("it is not a regular file, or far too large")
-        manifest = json.loads(path.read_text("utf-8"))
+        if path.is_symlink():
+            raise ValueError("it is a link")
+        manifest = json.loads(read_regular(path, _MAX_BYTES))
         files, scratch = manifest["files"], manifest["scratch"]
         checksums = {_inside(name): [str(each) for each in sums] for name, sums in files.items()}
         if not all(_SCRATCH.fullmatch(own) for own in scratch):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ..errors import RecordError
 from ..text import printable
 from . import ownership
-from .files import as_path, require_regular
+from .files import as_path, read_regular
 from .record import Record, SeriesRecord
 from .schema import is_whole, raise_on, read
 
@@ -78,9 +78,9 @@ def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record
     try:
         path = path / kind if path.is_dir() else path
         name = printable(path, 1000)
-        text = _text(path, kind)
+        limit = _MAX_BYTES * (_SERIES_FACTOR if kind == SERIES else 1)
         # NaN and infinity, which are not JSON but which other tools may write, mean undefined.
-        record = json.loads(text, parse_constant=lambda _: None)
+        record = json.loads(read_regular(path, limit), parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(f"No analysis at {name}; {_ADVICE[kind]}.") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -119,14 +119,6 @@ def _sentences(verdict: str) -> list[dict[str, Any]]:
     """Split a verdict of schema 1 into sentences, without evidence."""
     parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", verdict.strip())
     return [{"claim": "schema 1", "words": part} for part in parts if part]
-
-
-def _text(path: Path, kind: str) -> str:
-    """Read a record's text; raise an error for pipes, devices and files that are too large."""
-    require_regular(path)
-    if path.stat().st_size > _MAX_BYTES * (_SERIES_FACTOR if kind == SERIES else 1):
-        raise ValueError(f"it has {path.stat().st_size} bytes, far more than any record")
-    return path.read_text(encoding="utf-8")
 
 
 def check_record(value: Any, name: str, kind: type[R]) -> R:

@@ -18,7 +18,7 @@ from ..arrays.checks import as_count
 from ..data import Images
 from ..data.images import normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
-from ..storage.files import require_regular
+from ..storage.files import read_regular
 from ..storage.ownership import Owned
 from .recipe import Recipe, augment, criterion, learning_rate, parameter_groups
 from .resuming import READ_ERRORS, read_state, require_state, shortened, with_momenta
@@ -165,9 +165,8 @@ class Job:
         """Return whether a file's metadata match this run."""
         path = self.folder / name
         try:
-            require_regular(path)
             if path.suffix == ".json":
-                record = json.loads(path.read_text("utf-8"))
+                record = json.loads(read_regular(path))
                 rows = zip(record["epochs"], self.history, strict=False)  # one may be longer
                 if not record.keys() <= self.record().keys() or any(a != b for a, b in rows):
                     return False  # the file was edited
@@ -262,7 +261,8 @@ class Job:
         return int(correct) / len(pixels.y)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
-        weights = self.module.state_dict().values()
+        state = self.module.state_dict().values()  # with the extra state of modules, of any type
+        weights = (value for value in state if isinstance(value, torch.Tensor))
         if math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in weights):
             return
         raise ConvergenceError(

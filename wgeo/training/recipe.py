@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..arrays.checks import as_count, as_float
 from ..errors import ArgumentError
+from ..models.parts import evaluating, first_tensor, hooked
 
 SCHEDULES = ("cosine", "onecycle", "constant")
 LOSSES = ("ce", "mse")
@@ -143,24 +143,30 @@ def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> 
     """Return the weights of the convolutions and linear layers followed by a batch norm.
 
     Images `x` are passed through the network in eval mode. Every output of such a layer is the
-    input of a batch norm.
+    input of a batch norm, unchanged.
     """
-    outputs: list[tuple[nn.Module, torch.Tensor]] = []
-    inputs: list[torch.Tensor] = []  # both lists keep tensors alive, so that ids are unique
-    with ExitStack() as hooks, torch.no_grad():
+    outputs: list[tuple[nn.Module, tuple[int, int]]] = []
+    inputs: set[tuple[int, int]] = set()
+    alive: list[torch.Tensor] = []  # so that ids are unique
+
+    def state(tensor: torch.Tensor) -> tuple[int, int]:
+        alive.append(tensor)
+        return id(tensor), tensor._version  # in-place functions change the version
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = first_tensor((*args, *kwargs.values()))
+        if tensor is not None:
+            inputs.add(state(tensor))
+
+    with evaluating(module), torch.no_grad(), hooked() as keep:
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
-                hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+                keep(layer.register_forward_pre_hook(before, with_kwargs=True))
             elif isinstance(layer, _ConvNd | nn.Linear):
-                hook = layer.register_forward_hook(lambda own, _, out: outputs.append((own, out)))
-            else:
-                continue
-            hooks.enter_context(hook)
-        module.eval()
+                keep(layer.register_forward_hook(lambda own, _, y: outputs.append((own, state(y)))))
         module(x)
-    input_ids = {id(x) for x in inputs}
-    normalized = {id(layer.weight) for layer, out in outputs if id(out) in input_ids}
-    otherwise = {id(layer.weight) for layer, out in outputs if id(out) not in input_ids}
+    normalized = {id(layer.weight) for layer, out in outputs if out in inputs}
+    otherwise = {id(layer.weight) for layer, out in outputs if out not in inputs}
     return [weight for weight in module.parameters() if id(weight) in normalized - otherwise]
 
 

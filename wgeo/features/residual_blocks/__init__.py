@@ -17,6 +17,7 @@ from torch import nn
 from ...arrays.checks import OF_NETWORK, check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
+from ...models.parts import evaluating
 from ...text import first_names
 from .activations import Activations
 from .forward import forward_sums
@@ -24,14 +25,11 @@ from .probing import (
     Call,
     Probe,
     copied,
-    evaluating,
-    first_tensor,
-    hooked,
     probe_network,
     returned,
     run,
 )
-from .residual import as_residual, has_weights
+from .residual import Residual, as_residual, has_weights
 from .spec import BlockSpec
 from .sums import SumTap, follow_running
 
@@ -41,11 +39,8 @@ __all__ = [
     "Blocks",
     "SumTap",
     "copied",
-    "evaluating",
     "find_blocks",
-    "first_tensor",
     "follow_running",
-    "hooked",
     "returned",
     "run",
     "survey",
@@ -128,8 +123,8 @@ def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
     blocks: _Ordered = []
     for name in sorted(modules, key=lambda n: -n.count(".")):  # children before their parents
         part, call = modules[name], probe.get(name)
-        inside = any(spec.module.startswith(name + ".") for _, spec in blocks)
-        if not name or inside or call is None or call.y is None or call.x is None:
+        has_blocks = any(spec.module.startswith(name + ".") for _, spec in blocks)
+        if not name or has_blocks or call is None:
             continue
         if not isinstance(part, OwnBlock) and not (any(part.children()) and has_weights(part)):
             continue
@@ -155,7 +150,7 @@ def _select(
             listing = first_names([*by_name, *others], _MAX_NAMES)
             raise FeatureError(f"No module {name!r} in this network; it has {listing}.")
         call = probe.get(name)
-        if call is None or call.x is None or call.y is None:
+        if call is None:
             raise FeatureError(
                 f"Module {name!r} did not run, or does not map a tensor to a tensor. "
                 f"Choose others, such as {first_names(_followable(modules, probe), _MAX_NAMES)}."
@@ -167,20 +162,10 @@ def _select(
 def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered:
     """Return one block per call of a module."""
     residual = as_residual(name, part, call, probe)
+    is_residual, fields = residual is not None, vars(residual or Residual())
+    names = [name] if call.count == 1 else [f"{name}[{k}]" for k in range(call.count)]
     return [
-        (
-            order,
-            BlockSpec(
-                name if call.count == 1 else f"{name}[{k}]",
-                residual is not None,
-                residual.shortcut if residual else None,
-                residual is not None and residual.activated,
-                argument=residual.argument if residual else 0,
-                module=name,
-                call=k,
-                scale=residual.scale if residual else 1.0,
-            ),
-        )
+        (order, BlockSpec(names[k], is_residual, module=name, call=k, **fields))
         for k, order in enumerate(call.orders)
     ]
 
@@ -231,15 +216,9 @@ def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
     def add(prefix: str, part: nn.Module) -> None:
         for key, child in part.named_children():
             name = f"{prefix}.{key}" if prefix else key
-            call = probe.get(name)
             if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
                 add(name, child)
-            elif (
-                call is not None
-                and call.x is not None
-                and call.y is not None
-                and has_weights(child)
-            ):
+            elif probe.get(name) is not None and has_weights(child):
                 names.append(name)
 
     add("", modules[""])

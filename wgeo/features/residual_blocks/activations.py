@@ -69,7 +69,7 @@ class Activations(TorchFunctionMode):
         self._result = out.clone()
         return out
 
-    def end(self, out: torch.Tensor) -> bool:
+    def ended_in(self, out: torch.Tensor) -> bool:
         """Return whether a tensor equals the result of the last activation."""
         return _equal(self._result, out)
 
@@ -78,7 +78,7 @@ class Activations(TorchFunctionMode):
 
         It is clamped at 0, but equals neither the last activation's result nor the last sum.
         """
-        return is_clamped(out) and not self.end(out) and not _equal(self._sum, out)
+        return is_clamped(out) and not self.ended_in(out) and not _equal(self._sum, out)
 
 
 def is_clamped(out: torch.Tensor) -> bool:

@@ -33,21 +33,21 @@ def forward_sums(
     others: Counter[str] = Counter()
     crossed: list[str] = []
     roots: dict[Node, Node] = {}  # from the result of each residual sum to its identity summand
-    inside = {call.y for call in watch.calls if call.name in blocks}
+    ends = {call.y for call in watch.calls if call.name in blocks}
     names: Counter[str] = Counter()
     for total in watch.sums:
-        if any(name in blocks for name in total.path):
+        if any(name in blocks for name in total.running):
             continue
-        residual = _as_residual(total, modules, watch, inside)
+        residual = _as_residual(total, modules, watch, ends)
         if residual is None:
-            others[total.path[-1]] += 1
-            if _crosses(total, watch, roots) and total.path[-1] not in crossed:
-                crossed.append(total.path[-1])
+            others[total.running[-1]] += 1
+            if _crosses(total, watch, roots) and total.running[-1] not in crossed:
+                crossed.append(total.running[-1])
             continue
         name, identity = residual
         names[name] += 1
         name += f".{names[name]}" * (names[name] > 1)
-        inside.add(watch.result_of(total))
+        ends.add(watch.result_of(total))
         roots[watch.result_of(total)] = total.nodes[identity]
         spec = BlockSpec(
             name, True, None, argument=identity, sum=total.address, tail=tuple(total.tail)
@@ -57,7 +57,7 @@ def forward_sums(
 
 
 def _as_residual(
-    total: Sum, modules: Mapping[str, nn.Module], watch: SumWatch, inside: Collection[Node | None]
+    total: Sum, modules: Mapping[str, nn.Module], watch: SumWatch, ends: Collection[Node | None]
 ) -> tuple[str, int] | None:
     """Return the name of a residual sum and the index of its identity summand, or None."""
     for identity in (1, 0):
@@ -67,9 +67,9 @@ def _as_residual(
             continue
         between = (sources & watch.results(root)) - {root}
         path = [c for c in watch.calls if c.y in between and _has_matrices(modules[c.name])]
-        if path and not any(node in between for node in inside):
-            ends = [call for call in path if call.y == branch]
-            return f"{(ends or path)[-1].name}+x", identity
+        if path and not any(node in between for node in ends):
+            last = [call for call in path if call.y == branch]
+            return f"{(last or path)[-1].name}+x", identity
     return None
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import FeatureError, WgeoError
+from ...models.parts import first_tensor, hooked
 from ...runtime.memory import OUT_OF_MEMORY
 from .sums import SumWatch
 
@@ -44,35 +44,9 @@ class Probe:
     watch: SumWatch
 
     def get(self, name: str) -> Call | None:
-        return self.calls.get(name)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode, and restore every submodule's mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def hooked() -> Iterator[Callable[[Any], None]]:
-    """Collect hook handles, and remove all of them on exit, even after an exception."""
-    handles: list[Any] = []
-    try:
-        yield handles.append
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
-    """Return a module's input: the first tensor among its arguments."""
-    return next((a for a in args if isinstance(a, torch.Tensor)), None)
+        """Return a module's call; None if it did not run or did not map a tensor to a tensor."""
+        call = self.calls.get(name)
+        return None if call is None or call.x is None or call.y is None else call
 
 
 def returned(out: Any) -> torch.Tensor | None:

@@ -43,7 +43,7 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
 
     A module that cannot be copied, or fails when its weights are zero, is not detected.
     """
-    if call.y is None or call.x is None or not any(part.children()):
+    if not any(part.children()):
         return None
     return _identity(name, part, call, probe) or _by_child(name, part, call, probe)
 
@@ -51,7 +51,7 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
 def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
     """Return whether a sum inside a module has one of these tensors, or a multiple, as summand."""
     return any(
-        name in total.path and not nodes.isdisjoint(probe.watch.multiples(node))
+        name in total.running and not nodes.isdisjoint(probe.watch.multiples(node))
         for total in probe.watch.sums
         for node in total.nodes
     )
@@ -90,8 +90,10 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
     candidates = []
     for child_name, child in part.named_children():
         inner = probe.get(f"{name}.{child_name}")
-        if inner is None or inner.count != call.count or inner.x is None or inner.y is None:
+        if inner is None or inner.count != call.count:
             continue
+        assert inner.x is not None
+        assert inner.y is not None
         if inner.y.shape != y.shape:
             continue
         outputs = {run.y for run in probe.watch.calls if run.name == f"{name}.{child_name}"}
@@ -103,7 +105,7 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             kept_children |= {
                 other
                 for other, _ in part.named_children()
-                if (c := probe.get(f"{name}.{other}")) is not None and c.orders[0] < inner.orders[0]
+                if (c := probe.calls.get(f"{name}.{other}")) and c.orders[0] < inner.orders[0]
             }
         if not has_weights(part, kept_children):
             continue

@@ -35,7 +35,7 @@ class Sum:
     """A sum of two tensors of equal shape, both computed from the images."""
 
     address: Address
-    path: tuple[str, ...]  # the modules that were running, the innermost last
+    running: tuple[str, ...]  # the modules, the innermost last
     order: int  # time on the pass's clock
     nodes: tuple[Node, Node]  # the two summands
     partial: bool = False  # whether a summand is a slice of a larger tensor
@@ -196,8 +196,8 @@ class SumWatch(_Addressed):
         summands = nodes[:2]
         if is_sum and all(n in self._parents for n in summands) and isinstance(out, torch.Tensor):
             assert address is not None
-            path = tuple(module for module, _ in self.running)
-            total = Sum(address, path, self._clock, (summands[0], summands[1]), partial)
+            running = tuple(module for module, _ in self.running)
+            total = Sum(address, running, self._clock, (summands[0], summands[1]), partial)
             self.sums.append(total)
             self._results[self._node(out)] = total
         return out

@@ -17,15 +17,8 @@ import torch
 from torch import nn
 
 from ...errors import ArgumentError
-from ...features.residual_blocks import (
-    Activations,
-    BlockSpec,
-    copied,
-    evaluating,
-    hooked,
-    returned,
-    run,
-)
+from ...features.residual_blocks import Activations, BlockSpec, copied, returned, run
+from ...models.parts import evaluating, hooked
 from ...runtime.memory import OUT_OF_MEMORY
 from ..jacobian import Map, jvp
 
@@ -223,7 +216,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
             )
         gate = (out > 0).to(out)
         return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
-    if not activations.end(out):
+    if not activations.ended_in(out):
         return Branch(lambda z: block(z) - scale * z, x, None, None)
     last, function = activations.count - 1, activations.function
     assert function is not None

@@ -209,9 +209,8 @@ def _view_mismatches(view: View, layers: Sequence[str], location: str) -> Iterat
         yield Fault(f"{location}.view.class_means")
     if view.points and len(view.points) != len(layers):
         yield Fault(f"{location}.view.points")
-    if view.points and len(labels) != len(view.points[0]):
-        yield Fault(f"{location}.view.labels")
-    if any(not 0 <= label < classes for label in labels):
+    lengths = {len(labels), len(view.points[0])} if view.points else {len(labels)}
+    if len(lengths) > 1 or any(not 0 <= label < classes for label in labels):
         yield Fault(f"{location}.view.labels")
     if view.end:
         shapes = [np.shape(points) for points in (view.end.class_means, view.end.points)]

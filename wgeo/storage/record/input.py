@@ -38,7 +38,8 @@ class Provenance(Part):
     @property
     def is_initialization(self) -> bool:
         """Whether the network is untrained: epoch 0 of a file by wgeo (others may count from 0)."""
-        return self.epoch == 0 and self.arch_from == "file"
+        whole = not isinstance(self.epoch, bool)  # otherwise unknown
+        return whole and self.epoch == 0 and self.arch_from == "file"
 
 
 class Trial(Part):

@@ -16,7 +16,7 @@ import numpy as np
 from ...arrays.rows import LazyRows, materialize_on_disk
 from ...errors import RecordError
 from ...runtime.processes import local_only
-from ..files import as_path, require_regular
+from ..files import as_path, read_regular, require_regular
 from ..schema import read
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, Manifest, digest
 
@@ -103,8 +103,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 def json_of(path: Path) -> dict[str, Any]:
     try:
-        require_regular(path)
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
