@@ -59,7 +59,7 @@ class Moments:
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
     ) -> CenteredPair:
-        """Return the centered pair of layers i and j from W2 between them; drop the potentials by default."""
+        """Return the centered pair of layers i and j from W2 between them."""
         result = result if potentials else replace(result, potentials=None)
         return CenteredPair.of(self, i, j, result)
 

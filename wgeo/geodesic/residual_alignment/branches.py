@@ -60,7 +60,7 @@ class Visit:
     def in_float64(self, other: Callable[[Any, torch.Tensor], Any] = lambda value, _: value) -> Map:
         """Return a copy of the block in float64 and eval mode, as a function of its argument `x`.
 
-        At x = z, its other arguments have the values ``other(value, z)``, by default as in this call.
+        At x = z, its other arguments are ``other(value, z)``, by default as in this call.
         """
         part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
 
