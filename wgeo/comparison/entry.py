@@ -32,9 +32,8 @@ from .procrustes import MAX_DIRECTIONS
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # enough for two digits of W2
-# Numbers of matrices in memory at the peak of rotations (measured: 17 to 19), and more during a fit
-# (measured: 5 to 7)
-_ROTATION_MATRICES, _FIT_MATRICES = 20, 8
+_ROTATION_MATRICES = 20  # matrices of features x `MAX_DIRECTIONS` at the peak; measured: 17 to 19
+_FIT_MATRICES = 8  # further matrices of features x directions during a fit; measured: 5 to 7
 _INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
 NOT_REQUESTED = "MUFM was left out, as requested (`mufm=False`)."
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
@@ -92,9 +91,9 @@ def compare(
         A solution for the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
         traj.labels, layers=...)``), to compare instead of MUFM with fitted settings.
     mufm : bool or None
-        Whether to fit MUFM if no `model` is given. None: only if the network has a classifier and
-        the fit is expected to take at most a minute on one core. ``skipped`` states why MUFM was
-        not fitted, for example for lack of memory.
+        Whether to fit MUFM if no `model` is given. None: only if the trajectory has a classifier or
+        predictions, and the fit is expected to take at most a minute on one core. ``skipped``
+        states why MUFM was not fitted, for example for lack of memory.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]. ``nearest``: the time at which the model's
         path is nearest to the layer, whatever its speed. ``length``: the sum of the root mean

@@ -4,8 +4,8 @@ A map is optimal for the squared cost if and only if it is the gradient of a con
 (Brenier 1991). Its Jacobian J is then symmetric and positive semi-definite. Both properties are
 tested with products J v (forward mode) and J^T v (reverse mode), without forming J.
 
-No block of a trained network has these properties exactly. A block is therefore excluded only if it
-deviates by more than ``SYMMETRIC`` or ``CONVEX``.
+No block of a trained network has these properties exactly. A block is therefore called different
+from such a gradient only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Does a network move its samples along a Wasserstein geodesic? Trajectory -> Straightness.
 
 For each block, optimal transport is compared with the network's own pairing. For each segment, a
-run of layers in one feature space, two straightnesses are measured: that of the path of
-distributions, and that of the samples' own paths.
+run of layers in one feature space, two paths are measured: that of the distribution, and that of
+each sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .nulls import distinct_rows, has_power, null_bytes, null_scores
-from .pairs import as_matrices, length_over_runs, missing_pairs, solutions_by_pair
+from .pairs import as_matrices, length_over_runs, missing_pairs
 from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
@@ -136,9 +136,9 @@ def straightness(
     ends = list(zip(traj.segments, chain.ends, strict=True))
     for index, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solutions = solutions_by_pair(
-            segment, results, end, _solve_missing(segment, pairs, solver, traj.nbytes)
-        )
+        solutions = {(i, i + 1): result for i, result in enumerate(results)}
+        solutions[0, len(results)] = end
+        solutions |= _solve_missing(segment, pairs, solver, traj.nbytes)
         sample = _MeasuredSegment.of(segment, solutions, bootstrap, seed, groups)
         null = _null(sample, nulls, (seed, index))
         spacing = [neighbor_distance(x) for x in segment.arrays[:-1]]

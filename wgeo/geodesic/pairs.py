@@ -45,14 +45,6 @@ def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]
     return keys if (affordable if pairs is None else pairs) else []
 
 
-def solutions_by_pair(
-    segment: Segment, steps: Sequence[TransportResult], end: TransportResult, others: Solutions
-) -> dict[tuple[int, int], TransportResult]:
-    """Return the results of a chain and of the other pairs, by their layers."""
-    chain = {(i, i + 1): step for i, step in enumerate(steps)}
-    return {**chain, (0, len(segment.arrays) - 1): end, **others}
-
-
 def length_over_runs(
     blocks: int, distances: Mapping[tuple[int, int], float]
 ) -> dict[int, float | None]:

@@ -116,8 +116,8 @@ class Optimality(Result):
     power : bool or None
         Whether these samples can distinguish an optimal map from null maps: the lower bound of the
         score clearly exceeds the upper bounds of all null scores. A score near 1 is evidence only
-        if they can. A score clearly below 1 always proves that the pairing is not optimal. None
-        without null scores.
+        if they can. A score clearly below 1 always proves that the map is not optimal, since an
+        optimal map is optimal on every sample. None without null scores.
     """
 
     samples: int

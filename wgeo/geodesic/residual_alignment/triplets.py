@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ..jacobian import CHECK_EVERY, Streams, new_direction, normalized_or_new, orthogonalize
 from .operators import ResidualJacobian
@@ -71,7 +71,8 @@ def top_triplets(
         if last or (k + 1 > count and (k + 1) % CHECK_EVERY == 0):
             bound = beta * (k + 1 < d)
             current = _ritz(bidiagonal[:, : k + 1, : k + 1], bound, left, right, count)
-            _keep(best, current, active)
+            for name in ("u", "s", "v", "residual", "gap"):
+                getattr(best, name)[active] = getattr(current, name)[active]
             active &= best.residual > tolerance
             if last or not bool(active.any()):
                 break
@@ -103,11 +104,6 @@ def _ritz(
         relative.nan_to_num(0.0),
         gap,
     )
-
-
-def _keep(best: Triplets, current: Triplets, rows: Bool[torch.Tensor, " n"]) -> None:
-    for name in ("u", "s", "v", "residual", "gap"):
-        getattr(best, name)[rows] = getattr(current, name)[rows]
 
 
 @dataclass(frozen=True, eq=False)
