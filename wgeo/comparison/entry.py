@@ -33,7 +33,7 @@ from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # enough for two digits of W2
 _ROTATION_MATRICES = 20  # matrices of features x `MAX_DIRECTIONS` at the peak; measured: 17 to 19
-_FIT_MATRICES = 8  # more matrices of features x directions at the peak of a fit; measured: 5 to 7
+_FIT_MATRICES = 8  # further matrices of features x directions during a fit; measured: 5 to 7
 _INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
 NOT_REQUESTED = "MUFM was left out, as requested (`mufm=False`)."
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
@@ -49,26 +49,25 @@ def compare(
 ) -> Comparison:
     r"""Compare the layers of a trained network with the predictions of theoretical models.
 
-    In all models but the plain UFM, features move on straight lines. The models use different parts
-    of the network:
+    In all models except the plain UFM, features move on straight lines. The models use different
+    parts of the network:
 
-    - The *geodesic model* uses the first and last layer, H_0 and H_L. It describes a network on a
-      Wasserstein geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv
-      2405.00985).
+    - The *geodesic model* uses the first and last layer. It describes a network on a Wasserstein
+      geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985).
     - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
-      decay. These are chosen such that a classifier W fitted to one half of the samples (squared
+      decay. They are chosen such that a classifier W fitted to one half of the samples (squared
       loss, free bias) predicts the last layer of the other half best. (The network's own weight
       decay applies to all its layers and does not determine that of W.) In a wide network many W
-      are equivalent, and MUFM does not determine the directions of the features; it is therefore
-      compared up to a rotation of every layer.
+      are equivalent, so MUFM does not determine the directions of the features and is compared up
+      to a rotation of every layer.
     - *MUFM with the network's own classifier* uses the first layer, the labels and the directions
       of the classifier instead of an optimal W. The size of W and the transport strength are chosen
-      as above, for all layers. No rotation is fitted.
+      to predict all layers best. No rotation is fitted.
     - The *plain UFM* uses the class means of the last layer. It predicts that this layer has
       collapsed onto a simplex ETF, whose rotation and size are fitted.
 
-    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, where X and H are
-    centered (rows are samples). The parameters are
+    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`. X and H are the
+    centered features at the two ends of the model's path (rows are samples). The parameters are
 
     - the mean :math:`\bar h_l` of the layer, because MUFM with a free bias commutes with
       translations of its features, and a translation of all samples contains no information about
@@ -82,8 +81,8 @@ def compare(
 
     The baseline is the first layer with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`.
     Its ``r2`` is 0, and that of a perfect prediction is 1. Of these parameters, only the times
-    affect the collapse metrics of a prediction. Features are read in chunks of rows. For a stored
-    trajectory, the features of the models are stored on disk too, in temporary files.
+    affect the collapse metrics of a prediction. For a stored trajectory, the features of the models
+    are stored on disk too, in temporary files.
 
     Parameters
     ----------
@@ -92,9 +91,9 @@ def compare(
         A solution for the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
         traj.labels, layers=...)``), to compare instead of MUFM with fitted settings.
     mufm : bool or None
-        Whether to fit MUFM if no `model` is given. None: only if the network has a classifier and
-        the fit is expected to take at most a minute on one core. ``skipped`` states why MUFM is not
-        fitted, for example because the models that rotate features need too much memory.
+        Whether to fit MUFM if no `model` is given. None: only if the trajectory has a classifier or
+        predictions, and the fit is expected to take at most a minute on one core. ``skipped``
+        states why MUFM was not fitted, for example for lack of memory.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]. ``nearest``: the time at which the model's
         path is nearest to the layer, whatever its speed. ``length``: the sum of the root mean
@@ -214,7 +213,7 @@ def _rotation_bytes(segment: Segment) -> int:
 
 
 def _memory_shortage(traj: Trajectory, purpose: str, size: int) -> str:
-    """Return a message if `size` bytes do not fit into memory, else an empty string."""
+    """Return a message if `size` bytes do not fit in memory, else an empty string."""
     unused = available_bytes()
     available = 0.8 * total_memory() if unused is None else unused - traj.nbytes
     if size <= available:
@@ -247,7 +246,7 @@ def _reason_skipped(traj: Trajectory, segment: Segment, classes: int, mufm: bool
 
 
 class _Evaluator:
-    """Evaluates predictions of a segment's layers against the measured features."""
+    """Compares predictions of a segment's layers with the measured features."""
 
     def __init__(self, labels: Int[np.ndarray, " n"], seed: int) -> None:
         self.labels = labels
@@ -261,7 +260,7 @@ class _Evaluator:
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
-        """Evaluate a prediction of every layer of a segment, or only of its last one."""
+        """Evaluate predictions of all layers of a segment, or only of the `last`."""
         targets = list(zip(segment.names, segment.arrays, strict=True))
         layers = []
         for prediction, (name, array) in zip(

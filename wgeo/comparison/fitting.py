@@ -49,8 +49,8 @@ _TOLERANCE = 1e-6  # Newton's decrement of the final fit
 REFINEMENTS = 20
 # Grid of log10 sqrt(lw mu) and log10 (sqrt(lw / mu) / energy), with lw the weight decay and energy
 # the mean squared distance of the first layer's samples from their mean. With K balanced classes
-# and inputs near zero, the best W is zero if sqrt(lw mu) >= 1 / sqrt(K). The second number is about
-# the logarithm of the last layer's variance divided by the first layer's.
+# and inputs near zero, the best W is zero if sqrt(lw mu) >= 1 / sqrt(K). The second logarithm is
+# about that of the last layer's variance divided by the first layer's.
 GRID = [
     (strength, growth) for strength in (-1.3, -2.0, -3.0, -4.0) for growth in (-1.0, 0.0, 1.0, 2.0)
 ]
@@ -59,9 +59,9 @@ LIMITS = ((-8.0, 1.0), (-6.0, 6.0))  # of both logarithms during the refinement
 
 @dataclass(frozen=True)
 class Settings:
-    """The two free parameters of MUFM; mu is the transport strength of the whole path."""
+    """The two free parameters of MUFM."""
 
-    mu: float
+    mu: float  # transport strength of the whole path
     weight_decay: float
 
     @classmethod
@@ -76,27 +76,15 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores classifiers W and strengths mu by how well MUFM with them predicts a segment's layers.
+    """Scores classifiers W and strengths mu by how well MUFM predicts a segment's layers.
 
-    The sums over samples are formed once, so that the cost of each further score does not depend on
-    the number of samples.
-
-    Attributes
-    ----------
-    layers : sequence of features, (n, d)
-        Layers of the segment, beginning with the input.
-    labels : ndarray of int, (n,)
-    basis : ndarray, (d, r)
-        Orthonormal directions that span the rows of every classifier to be scored.
-    times : sequence of float, or None
-        Time of every layer; if None, 1 for the last layer, and for inner layers the time of the
-        nearest point on the path.
+    Sums over samples are formed once, so the cost of each further score does not depend on n.
     """
 
-    layers: Sequence[Sliceable]
+    layers: Sequence[Sliceable]  # beginning with the input
     labels: Int[np.ndarray, " n"]
-    basis: Float[np.ndarray, "d r"]
-    times: Sequence[float] | None
+    basis: Float[np.ndarray, "d r"]  # orthonormal; spans the rows of every classifier
+    times: Sequence[float] | None  # of the layers; if None, 1 for the last, fitted for inner ones
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, ...]:
@@ -108,7 +96,6 @@ class Scorer:
         """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
-        frequencies = np.bincount(self.labels) / len(self.labels)
 
         def of_first(rows: slice, x: Block) -> list[Any]:
             centered = x - first_mean
@@ -116,7 +103,7 @@ class Scorer:
             return [z.T @ z, sums_by_class(z, self.labels[rows], classes), size]
 
         xx, yx, first_size = sum_over_rows(of_first, first)
-        yy = len(self.labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
+        yy = _label_products(self.labels, classes)
         of_x, of_y, with_first, sizes = [], [], [first_size], []
         for layer in self.layers[1:]:
             mean = mean_of(layer)
@@ -139,15 +126,12 @@ class Scorer:
     def unexplained_variance(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
         """Return the unexplained fraction of variance, averaged over the layers.
 
-        The prediction of a layer is X + t (H - X), with H - X = (Y - X W^T - b) (W W^T + mu)^-1 W,
-        shifted and scaled to fit. W is in coordinates of the basis.
+        The prediction of a layer is X + t (H - X), shifted and scaled to fit, with
+        H - X = (Y - X W^T - b) (W W^T + mu)^-1 W. W is in coordinates of the basis.
         """
         xx, yx, yy, x_layers, y_layers, with_first, sizes = self._moments
         pull = np.linalg.solve(w @ w.T + mu * np.eye(len(w)), w)
-        error = yx - w @ xx  # E^T X
-        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
-        forward = float(np.vdot(pull, error))  # <H - X, X>
-        distance = float(np.vdot(pull, second @ pull))  # |H - X|^2
+        forward, distance = _path_products(pull, w, xx, yx, yy)
         with_layers = (pull * (y_layers - w @ x_layers)).sum((1, 2))  # <H - X, H_l>
         products = (float(with_first[0]), forward, distance)
         unexplained = []
@@ -159,6 +143,24 @@ class Scorer:
         return float(np.mean(unexplained))
 
 
+def _label_products(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "K K"]:
+    """Return Y^T Y of the centered one-hot labels Y."""
+    frequencies = np.bincount(labels, minlength=classes) / len(labels)
+    return len(labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
+
+
+def _path_products(
+    pull: Float[np.ndarray, "K r"],
+    w: Float[np.ndarray, "K r"],
+    xx: Float[np.ndarray, "r r"],
+    yx: Float[np.ndarray, "K r"],
+    yy: Float[np.ndarray, "K K"],
+) -> tuple[float, float]:
+    """Return <H - X, X> and |H - X|^2 for H - X = E `pull`, with the residuals E = Y - X W^T."""
+    residuals = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
+    return float(np.vdot(pull, yx - w @ xx)), float(np.vdot(pull, residuals @ pull))
+
+
 def choose_settings(
     stats: Statistics,
     first: Sliceable,
@@ -168,16 +170,15 @@ def choose_settings(
 ) -> Settings:
     """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
 
-    `first` and `last` contain other samples than `stats`, unless a class has a single sample. H,
-    the last layer that MUFM predicts, is shifted, scaled and rotated to fit the measured last layer
-    M (`last`); the unexplained fraction of M's variance is then
-    1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
+    `first` and `last` contain other samples than `stats`, unless a class has a single sample. The
+    prediction H is shifted, scaled and rotated to fit the measured last layer M (`last`). The
+    unexplained fraction of M's variance is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is
+    restricted to its `TargetSubspace`.
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)
     classes = len(stats.y_mean)
-    frequencies = np.bincount(labels, minlength=classes) / len(labels)
-    yy = len(labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
+    yy = _label_products(labels, classes)
 
     def moments(rows: slice, start: Block, end: Block) -> list[Any]:
         x, m = start - x_mean, target.project(end - m_mean)
@@ -195,9 +196,8 @@ def choose_settings(
             problem.at, problem.ridge(), tolerance=_SEARCH_TOLERANCE, max_steps=60
         ).point
         w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
-        forward = float(np.vdot(pull, yx - w @ xx))
-        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
-        size = x_size + 2 * forward + float(np.vdot(pull, second @ pull))
+        forward, distance = _path_products(pull, w, xx, yx, yy)
+        size = x_size + 2 * forward + distance
         explained = nuclear_norm(x_m + stats.basis @ (pull.T @ (y_m - w @ z_m))) ** 2
         return -explained / size if size > 0 else 0.0
 
@@ -215,7 +215,7 @@ def choose_settings(
 def choose_classifier_model(
     scorer: Scorer, unit: Float[np.ndarray, "K d"], energy: float
 ) -> ClassifierModel:
-    """Choose the scale of a classifier `unit` of norm 1, and mu, to explain the layers best."""
+    """Choose the scale of the classifier `unit`, of norm 1, and mu, to predict the layers best."""
 
     def model_at(logs: Sequence[float]) -> ClassifierModel:
         # The classifier's norm in units of 1 / sqrt(energy), and mu in units of the squared norm.
@@ -251,15 +251,11 @@ class MUFMFit:
     Settings are chosen on half B of the samples, with the classifier fitted to half A. Then the
     halves are swapped: the classifier, the times and the layer fits come from B, and the held-out
     scores from A, of which only the first layer and the labels have been used. The solution uses
-    all samples, and so do settings if a class has a single sample; then there are no held-out
-    scores. If there are several processes, one of them fits MUFM, because a nearly degenerate
-    minimizer (for example with fewer features than classes) would depend on the rounding of
-    distributed sums.
+    all samples. If a class has a single sample, settings use all samples too, and there are no
+    held-out scores.
 
-    Raises
-    ------
-    FeatureError
-        All samples have the same features in the segment's first layer.
+    Of several processes, one fits MUFM, because a nearly degenerate minimizer (for example with
+    fewer features than classes) would depend on the rounding of distributed sums.
     """
 
     def __init__(
@@ -284,13 +280,7 @@ class MUFMFit:
         self.halved = half is not None
 
     def fit(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
-        """Return the solution with the best settings, its predictions and its held-out scores.
-
-        Raises
-        ------
-        ConvergenceError
-            Newton's method did not converge.
-        """
+        """Return the solution with the best settings, its predictions and its held-out scores."""
         arrays = self.segment.arrays
         steps = len(arrays) - 1
         settings = processes.on_rank_zero(self._settings)
@@ -320,7 +310,7 @@ class MUFMFit:
     ) -> tuple[ClassifierModel, Iterator[Prediction], HeldOut] | None:
         """Return MUFM with the network's own classifier, its predictions and its held-out scores.
 
-        None if the rows of `weight` are equal. Their mean cancels in the softmax and is subtracted.
+        The rows' mean cancels in the softmax and is subtracted. None if all rows are equal.
         """
         centered = weight - weight.mean(0)
         norm = float(np.linalg.norm(centered, 2))
@@ -373,7 +363,7 @@ class MUFMFit:
 
 
 def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], float]:
-    """Return the mean of the samples and their energy, the mean squared distance from it."""
+    """Return the mean of the samples, and their mean squared distance from it."""
     mean = mean_of(features)
     (total,) = sum_over_rows(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
     return mean, total / features.shape[0]

@@ -30,35 +30,16 @@ ROUNDING = 1e-20  # fraction of the variance below which a squared error of the 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A model's features of one layer, shifted, scaled and perhaps rotated to fit the network's.
-
-    Attributes
-    ----------
-    features : LazyRows, (n, d)
-    baseline : LazyRows, (n, d)
-        The segment's first layer, fitted with the same degrees of freedom.
-    time, scale : float
-        See ``time`` and ``gain`` of `ModelLayer`.
-    """
+    """A model's features of one layer, shifted, scaled and perhaps rotated to fit the network's."""
 
     features: LazyRows
-    baseline: LazyRows
+    baseline: LazyRows  # the segment's first layer, fitted with the same degrees of freedom
     time: float
-    scale: float
+    scale: float  # `gain` of `ModelLayer`
 
 
 def layer_times(segment: Segment, kind: str) -> list[float] | None:
-    """Return the time of every layer on a path from first to last; None if times are fitted.
-
-    `kind` is the parameter `time` of `compare`. ``nearest`` gives None: each time is fitted, as the
-    one at which a model's path is nearest to the layer. ``length`` gives the sum of the root mean
-    squared steps up to the layer, divided by the sum of all steps, and ``uniform`` gives l / L.
-
-    Raises
-    ------
-    ArgumentError
-        `kind` is unknown.
-    """
+    """Return the times for `kind`, the parameter `time` of `compare`; None if they are fitted."""
     steps = len(segment.arrays) - 1
     uniform = [i / steps for i in range(steps + 1)]
     if kind == "nearest":
@@ -77,22 +58,12 @@ def layer_times(segment: Segment, kind: str) -> list[float] | None:
 
 @dataclass(frozen=True, eq=False)
 class LayerFit:
-    """A straight path fitted to a layer: the layer's time, and maps of the path to the layer.
-
-    Attributes
-    ----------
-    time : float
-        Time of the layer, in [0, 1].
-    mean : ndarray, (d,)
-        Mean of the layer.
-    model, baseline : Procrustes
-        Maps of the path at this time, and of its start, to the layer.
-    """
+    """A straight path fitted to a layer."""
 
     time: float
-    mean: Float[np.ndarray, " d"]
-    model: Procrustes
-    baseline: Procrustes
+    mean: Float[np.ndarray, " d"]  # of the layer
+    model: Procrustes  # maps the path at this time to the layer
+    baseline: Procrustes  # maps the path's start to the layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +79,7 @@ class StraightPath:
 
     @cached_property
     def products(self) -> tuple[float, float, float]:
-        """<X, X>, <X, D> and <D, D> of X and D = H - X about their means."""
+        """<X, X>, <X, D> and <D, D> of the centered X and D = H - X."""
 
         def terms(_: slice, start: Block, end: Block) -> list[float]:
             x, d = self._centered(start, end)
@@ -135,7 +106,7 @@ class StraightPath:
     def fit_layers(
         self, layers: Sequence[Sliceable], times: Sequence[float] | None, *, rotate: bool
     ) -> Iterator[LayerFit]:
-        """Yield the fit to every layer; inner ones at their nearest times if `times` is None."""
+        """Yield the fit to every layer; without `times`, inner layers have the nearest times."""
         xx, xd, dd = self.products
         for i, layer in enumerate(layers):
             t = times[i] if times is not None else end_time(i, len(layers))
@@ -157,7 +128,7 @@ class StraightPath:
     def _products_with(
         self, layer: Sliceable, mean: Float[np.ndarray, " d"], target: TargetSubspace | None
     ) -> tuple[Product, Product]:
-        """Return the products of X and H - X with a layer in its target subspace."""
+        """Return the products of X and H - X with a layer, as in `Procrustes.fit`."""
 
         def terms(_: slice, start: Block, end: Block, layer: Block) -> list[Product]:
             x, d = self._centered(start, end)
@@ -171,7 +142,7 @@ class StraightPath:
         return of_x, of_d
 
     def predict(self, fit: LayerFit, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
-        """Return the fitted features of a layer, with mean `mean` or else the layer's mean."""
+        """Return the fitted features of a layer, with `mean` instead of the layer's if given."""
         center = fit.mean if mean is None else mean
 
         def transformed(procrustes: Procrustes, t: float) -> LazyRows:
@@ -224,8 +195,8 @@ def simplex_etf_prediction(
     """Predict complete collapse onto the simplex ETF nearest to the class means; None if d < K - 1.
 
     The plain UFM does not determine the rotation and the size of the ETF, so they are fitted. With
-    the class means M (K x d) and E = I - J / K, J all ones, the ETF is c Q, where Q is the polar
-    factor of E M of rank K - 1 and c = ||E M||_* / (K - 1).
+    the centered class means M (K x d), the ETF is c Q, where Q is the polar factor of M of rank
+    K - 1, and c = ||M||_* / (K - 1).
     """
     classes = int(labels.max()) + 1
     if features.shape[1] < classes - 1:
@@ -243,23 +214,13 @@ def simplex_etf_prediction(
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared errors of a model and of the baseline as predictions of one layer.
-
-    Attributes
-    ----------
-    model, baseline : float
-        Errors of all features.
-    model_means, baseline_means : float
-        Errors of the class means, weighted by samples.
-    variance : float
-        Sum of squares of the layer about its mean.
-    """
+    """Squared errors of a model and of the baseline as predictions of one layer."""
 
     model: float
     baseline: float
-    model_means: float
+    model_means: float  # of the class means, weighted by samples
     baseline_means: float
-    variance: float
+    variance: float  # sum of squares of the layer about its mean
 
     @classmethod
     def of(
@@ -269,7 +230,6 @@ class Errors:
         layer: Sliceable,
         labels: Int[np.ndarray, " n"],
     ) -> Errors:
-        """Compute the errors of `features` and `baseline` as predictions of `layer`."""
         counts = np.bincount(labels)
         mean = mean_of(layer)
 

@@ -22,21 +22,12 @@ RANK_TOLERANCE = 1e-8  # directions of smaller relative variance or singular val
 
 @dataclass(frozen=True, eq=False)
 class Procrustes:
-    """A scale and an orthogonal map that bring centered features nearest to a layer.
+    """A scale and an orthogonal map that bring centered features nearest to a layer."""
 
-    Attributes
-    ----------
-    scale : float
-        A factor, at least 0.
-    rotation : callable or None
-        Rotates features (rows); it may include a reflection. None for the identity.
-    """
-
-    scale: float
-    rotation: Callable[[Block], Block] | None = None
+    scale: float  # at least 0
+    rotation: Callable[[Block], Block] | None = None  # of rows, perhaps with a reflection
 
     def __call__(self, features: Block) -> Block:
-        """Return the features, rotated and scaled."""
         return self.scale * (features if self.rotation is None else self.rotation(features))
 
     @classmethod
@@ -69,15 +60,9 @@ class Procrustes:
 
 @dataclass(frozen=True, eq=False)
 class TargetSubspace:
-    """The subspace into which features are rotated: a layer's leading directions, or all.
+    """The subspace into which features are rotated: a layer's leading directions, or all."""
 
-    Attributes
-    ----------
-    basis : ndarray, (d, p), or None
-        Orthonormal directions; None for the whole space.
-    """
-
-    basis: Float[np.ndarray, "d p"] | None = None
+    basis: Float[np.ndarray, "d p"] | None = None  # orthonormal; None for the whole space
 
     def project(self, centered: Block) -> Float[np.ndarray, "b p"]:
         """Return the centered layer's coordinates in the subspace."""
@@ -88,7 +73,7 @@ class TargetSubspace:
         """Return the whole space, or the span of the leading directions of a wide layer.
 
         A layer is wide if it has more than `MAX_DIRECTIONS` features. Its directions are computed
-        from at most `SUBSPACE_SAMPLES` samples, by one process for all.
+        from at most `SUBSPACE_SAMPLES` samples, by one process.
         """
         if layer.shape[1] <= MAX_DIRECTIONS:
             return cls()
@@ -108,10 +93,7 @@ def _leading_directions(
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Return the sum of the singular values.
-
-    For a tall matrix, the error of each is about 1e-8 times the largest.
-    """
+    """Return the sum of the singular values, of a tall matrix to about 1e-8 of the largest."""
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
@@ -122,8 +104,8 @@ def _rotation_between(
 ) -> Callable[[Block], Block]:
     """Return a rotation that maps orthonormal directions `start` to `end`.
 
-    The joint span has at most 2 p dimensions. On its complement the rotation is the identity, and
-    within the span it is the one nearest to the identity among those that map `start` to `end`.
+    On the complement of their joint span it is the identity. Within the span it is nearest to the
+    identity among the rotations that map `start` to `end`.
     """
     frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]
     a, b = frame.T @ start, frame.T @ end
@@ -140,8 +122,7 @@ def nearest_rotated_time(
 ) -> float:
     """Return t in [0, 1] for which x + t d, rotated and scaled, is nearest to a layer m.
 
-    `products` are <x, x>, <x, d> and <d, d>; `x_product`, `d_product` are x^T m and d^T m in the
-    target subspace.
+    `products` are <x, x>, <x, d> and <d, d>; the others are x^T m and d^T m in the target subspace.
     """
     xx, xd, dd = products
 

@@ -31,23 +31,22 @@ class ModelLayer(Result):
     gain : float in [0, inf)
         The scale by which the model's features are multiplied to fit the layer.
     relative_error : float in [0, inf), or None
-        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, and 1 for one
-        as good as the baseline. None if the baseline has no error.
+        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, 1 for one as
+        good as the baseline. None if the baseline has no error.
     r2 : float in (-inf, 1], or None
         1 - relative_error^2.
     r2_means : float in (-inf, 1], or None
         The same as `r2`, for the class means only, weighted by samples.
     r2_line : float in (-inf, 1], or None
         Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
-        the geodesic model itself, and if its error is zero, as for the first and last layer, which
-        are given to it.
+        the geodesic model itself, and if its error is zero, as for the first and last layer.
     missed : float in [0, inf), or None
         Unexplained variance: error of the model / variance of the layer. None if the variance is 0.
     w2 : float in [0, inf), or None
         W2 between the model's and the network's features (of about 300 samples), divided by the
-        square root of the layer's variance. It is 0 if the distributions agree, whatever the
-        pairing of samples, and about 1 if the prediction is a single point. None if the variance
-        is 0.
+        layer's root mean squared distance from its mean. It is 0 if the distributions agree,
+        whatever the pairing of samples, and about 1 if the prediction is a single point. None if
+        the variance is 0.
     collapse : LayerCollapse
         Collapse metrics of the predicted features.
 
@@ -97,18 +96,10 @@ class HeldOut(Result):
 
 @dataclass(frozen=True, eq=False)
 class ClassifierModel:
-    """MUFM with a given classifier.
+    """MUFM with the network's own classifier."""
 
-    Attributes
-    ----------
-    w : ndarray, (K, d)
-        The network's classifier minus the mean of its rows, scaled to predict best.
-    mu : float
-        Transport strength of the whole path.
-    """
-
-    w: Float[np.ndarray, "K d"]
-    mu: float
+    w: Float[np.ndarray, "K d"]  # the classifier minus the mean of its rows, scaled
+    mu: float  # transport strength of the whole path
 
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]

@@ -59,10 +59,10 @@ class BiasCurve(Result):
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
         """Return the number of samples at which the resolution is `wanted`.
 
-        Between measured sizes, the curve is interpolated. Beyond them it is continued by a power
-        law, whose exponent is fitted to all sizes: in k effective dimensions, distances to nearest
-        neighbors decrease like N^(-1/k), while displacements keep their size. The result is None if
-        fewer than two sizes have a resolution, if it does not increase, or above 1e12 samples.
+        Between measured sizes, the curve is interpolated. Beyond them, it is extended by a power
+        law fitted to all sizes: in k effective dimensions, distances to nearest neighbors decrease
+        like N^(-1/k), while displacements keep their size. None if fewer than two sizes have a
+        resolution, if the fitted law does not increase, or if the result exceeds 1e12 samples.
 
         Examples
         --------
@@ -98,7 +98,6 @@ class BiasCurve(Result):
         return {"segments": [{"sample_sizes": self.to_dict()}]}
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return a row per number of samples."""
         return [point.to_dict() for point in self.points]
 
     _rows = _table
@@ -122,10 +121,10 @@ def bias_curve(
     """Measure paired clouds on random subsets of growing size.
 
     Empirical W2 converges like N^(-1/d) in d > 4 effective dimensions (Fournier and Guillin 2015,
-    thm 1), so a distance or an ot_score from few samples is biased. If the curve is still changing
-    at its end, the value depends on the number of samples. The method is m-out-of-n subsampling:
-    the spread between subsets of m samples, times sqrt(m / n), estimates the sampling spread at n,
-    and the trend of the mean shows the bias.
+    thm 1), so a distance or an ot_score from few samples is biased. The trend of the means shows
+    this bias; if they still change at the largest size, so would they with more samples. The
+    deviation between subsets of m samples, times sqrt(m / n), estimates the sampling error at n
+    (m-out-of-n subsampling).
 
     Parameters
     ----------
@@ -134,15 +133,14 @@ def bias_curve(
     sizes : sequence of int, optional
         Numbers of samples between 2 and n; default n/16, n/8, n/4, n/2, n.
     repeats : int
-        Number of subsets per size, which are disjoint if n is large enough. The whole sample is
-        measured once.
+        Number of subsets per size, disjoint if n is large enough; one of size n.
     solver : solver, optional
         Default `Exact()`.
     seed : int
         Random seed of the subsets.
     whole : TransportResult, optional
-        The solver's result for all samples, if it is already known (``wasserstein(x, y)``). It is
-        not computed again, and on subsets `Exact` starts from its potentials.
+        ``wasserstein(x, y)`` with the same solver, if already known. It is not computed again, and
+        `Exact` starts from its potentials on subsets.
 
     Raises
     ------
@@ -174,8 +172,8 @@ def bias_curve(
         raise ArgumentError(f"sizes must lie between 2 and {n}.")
     solver = Exact() if solver is None else solver
     known = None if whole is None else whole.potentials
-    others = known is not None and len(known[0]) != n
-    if whole is not None and (others or whole.solver != solver.name):
+    other_size = known is not None and len(known[0]) != n
+    if whole is not None and (other_size or whole.solver != solver.name):
         raise ArgumentError(f"whole must be the result of {solver.name} for these {n} samples.")
     rng = np.random.default_rng(seed)
 
@@ -208,7 +206,7 @@ def _distance(
     solver: Solver,
     whole: TransportResult | None,
 ) -> float:
-    """Return W2 of a subset; `Exact` starts from the potentials of the whole sample, if given."""
+    """Return W2 of a subset, from the potentials of the whole sample if possible."""
     if whole is not None and len(rows) == len(x):
         return whole.distance
     if whole is None or whole.potentials is None or type(solver) is not Exact:

@@ -24,27 +24,13 @@ _CANCELLED = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """First and second moments of the layers of one space, with bounds on their rounding errors.
-
-    Attributes
-    ----------
-    arrays : sequence of L + 1 ndarrays, (n, d)
-    centers : ndarray, (L + 1, d)
-        The layers' means, as rounded to float64.
-    rest : ndarray, (L + 1, d)
-        Mean of x - center, the rounding error of each center.
-    products : ndarray, (L + 1, L + 1)
-        mean <u_i, u_j> of the centered features.
-    floor : float
-        Largest spread that rounding of the features alone can cause; a layer whose spread is not
-        larger counts as a point.
-    """
+    """First and second moments of the layers of one space."""
 
     arrays: Sequence[Float[np.ndarray, "n d"]]
-    centers: Float[np.ndarray, "l d"]
-    rest: Float[np.ndarray, "l d"]
-    products: Float[np.ndarray, "l l"]
-    floor: float
+    centers: Float[np.ndarray, "l d"]  # the layers' means, rounded to float64
+    rest: Float[np.ndarray, "l d"]  # mean of x - center, the rounding error of a center
+    products: Float[np.ndarray, "l l"]  # mean <u_i, u_j> of the centered features
+    floor: float  # spread that rounding can cause; a layer of no larger spread counts as a point
 
     @classmethod
     def of(cls, arrays: Sequence[Float[np.ndarray, "n d"]], floor: float) -> Moments:
@@ -73,31 +59,18 @@ class Moments:
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
     ) -> CenteredPair:
-        """Return the centered pair of layers i and j, given W2 between them.
-
-        The potentials are kept only if `potentials` is true.
-        """
+        """Return the centered pair of layers i and j from W2 between them."""
         result = result if potentials else replace(result, potentials=None)
         return CenteredPair.of(self, i, j, result)
 
 
 @dataclass(frozen=True, eq=False)
 class CenteredPair:
-    """Two centered layers.
+    """Two centered layers."""
 
-    Attributes
-    ----------
-    transport : TransportResult
-        W2(u, v) with its interval, and the potentials of u and v, if kept.
-    squared_shift : float
-        |m|^2.
-    corr_score : (value, low, high), or None
-        See `wgeo.geodesic.result.Optimality`.
-    """
-
-    transport: TransportResult
-    squared_shift: float
-    corr_score: Score | None
+    transport: TransportResult  # W2(u, v), with potentials if kept
+    squared_shift: float  # |m|^2
+    corr_score: Score | None  # see `Optimality`
 
     @classmethod
     def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:
@@ -149,11 +122,7 @@ def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
 
 
 def _corr_score(
-    moments: Moments,
-    i: int,
-    j: int,
-    cost: float,
-    interval: tuple[float, float],
+    moments: Moments, i: int, j: int, cost: float, interval: tuple[float, float]
 ) -> Score | None:
     sd_x, sd_y = moments.spread[[i, j]]
     if not (sd_x > 0 and sd_y > 0):
@@ -161,18 +130,15 @@ def _corr_score(
     bound = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
     total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
     paired, paired_error = float(moments.products[i, j]), _relative_error(moments) * bound
+    paired_low, paired_high = paired - paired_error, paired + paired_error
     # Bounds on the largest mean <u, v> over all couplings. The given pairing (`paired`) and the
     # independent coupling (0) are lower bounds.
-    low = max((total - interval[1] - error) / 2, paired - paired_error, 0.0)
+    low = max((total - interval[1] - error) / 2, paired_low, 0.0)
     high = max(min((total - interval[0] + error) / 2, bound + paired_error), low)
-    if high == 0 or (paired - paired_error < 0 and low == 0):
+    if high == 0 or (paired_low < 0 and low == 0):
         return None  # nothing bounds the score from below
-    lowest = (paired - paired_error) / (high if paired - paired_error >= 0 else low)
-    highest = (
-        min((paired + paired_error) / (low if paired + paired_error >= 0 else high), 1.0)
-        if low > 0
-        else 1.0
-    )
+    lowest = paired_low / (high if paired_low >= 0 else low)
+    highest = min(paired_high / (low if paired_high >= 0 else high), 1.0) if low > 0 else 1.0
     best = min(max((total - cost) / 2, low), high)
     value = paired / best if best > 0 else 1.0
     return float(min(max(value, lowest), highest)), float(lowest), float(highest)

@@ -1,11 +1,11 @@
 """Is a block an optimal map? A test of its Jacobian, which works with any number of samples.
 
-A map T is optimal for the squared cost if and only if it is the gradient of a convex function
+A map is optimal for the squared cost if and only if it is the gradient of a convex function
 (Brenier 1991). Its Jacobian J is then symmetric and positive semi-definite. Both properties are
 tested with products J v (forward mode) and J^T v (reverse mode), without forming J.
 
-No block of a trained network has these properties exactly. Therefore a block counts as different
-from the gradient of a convex function only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
+No block of a trained network has these properties exactly. A block is therefore called different
+from such a gradient only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from .residual_alignment.branches import Visit, runs_of, visits
 SYMMETRIC = 0.01
 """Largest asymmetry at which a Jacobian counts as symmetric.
 
-At this value, the norm of the antisymmetric part is a tenth of the norm of the symmetric part. A
-planar rotation by 5.7 degrees has this asymmetry.
+The norm of the antisymmetric part is then a tenth of that of the symmetric part, as for a planar
+rotation by 5.7 degrees.
 """
 NEARLY_SYMMETRIC = 0.1
 """Largest asymmetry at which a Jacobian counts as nearly symmetric.
 
-A planar rotation by 17.5 degrees has this asymmetry. Its correlation score on an isotropic cloud is
-0.95, the smallest at which a map of samples is called nearly optimal.
+A planar rotation by 17.5 degrees has this asymmetry. On an isotropic cloud, this rotation has the
+correlation score 0.95, the smallest at which a map of samples is called nearly optimal.
 """
 CONVEX = 0.01
 """Largest size of a negative eigenvalue, relative to the largest eigenvalue, that counts as 0."""
@@ -70,14 +70,14 @@ class BrenierResult(Result):
     Attributes
     ----------
     asymmetry : float in [0, inf), or None if undefined
-        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2, that is, the squared norm of
-        the Jacobian's antisymmetric part divided by that of its symmetric part. It is 0 for a
-        gradient, tan^2(delta) for a rotation by delta in the plane, and about 1 for a matrix with
-        independent entries.
+        Squared norm of the Jacobian's antisymmetric part, divided by that of its symmetric part;
+        mean over points. It is estimated by E||J v - J^T v||^2 / E||J v + J^T v||^2 over random
+        sign vectors v. It is 0 for a gradient, tan^2(delta) for a rotation by delta in the plane,
+        and about 1 for a matrix with independent entries.
     displacement_asymmetry : float or None
-        The same for the displacement T(x) - x, with J - I in place of J. If the map ends in a ReLU,
-        J - I has the entry -1 on the diagonal for every inactive unit. This symmetric part is
-        unrelated to the branch and hides its asymmetry; see `branch_asymmetry`.
+        The same for J - I, the Jacobian of the displacement. If the map ends in a ReLU, J - I has
+        the entry -1 on the diagonal for every inactive unit, which hides the asymmetry of the
+        branch; `branch_asymmetry` does not have this fault.
     branch_asymmetry : float or None
         The same for J - D, where D is the derivative of the map's final ReLU (I if there is none).
         For a block ReLU(x + F(x)), J - D = D F' is the branch's Jacobian at the active units.
@@ -85,20 +85,19 @@ class BrenierResult(Result):
         Fraction of the outputs that a final ReLU sets to 0; 0 if there is no final ReLU.
     min_eigenvalue : float
         Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it is negative, the map is
-        not the gradient of a convex function. The Lanczos value is an upper bound, and an
-        eigenvalue lies within `residual` of it.
+        not the gradient of a convex function. The Lanczos method never underestimates it.
     lowest_eigenvalue : float
         The minimum of the smallest eigenvalue over all points.
     negative_share : float in [0, 1]
         Fraction of points at which the smallest eigenvalue is negative beyond rounding.
     relative_eigenvalue : float in [-1, 1]
-        Mean over points of the smallest eigenvalue, divided by the largest absolute eigenvalue,
-        both from Lanczos. That too is at most the true one, so the ratio can be too large in size,
-        but not of the wrong sign: with k steps in dimension d, the largest eigenvalue is with
-        probability 95 % too small by at most a fraction log^2(33 sqrt(d)) / (2 k - 1)^2 of the
-        spectrum's width (Kuczynski and Wozniakowski 1992, sec. 4), 1 % for k = 40, d = 10,000.
+        Mean over points of the smallest eigenvalue divided by the largest absolute eigenvalue. A
+        negative value proves a negative eigenvalue. Its size can be too large, because the Lanczos
+        method underestimates the largest eigenvalue: with k steps in dimension d, with probability
+        95 %, by at most a fraction log^2(33 sqrt(d)) / (2 k - 1)^2 of the spectrum's width
+        (Kuczynski and Wozniakowski 1992, sec. 4), which is 1 % for k = 40 and d = 10,000.
     residual : float
-        Largest bound, over points, on the distance from the computed value to an eigenvalue.
+        Some eigenvalue lies within this distance of the smallest one computed, at every point.
     intervals : dict of (low, high)
         95 % intervals over points: Student's t for the means (`mean_interval`), Clopper-Pearson for
         `negative_share`.
@@ -106,8 +105,7 @@ class BrenierResult(Result):
         ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
         ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN if undefined.
     probes, lanczos : int
-        Number of probes for the asymmetries, and of Lanczos steps (at most the dimension) for the
-        eigenvalue.
+        Number of sign vectors, and of Lanczos steps (at most the dimension).
     seconds : float
 
     Examples
@@ -145,10 +143,9 @@ class BrenierResult(Result):
     def excluded_by(self) -> tuple[str, ...]:
         """Reasons why the map is not the gradient of a convex function, possibly empty.
 
-        ``asymmetry`` means that the lower end of its interval is above ``SYMMETRIC``, and
-        ``eigenvalue`` that the upper end of the interval of `relative_eigenvalue` is below
-        -``CONVEX`` (the true smallest eigenvalue is no higher than the value from Lanczos).
-        Without intervals, the values themselves are compared.
+        ``asymmetry``: the lower end of its interval is above ``SYMMETRIC``. ``eigenvalue``: the
+        upper end of the interval of `relative_eigenvalue` is below -``CONVEX``. Without intervals,
+        the values themselves are compared.
         """
         reasons = []
         low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))
@@ -165,7 +162,6 @@ class BrenierResult(Result):
         return bool(self.excluded_by)
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return one row per point."""
         columns = self.per_point.values()
         return [dict(zip(self.per_point, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -201,8 +197,8 @@ def brenier(
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        If 0, no intervals are computed. The value has no other effect: the intervals do not use
-        resamples, because resampling a few points gives intervals that are too narrow.
+        0 for no intervals. Any other value has the same effect, since the intervals use no
+        resamples: from a few points, these would give intervals that are too narrow.
     seed : int
         Random seed of the sign vectors and of the Lanczos starts.
 
@@ -285,33 +281,22 @@ def brenier(
 
 @dataclass(frozen=True, eq=False)
 class BrenierBlocks:
-    """The tests of a network's blocks, and of its runs of consecutive blocks in one space.
+    """The tests of a network's blocks, and of compositions of consecutive blocks in one space.
 
-    ``blocks`` maps the name of each block to its result. ``segments`` maps the names of the blocks
-    of each run to the result for their composition; a run has at least two blocks and is as long as
-    possible. Neither contains a block that changes the space, that does not map a tensor to one
-    tensor, whose sum is in a forward method, or that has a further argument with a row per sample.
+    Left out are blocks that change the space, that do not map one tensor to one tensor, or that
+    have a further argument with a row per sample, and sums in the network's forward method.
     """
 
-    blocks: Mapping[str, BrenierResult]
-    segments: Mapping[tuple[str, ...], BrenierResult]
+    blocks: Mapping[str, BrenierResult]  # by name
+    segments: Mapping[tuple[str, ...], BrenierResult]  # by the names of at least two blocks
 
 
 def brenier_blocks(
     module: nn.Module, x: torch.Tensor, names: Sequence[str], **options: Any
 ) -> BrenierBlocks:
-    """Test the blocks of a network at the features that enter them.
+    """Test a network's blocks `names` (`wgeo.blocks`) at the features that enter them.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network; it is not modified.
-    x : Tensor, (n, ...)
-        Normalized inputs of the network; a few dozen are enough.
-    names : sequence of str
-        Names of the blocks, in execution order (see `wgeo.blocks`).
-    **options
-        As for `brenier`.
+    `x` are a few dozen normalized inputs of the network; `options` are those of `brenier`.
     """
     calls, _ = visits(module, x, [BlockSpec(name, False, None) for name in names])
     runs = runs_of([visit for visit in calls if not visit.has_rows_beside_x])
@@ -383,10 +368,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
-    """Return whether the map ends in a ReLU, as a module or a function.
-
-    A ReLU is recognized by its many zeros, and no negative outputs, for random inputs.
-    """
+    """Return whether outputs for random inputs are never negative, and often 0."""
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
@@ -404,7 +386,7 @@ def _active(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
 def _asymmetries(
     jacobian: Jacobian, probes: int, streams: Streams, active: torch.Tensor
 ) -> tuple[Float[torch.Tensor, " n"], ...]:
-    """Return each point's asymmetries in the order of `_ASYMMETRIES`; NaN if both parts vanish.
+    """Return each point's asymmetries, in the order of `_ASYMMETRIES`; NaN for a zero matrix.
 
     I and D are diagonal, so J, J - I and J - D have the same antisymmetric part.
     """

@@ -41,26 +41,15 @@ LINEARIZED = (*TRANSPORT_MEASURES, *MOVING, "ot_score_centred", "corr_score")
 class SegmentSample:
     """A segment's samples as a table whose column means determine every measure.
 
-    Attributes
-    ----------
-    path : PathMeasures
-    steps : sequence of TransportResult
-        W2 between consecutive layers; empty if only trajectory measures are needed.
-    end : TransportResult or None
-        W2 between the first and the last layer.
-    floor : float
-        Largest distance that rounding of the features can cause; distances up to it count as zero.
-    centered : bool
-        Whether each layer's mean was subtracted; if so, there are correlation scores too. From
-        resamples, the means of all samples are subtracted. The variation of the means has only a
-        second-order effect on every cost, and none on a line shape if centered paths are as likely
-        as their mirror images.
+    If `centered`, each layer's mean was subtracted, and there are correlation scores too. Resamples
+    keep the means of all samples: the variation of the means has only a second-order effect on
+    every cost, and none on a line shape if centered paths are as likely as their mirror images.
     """
 
     path: PathMeasures
-    steps: Sequence[TransportResult]
-    end: TransportResult | None
-    floor: float
+    steps: Sequence[TransportResult]  # between consecutive layers
+    end: TransportResult | None  # between the first and last layer; None for path measures only
+    floor: float  # distance that rounding can cause; distances up to it count as zero
     centered: bool = False
 
     @classmethod
@@ -70,22 +59,21 @@ class SegmentSample:
         steps: Sequence[TransportResult] = (),
         end: TransportResult | None = None,
     ) -> SegmentSample:
-        """Measure the paths of a segment, and add its transport results if there are any."""
+        """Measure the paths of a segment; `steps` and `end` are its transport results, if any."""
         return cls(path_measures(segment.arrays), steps, end, rounding_of(segment.arrays))
 
     @classmethod
     def centered_of(
         cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
     ) -> SegmentSample:
-        """Measure the centered layers; `steps` and `end` are the transport results between them."""
+        """Measure the centered layers; `steps` and `end` are their transport results."""
         path = path_measures(moments.arrays, centres=moments.centers)
         return cls(path, steps, end, moments.floor, True)
 
     @property
     def linearized(self) -> bool:
         """Whether every distance has potentials, and therefore an influence function."""
-        results = (*self.steps, *([] if self.end is None else [self.end]))
-        return all(result.potentials is not None for result in results)
+        return all(result.potentials is not None for result in self._results())
 
     def resampled(
         self, draws: int, seed: int, groups: Int[np.ndarray, " n"] | None = None
@@ -137,7 +125,7 @@ class SegmentSample:
                     measures[f"paired {step}"] = paired[:, step]
                     measures[f"distance {step}"] = distance[:, step]
                     measures[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
-            if self.centered and self.end is not None:
+            if self.centered:
                 measures |= self._correlations(moved, costs, square)
         return measures
 
@@ -184,8 +172,8 @@ def _ot_score(distance: np.ndarray, paired: np.ndarray) -> np.ndarray:
 def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
     """Return n values with mean W2^2: f(x_i) + g(y_i), or W2^2 if the solver has no potentials.
 
-    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). These
-    values are shifted, since their mean, a lower bound, may differ from the computed cost.
+    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). The
+    values are shifted so that their mean, a lower bound on the cost, becomes the computed cost.
     """
     if result.potentials is None:
         return np.full(n, result.cost)

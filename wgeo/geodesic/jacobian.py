@@ -34,8 +34,8 @@ def differentiable_everywhere() -> Iterator[None]:
 def jvp(map_: Map, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return J v, the derivative of the map at `x` along `v`.
 
-    The first forward derivative in a process makes torch import rules that it compiles with its own
-    deprecated `torch.jit.script`. This warning is ignored, since users can do nothing about it.
+    At the first call in a process, torch warns of its own use of `torch.jit.script`. Users can do
+    nothing about this warning, so it is ignored.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
@@ -77,7 +77,7 @@ def _linearized(map_: Map, x: torch.Tensor) -> Map | None:
         try:
             push: Map = torch.func.linearize(map_, x)[1]
             push(torch.zeros_like(x))
-        except Exception:  # anything torch.fx does not support; jvp gives the same numbers
+        except Exception:  # torch.fx does not support the map; `jvp` gives the same numbers
             return None
     return push
 
@@ -98,14 +98,13 @@ def lowest_eigenvalue(
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     """Return each point's smallest eigenvalue, its error bound, and the largest absolute value.
 
-    The eigenvalues are those of the Jacobian's symmetric part. The Lanczos method with full
+    The eigenvalues are those of the Jacobian's symmetric part S. The Lanczos method with full
     reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
     Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
-    orthogonal to the first space are not missed. The smallest Ritz value theta bounds the smallest
-    eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta, where S is
-    the symmetric part and u the Ritz vector. A point has converged when this bound is at most
-    `tolerance` times its largest absolute Ritz value. It keeps the values of this step, so that
-    they do not depend on the rest of its batch.
+    outside it are found. The smallest Ritz value theta, with Ritz vector u, bounds the smallest
+    eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta. A point has
+    converged when this error bound is at most `tolerance` times its largest absolute Ritz value. It
+    keeps the values of this step, so that they do not depend on the rest of its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()
@@ -151,10 +150,9 @@ def new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
 def normalized_or_new(
     v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normalized vectors, and the norms that they had before.
+    """Return the normalized vectors, and their norms before.
 
-    A vector that vanishes has norm 0, and is replaced by a new random direction unless the basis is
-    complete.
+    A vanishing vector gets the norm 0 and, unless the basis is complete, a new random direction.
     """
     stuck = norm <= _BREAKDOWN * scale
     v = v / torch.where(stuck, 1.0, norm)[:, None]

@@ -1,8 +1,8 @@
 """Does a network move its samples along a Wasserstein geodesic? Trajectory -> Straightness.
 
-For each block, optimal transport is compared with the network's own pairing. For each segment (a
-run of layers in one feature space), the straightness of the path of distributions and of the
-samples' own paths is measured, with intervals.
+For each block, optimal transport is compared with the network's own pairing. For each segment, a
+run of layers in one feature space, two paths are measured: that of the distribution, and that of
+each sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .nulls import distinct_rows, has_power, null_bytes, null_scores
-from .pairs import as_matrices, length_over_runs, missing_pairs, solutions_by_pair
+from .pairs import as_matrices, length_over_runs, missing_pairs
 from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
@@ -61,20 +61,19 @@ def straightness(
     solver : Solver, optional
         Default `Exact()`.
     chain : Chain, optional
-        The distances of this trajectory, if they have already been computed
-        (`wgeo.transport.chain`). Only the layers' names and, if the chain has potentials, the
-        number of samples are checked.
+        ``wgeo.transport.chain(traj)``, if already computed. Only the layers' names are checked and,
+        if the chain has potentials, the number of samples.
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
         Whether to solve all pairs of layers of each segment (for more than 10 layers, of 9 evenly
-        spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default, the k
-        missing pairs, of n samples with d features, are solved if k n^2 (d + 100) <= 4e10, which
-        takes about half a minute per segment on one core. 8 blocks with 2,000 samples of 64
-        features are within this limit.
+        spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default, they are
+        solved if this takes at most about half a minute per segment on one core, as for 8 blocks
+        and 2,000 samples of 64 features. (k missing pairs of n samples with d features are solved
+        if k n^2 (d + 100) <= 4e10.)
     nulls : int
-        Number of null maps of each kind (`NullScore`) for every block, every segment and, if
-        `pairs` are solved, every map from one of their layers to the last layer; 0 for none.
+        Number of null maps of each kind (`NullScore`) for every block and every segment; 0 for
+        none. If `pairs` are solved, also for the map from each of their layers to the last layer.
     groups : array_like of int, (n,), optional
         Samples with the same number are copies of one image. They are resampled together, and null
         maps use one sample per group.
@@ -84,16 +83,18 @@ def straightness(
     Notes
     -----
     Measures of the samples' paths (line shapes, ``turning_angle``, ``orthogonal_share``,
-    ``paired``) are exact on every resample; their intervals cover the population's values. Measures
-    that contain W2 are linearized: with optimal potentials f, g, the influence of a sample on W2^2
-    is f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so to first order the W2^2 of a
-    resample with weights w is sum_i w_i (f_i + g_i), without another solve. **Their intervals cover
-    the expected value at this number of samples**, not its limit: empirical W2 is biased (upwards
-    if clouds move little compared with their spacing), and no resampling can remove this bias.
-    `bias_curve` shows how it depends on the number of samples. If the solver returns no potentials,
-    measures that contain W2 have no interval.
+    ``paired``) are computed exactly on every resample; their intervals cover the population's
+    values.
 
-    Centered values are linearized in the same way, with the layers' means fixed: the variation of
+    Measures that contain W2 are linearized. With optimal potentials f and g, the influence of a
+    sample on W2^2 is f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1). To first order, the
+    W2^2 of a resample with weights w is therefore sum_i w_i (f(x_i) + g(y_i)). **These intervals
+    cover the expected value at this number of samples**, not its limit: empirical W2 is biased
+    (upwards if clouds move little compared with their spacing), and no resampling can remove this
+    bias. `bias_curve` shows how it depends on the number of samples. Without potentials from the
+    solver, these measures have no interval.
+
+    Centered values are linearized in the same way, with the layers' means fixed; the variation of
     the means has only a second-order effect on every cost.
 
     Raises
@@ -135,9 +136,9 @@ def straightness(
     ends = list(zip(traj.segments, chain.ends, strict=True))
     for index, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solutions = solutions_by_pair(
-            segment, results, end, _solve_missing(segment, pairs, solver, traj.nbytes)
-        )
+        solutions = {(i, i + 1): result for i, result in enumerate(results)}
+        solutions[0, len(results)] = end
+        solutions |= _solve_missing(segment, pairs, solver, traj.nbytes)
         sample = _MeasuredSegment.of(segment, solutions, bootstrap, seed, groups)
         null = _null(sample, nulls, (seed, index))
         spacing = [neighbor_distance(x) for x in segment.arrays[:-1]]
@@ -150,7 +151,7 @@ def straightness(
 
 @dataclass(frozen=True, eq=False)
 class _MeasuredSegment:
-    """A segment with the solutions of its transport problems and its measures, raw and centered."""
+    """A segment with its transport solutions and its measures, raw and centered."""
 
     segment: Segment
     solutions: Mapping[Ends, TransportResult]
@@ -222,7 +223,7 @@ class _MeasuredSegment:
         }
 
     def length_ratio_at_most(self, seed: int) -> float | None:
-        """Return the bound from second moments, on no more samples than a null map uses."""
+        """Return the bound from second moments, on the number of samples of a null map."""
         arrays = self.segment.arrays
         if self.last < 2:
             return None  # a single step has length ratio 1
@@ -234,14 +235,12 @@ class _MeasuredSegment:
     def intervals(self, names: Mapping[str, str], centered: bool = False) -> dict[str, Interval]:
         """Return the defined intervals of `names`, {name in the record: name of the measure}."""
         resampled = self.resampled_centered if centered else self.resampled_raw
-        intervals = {}
-        for name, measure in names.items():
-            if name in LINEARIZED and not self.raw.linearized:
-                continue
-            interval = resampled.interval(measure)
-            if interval is not None:
-                intervals[name] = interval
-        return intervals
+        intervals = {
+            name: resampled.interval(measure)
+            for name, measure in names.items()
+            if self.raw.linearized or name not in LINEARIZED
+        }
+        return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
 def _check_chain(chain: Chain, traj: Trajectory) -> None:
@@ -364,7 +363,6 @@ def _segment(
 
 
 def _path(resampled: Resampled) -> dict[str, Any]:
-    """Return the measures of a path by name."""
     return {name: defined(resampled.values[name]) for name in _PATH}
 
 
@@ -383,7 +381,7 @@ def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]
 def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
     """Return the centered length divided by the largest W2 of a null map from end to end.
 
-    Null maps may use fewer samples, so their W2 is estimated from their OT scores.
+    Null maps may use fewer samples, so this W2 is estimated from their OT scores.
     """
     highest = max((each.ot_score for each in null), default=0.0)
     paired = sample.resampled_centered.values["paired"] * np.sqrt(highest)
@@ -393,10 +391,7 @@ def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> f
 def _interpolation(
     segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Solver
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return each layer's distance to the geodesic, and the time of the point it is compared with.
-
-    Distances are fractions of W2 between the ends; times are fractions of the arc length.
-    """
+    """Return ``interpolation_gap`` and ``interpolation_time`` of `SegmentStraightness`."""
     end, layers = sample.end, segment.arrays
     if end is None or not values["distance"] > 0:
         return (None,) * len(layers), (None,) * len(layers)
@@ -418,8 +413,8 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Start from the better pairing: sample i of an early layer is near the interpolated point
-        # from sample i of the first layer; of a late layer, near the one to sample i of the last.
+        # Start from the better pairing of sample i: with the point that begins at sample i of the
+        # first layer (good in early layers), or the one that ends at sample i of the last.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
@@ -427,10 +422,7 @@ def _interpolation(
 
 
 def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float) -> bool:
-    """Return whether the coupling is a permutation that the result's interval proves optimal.
-
-    It is optimal to the solver's tolerance, or to `_ROUNDING` times `floor`, rounding's bound.
-    """
+    """Return whether the coupling is a permutation, proved optimal up to tolerance or rounding."""
     match = end.coupling
     proved = end.status is Status.CERTIFIED or end.upper - end.lower <= _ROUNDING * floor
     if not (proved and isinstance(match, np.ndarray) and match.ndim == 1):
@@ -443,7 +435,7 @@ def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float
 def _paired_cost(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
-    """Return the sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
+    """Return the sum of ||x_i - y_match(i)||^2."""
     (total,) = sum_over_rows(
         lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
     )

@@ -1,14 +1,13 @@
 """Null maps: can these samples distinguish an optimal map from one that is not optimal?
 
-In many dimensions samples are sparse, so that any small displacement may look optimal. Null maps
-show whether it does. Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null
-map has the same centered displacements s_i = v_i - u_i, but permuted or rotated, and is scored in
-the same way as the network's own pairing:
+In many dimensions, samples are sparse, and any small displacement may look optimal. Null maps show
+whether it does. Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null map
+permutes or rotates their displacements s_i = v_i - u_i, and is scored like the network's pairing:
 
 * *dealt* (permuted): x_i + s_p(i), with p a random permutation;
-* *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. The Jacobian of
-  an optimal map is symmetric, I + M. That of its null map is I + A M, which in general is not; its
-  antisymmetric part grows with the displacements.
+* *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. An optimal map
+  has a symmetric Jacobian I + M, but its null map has the Jacobian I + A M, which in general is not
+  symmetric.
 
 If the score of a null map is as high as that of the network's own pairing, the samples cannot show
 whether the pairing is optimal.
@@ -30,7 +29,7 @@ from .result import NullScore, Score
 MAX_SAMPLES = 2000  # if there are more, a random subset is scored
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
-_TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
+_TURNED_WIDTH = 1024  # largest width for turned maps; wider QR decompositions take too long
 
 
 def null_scores(
@@ -42,31 +41,13 @@ def null_scores(
     seed: Sequence[int] = (0,),
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> tuple[NullScore, ...]:
-    """Return certified correlation scores of null maps with the displacements y - x.
+    """Return the scores of `draws` null maps of each kind, with the displacements y - x.
 
-    Parameters
-    ----------
-    x, y : ndarray, (n, d)
-    own : (value, low, high), optional
-        The score of the network's own pairing on all samples, if known.
-    draws : int
-        Number of null maps of each kind; 0 for none.
-    seed : sequence of int
-        Random seed of the maps and of the subset.
-    groups : ndarray of int, (n,), optional
-        Samples with the same number are copies of one image; one of each group is used.
-
-    Returns
-    -------
-    tuple of NullScore
-        One per kind. Empty for no draws, for fewer than two samples, or if the pairing's own score
-        is undefined.
-
-    Notes
-    -----
-    For more than `MAX_SAMPLES` samples, or very wide features, a random subset is used, and the
-    pairing's own score is computed on the same subset. There are no turned maps for more than 1024
-    features; an odd number of features is padded with one zero coordinate.
+    `own` is the network's score on all samples, if known. One sample of each of the `groups` is
+    used. From more than `MAX_SAMPLES` samples, or of very wide features, a random subset is used,
+    on which the network's score is computed too. There are no turned maps for more than 1024
+    features. The result is empty for no draws, for fewer than two samples, or if the network's
+    score is undefined.
     """
     rng = np.random.default_rng(seed)
     rows = distinct_rows(len(x), x.shape[1], groups, rng)
@@ -86,9 +67,9 @@ def null_scores(
 
 
 def has_power(null: Sequence[NullScore]) -> bool | None:
-    """Return whether the score of the pairing clearly exceeds every null score.
+    """Return whether the network's lower bound clearly exceeds the null scores' upper bounds.
 
-    Its certified lower bound is compared with their upper bounds. None without null scores.
+    None without null scores.
     """
     if not null:
         return None
@@ -97,24 +78,21 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:
-    """Return a random orthogonal antisymmetric matrix; the width must be even.
-
-    It rotates by 90 degrees in each of width / 2 orthogonal planes.
-    """
+    """Return a random rotation by 90 degrees in each of width / 2 planes, for an even width."""
     frame = np.linalg.qr(rng.standard_normal((width, width)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
     return half - half.T
 
 
 def null_bytes(n: int, d: int) -> int:
-    """Return the bytes of memory that `null_scores` needs: copies of the clouds, one problem."""
+    """Return the bytes of memory that `null_scores` needs."""
     return 10 * 8 * min(n, _limit(d)) * d + 2**28
 
 
 def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Return a row of every distinct sample, or of a random subset of at most `_limit(d)`."""
+    """Return a row of every group (of every sample without groups), at most `_limit(d)` of them."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     limit = _limit(d)
     return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
@@ -128,7 +106,7 @@ def _limit(d: int) -> int:
 def _turned(
     x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    if x.shape[1] % 2:
+    if x.shape[1] % 2:  # a zero coordinate makes the width even
         x, step = (np.pad(part, ((0, 0), (0, 1))) for part in (x, step))
     return x, step @ antisymmetric(x.shape[1], rng).T
 

@@ -21,7 +21,7 @@ Solutions = Mapping[tuple[int, int], TransportResult]
 def evenly_spaced(blocks: int, runs: int) -> list[int]:
     """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
-    The layers for 2k runs include those for k runs, so the path through them is at least as long.
+    Layers for k runs are also layers for 2k runs, so the path over 2k runs is at least as long.
     """
     return [(2 * j * blocks + runs) // (2 * runs) for j in range(runs + 1)]
 
@@ -43,14 +43,6 @@ def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]
     n, d = segment.arrays[0].shape
     affordable = len(keys) * n**2 * (d + 100) <= _WORK
     return keys if (affordable if pairs is None else pairs) else []
-
-
-def solutions_by_pair(
-    segment: Segment, steps: Sequence[TransportResult], end: TransportResult, others: Solutions
-) -> dict[tuple[int, int], TransportResult]:
-    """Return the results of a chain and of the other pairs, by their layers."""
-    chain = {(i, i + 1): step for i, step in enumerate(steps)}
-    return {**chain, (0, len(segment.arrays) - 1): end, **others}
 
 
 def length_over_runs(
@@ -89,7 +81,7 @@ def as_matrices(
         return matrix({key: value and value[end] for key, value in values.items()}, 1.0)
 
     highest = {
-        key: max(each.score[2] for each in scores_) for key, scores_ in null.items() if len(scores_)
+        key: max(each.score[2] for each in scores_) for key, scores_ in null.items() if scores_
     }
     return Pairs(
         layers=tuple(segment.names[i] for i in layers),

@@ -23,7 +23,7 @@ class PathMeasures:
     """Straightness of every sample's path x_0, ..., x_L; NaN if a measure is undefined.
 
     Write Delta_l = x_{l+1} - x_l. A step, or the chord x_L - x_0, counts as zero if it is within
-    the rounding of the features (4 eps max_l ||x_l||, eps of their precision).
+    the rounding of the features, 4 eps max_l ||x_l||. A path is closed if its chord is zero.
 
     Attributes
     ----------
@@ -59,14 +59,9 @@ def path_measures(
     *,
     centres: Float[np.ndarray, "l d"] | None = None,
 ) -> PathMeasures:
-    """Return the straightness of each sample's path through `arrays`, in float64.
+    """Return the straightness of each sample's path through at least two layers of one space.
 
-    Parameters
-    ----------
-    arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
-        Features of the same samples, layer by layer, in one space.
-    centres : ndarray, (L + 1, d), optional
-        The point to subtract from each layer, for example its mean.
+    `centres` are points to subtract from the layers, for example their means.
     """
     eps = _precision(arrays)
 
@@ -129,15 +124,15 @@ def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
     """Return the median, over samples, of the distance to the nearest *distinct* sample.
 
     Coincident samples can be exchanged without cost, so they do not affect which couplings are
-    optimal. NaN if all samples coincide. If there are more than `_MAX_QUERIES` samples, the median
-    is over this number of them, evenly spaced, each compared with all others.
+    optimal. NaN if all samples coincide. The median is over at most `_MAX_QUERIES` evenly spaced
+    samples, each compared with all others.
     """
     n, d = x.shape
     center = mean_of(x)
     queries = spaced_rows(n, _MAX_QUERIES)
     nearest, local_rows = np.zeros(len(queries)), processes.shard(len(queries))
     nearest[local_rows] = np.inf
-    # Parts of twice the usual size, since the queries are read again for every part.
+    # The queries are read again for every part, so parts have twice the usual size.
     half = -(-d // 2)
     for part in row_ranges(n, half):
         others = as_float64(x[part]) - center
@@ -183,21 +178,12 @@ def resolution(
     """Return the resolution: can these samples distinguish an optimal map from another?
 
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
-    The mean displacement is subtracted because a translation does not change which coupling is
-    optimal. If every remaining displacement is at most half the nearest-neighbor distance, the
-    pairing of x_i with y_i is optimal, whatever the map. Below `LOW_RESOLUTION` = 1/2, an ot_score
-    of 1 is therefore not evidence of an optimal map.
+    A translation does not change which coupling is optimal, so the mean displacement is subtracted.
+    If every remaining displacement is at most half the nearest-neighbor distance, the pairing of
+    x_i with y_i is optimal, whatever the map. Below `LOW_RESOLUTION` = 1/2, an ot_score of 1 is
+    therefore not evidence of an optimal map. None if all samples of x coincide.
 
-    Parameters
-    ----------
-    x, y : ndarray, (n, d)
-        Samples before and after, row by row.
-    neighbours : float, optional
-        `neighbor_distance(x)`, if it is already known.
-
-    Returns
-    -------
-    float in [0, inf), or None if all samples of x coincide.
+    `neighbours` is `neighbor_distance(x)`, if already known.
     """
     spacing = neighbor_distance(x) if neighbours is None else neighbours
     if not spacing > 0:

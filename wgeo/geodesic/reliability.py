@@ -2,7 +2,7 @@
 
 A single distant sample can make a whole path look straight; the effective number of samples detects
 this. In many dimensions, samples can be so far apart that transport cannot distinguish a rotation
-of all samples from straight motion; a bound that uses only second moments can.
+from straight motion; a bound from second moments can.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .resampling import LEVEL
 Ends = tuple[int, int]  # the indices of two layers of a segment
 _FOLDS = 5
 _SHRINKAGE = (1e-3, 1e-2, 1e-1)  # weights of a multiple of the identity in a shrunk covariance
-_SMALLEST = 1e-30  # least mean square of one cloud, relative to that of the other
+_SMALLEST = 1e-30  # least mean square of a cloud, absolute and relative to the other cloud's
 _MAX_WIDTH = 256  # number of features up to which covariances are estimated
 _MIN_SAMPLES = 20
 
@@ -53,21 +53,10 @@ def effective_samples(
 ) -> float | None:
     """Return the effective number of samples in the values of layers i to j.
 
-    This is the smallest of the effective numbers for three weights of a sample: ||u|| ||v||, which
-    bounds its contribution to the correlation score; its transport cost from end to end; and the
-    total cost of its steps.
-
-    Parameters
-    ----------
-    path : PathMeasures
-        Measures of the centered layers.
-    squared_distances : {(i, j): ndarray, (n,)}
-        Squared distances by which transport moves the samples (`costs`), between consecutive layers
-        and from i to j.
-    i, j : int
-        Indices of the first and the last layer.
-    groups : ndarray of int, (n,), optional
-        Samples with the same number are copies of one image.
+    It is the smallest effective number for three weights of a sample: ||u|| ||v||, which bounds its
+    contribution to the correlation score; its transport cost from end to end; and the total
+    transport cost of its steps. `path` measures the centered layers; `squared_distances` are
+    `costs` between consecutive layers and from i to j.
     """
     steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
     weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]
@@ -78,10 +67,9 @@ def effective_samples(
 def costs(
     moments: Moments, i: int, j: int, result: TransportResult, paired: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Return ||v_c(k) - u_k||^2 for every sample k, with c the optimal coupling.
+    """Return the squared distance over which the optimal coupling moves every centered sample.
 
-    If the coupling is not a permutation, return `paired`, the squared distances under the network's
-    own pairing.
+    If the coupling is not a permutation, return `paired`, the same for the network's own pairing.
     """
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
@@ -108,22 +96,13 @@ def length_ratio_at_most(
     .. math:: W_2^2(u, v) \ge E\|u\|^2 + E\|v\|^2 - E\, u^T A u - E\, v^T A^{-1} v.
 
     Therefore sum_l sqrt(E ||step_l||^2), divided by the square root of the right side, is an upper
-    bound on the ratio. Only second moments are estimated, so it holds even for few samples in many
+    bound on the ratio. Only second moments are estimated, so a few samples suffice even in many
     dimensions. To avoid overfitting, A is fitted to four fifths of the samples and evaluated on
     the remaining fifth, for each of the five fifths.
 
-    Parameters
-    ----------
-    u, v : ndarray, (n, d)
-        Centered features at the two ends.
-    steps : ndarray, (n, L)
-        Squared lengths of every sample's centered steps.
-    seed : int
-
-    Returns
-    -------
-    float or None
-        None for fewer than 20 samples, or if the lower bound on W2 or the length is not positive.
+    `u` and `v` are centered features at the two ends; `steps` are the squared lengths of every
+    sample's centered steps. None for fewer than 20 samples, or if the lower bound on W2 or the
+    length is not positive.
     """
     if len(u) < _MIN_SAMPLES:
         return None

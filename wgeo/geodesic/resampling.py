@@ -22,7 +22,7 @@ from ..errors import ArgumentError
 from ..runtime.memory import limited_size
 
 LEVEL = 0.95
-_MAX_WEIGHTS = 2**24  # number of resampling weights in memory
+_MAX_WEIGHTS = 2**24  # resampling weights in memory
 ROUNDING = 1e-12  # relative difference of statistics that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
 _TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
@@ -31,29 +31,18 @@ Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, "
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Measures of one sample and of its resamples.
-
-    Attributes
-    ----------
-    values : dict of float
-        The measures of the sample itself; NaN if undefined.
-    draws : dict of ndarray, (draws,)
-        The measures of bootstrap resamples (n of n samples, with replacement).
-    left_out : dict of ndarray, (n,)
-        The measures with sample i left out, for influence and pseudo-values; one per group if the
-        samples have groups.
-    """
+    """Measures of one sample and of its resamples, by name; NaN if undefined."""
 
     values: dict[str, float]
-    draws: dict[str, np.ndarray]
-    left_out: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]  # of bootstrap resamples (n of n samples, with replacement)
+    left_out: dict[str, np.ndarray]  # with each sample, or each group, left out
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the BCa interval of a measure; None if it is undefined or there are no draws."""
         return bca_interval(self.values[name], self.draws[name], self.left_out[name])
 
     def pseudo_values(self, name: str) -> Float[np.ndarray, " n"]:
-        """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is about the measure.
+        """Return the jackknife pseudo-values n theta - (n - 1) theta_(-i) of a measure theta.
 
         For a mean, these are the samples' own values (Tukey 1958). For a smooth function of means,
         their mean is the measure up to O(1/n), and their spread gives its uncertainty.
@@ -70,27 +59,10 @@ def resample(
     seed: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Resampled:
-    """Evaluate `measures` at the column means of the sample and of its resamples.
+    """Evaluate `measures` at the column means of the sample, and of its resamples.
 
-    The resamples are `draws` bootstrap resamples, and the sample with each row or group left out.
-
-    Parameters
-    ----------
-    columns : ndarray, (n, c)
-        One row per sample.
-    measures : callable, (m, c) -> {name: (m,)}
-        Measures as functions of the column means, for m sets of means.
-    draws : int
-        Number of bootstrap resamples; 0 for none, otherwise at least 2.
-    seed : int
-        Random seed of the resamples.
-    groups : ndarray of int, (n,), optional
-        Rows with the same number are copies of one sample, and are drawn or left out together.
-
-    Raises
-    ------
-    ArgumentError
-        `draws` is 1, or `draws` or `seed` is not a whole number of at least 0.
+    The resamples are `draws` bootstrap resamples (0, or at least 2), and the sample with each row
+    left out. Rows of the same group are copies of one sample, and are drawn or left out together.
     """
     if as_count(draws, "bootstrap") == 1:
         raise ArgumentError("bootstrap must be 0 or at least 2, not 1.")
@@ -132,7 +104,7 @@ def mean_interval(
 
     If the values are `positive`, and therefore skewed, the interval is symmetric on a log scale:
     m exp(-+ t s / m), where s is the standard error of the mean m. Resampling would give intervals
-    that are much too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
+    that are too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
     """
     defined = values[~np.isnan(values)]
     n = len(defined)
@@ -154,8 +126,8 @@ def bca_interval(
 
     The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration
     a = sum u^3 / (6 (sum u^2)^(3/2)) with the leave-one-out influence u, which corrects for
-    skewness. The interval covers the spread under resampling, but not the finite-sample bias. It is
-    None if the value is not finite or there are no draws.
+    skewness. Finite-sample bias is not corrected. None if the value is not finite or there are no
+    draws.
     """
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:
@@ -177,7 +149,7 @@ def bca_interval(
 def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: int) -> float:
     """Return the one-sided p-value of paired samples; a small one means "mean difference > 0".
 
-    Signs are flipped at random, or in all possible ways if there are at most `draws` of these. The
+    Signs are flipped at random, or in all possible ways if there are at most `draws` of them. The
     test is exact if the two samples of a pair are exchangeable, and asymptotically valid whenever
     the mean difference is zero.
     """
@@ -202,7 +174,7 @@ def permutation_p_value(
     """Return the one-sided p-value of independent samples; a small one means "mean a > mean b".
 
     The statistic is Welch's t under random relabeling, or under all relabelings if there are at
-    most `draws` of these. The test is exact if a and b have the same distribution, and
+    most `draws` of them. The test is exact if a and b have the same distribution, and
     asymptotically valid whenever their means agree (Janssen 1997).
     """
     n, m = len(a), len(b)

@@ -23,15 +23,14 @@ class NullScore:
     kind : str
         ``dealt`` (permuted) or ``turned`` (rotated); see ``wgeo.geodesic.nulls``.
     score : (value, low, high)
-        The highest value of all draws, the lowest certified lower bound, and the highest
-        certified upper bound.
+        The highest value, the lowest certified lower bound and the highest certified upper bound of
+        all draws.
     draws : tuple of float
         The score of every draw.
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        Number of samples on which the scores were computed, at most
-        ``wgeo.geodesic.nulls.MAX_SAMPLES``.
+        Number of samples on which the scores were computed, at most 2,000.
     ot_score : float
         The highest certified upper bound of the draws' centered OT scores.
     """
@@ -89,13 +88,13 @@ class Optimality(Result):
     spread_ratio : float, or None if x is a point
         sd_y / sd_x.
     effective_samples : float in [1, distinct], or None if all weights w are 0
-        Effective number of samples behind these values: the smallest of (sum w)^2 / sum w^2 for
-        three choices of a sample's weight w: ||u|| ||v||, its centered transport cost from end to
-        end, and the sum of those of its steps. If it is near 1, a single sample determines the
-        values.
+        Effective number of samples behind these values; if it is near 1, a single sample determines
+        them. It is the smallest of (sum w)^2 / sum w^2 for three weights w of a sample:
+        ||u|| ||v||, its centered transport cost from end to end, and the sum of the costs of its
+        steps.
     relative_displacement : float, or None if both are points
-        sqrt(mean ||v - u||^2) / max(sd_x, sd_y). If it is near the rounding of the features (1e-6
-        or less), nothing has moved except for a common shift, and scores are meaningless.
+        sqrt(mean ||v - u||^2) / max(sd_x, sd_y). If it is near `relative_rounding`, nothing has
+        moved except for a common shift, and scores are meaningless.
     relative_rounding : float, or None if both are points
         The largest displacement that rounding of the features can cause, divided by
         max(sd_x, sd_y).
@@ -105,20 +104,20 @@ class Optimality(Result):
     ot_score_centred : float in [0, 1], or None if nothing moves except for a common shift
         W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
     corr_score : (value, low, high), or None if undefined
-        mean <u, v> divided by its maximum over all couplings, (S - mean ||v - u||^2) / (S - W2^2(u,
-        v)). It is at most 1, and equals 1 if and only if the pairing is optimal; for a random
-        pairing it is 0 on average. It does not change if either cloud is translated or scaled. (The
-        OT score, in contrast, is at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any*
-        pairing if one cloud is much larger than the other.) ``low`` and ``high`` are certified,
-        from the interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if
-        a cloud is a point, or if nothing bounds the score from below.
+        mean <u, v> divided by its maximum over all couplings,
+        (S - mean ||v - u||^2) / (S - W2^2(u, v)). It is at most 1, and equals 1 if and only if the
+        pairing is optimal; for a random pairing it is 0 on average. It does not change if either
+        cloud is translated or scaled. (The OT score, in contrast, tends to 1 for *any* pairing if
+        one cloud is much larger than the other.) ``low`` and ``high`` are certified, from the
+        interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if a cloud
+        is a point, or if nothing bounds the score from below.
     null : tuple of NullScore
         Scores of null maps; empty if none were computed.
     power : bool or None
-        Whether these samples can distinguish an optimal map from null maps (see
-        `wgeo.geodesic.nulls.has_power`). A score near 1 is evidence only if they can. A score
-        clearly below 1 always proves that the pairing is not optimal, since an optimal map is
-        optimal on every sample. None without null scores.
+        Whether these samples can distinguish an optimal map from null maps: the lower bound of the
+        score clearly exceeds the upper bounds of all null scores. A score near 1 is evidence only
+        if they can. A score clearly below 1 always proves that the map is not optimal, since an
+        optimal map is optimal on every sample. None without null scores.
     """
 
     samples: int
@@ -148,8 +147,8 @@ class BlockTransport(Optimality):
     stage : int
         The feature space in which the two are compared.
     via : str
-        ``identity``, or ``shortcut`` if the block changes the space, so that the output of its
-        shortcut is compared with the target.
+        ``identity``; or ``shortcut`` if the block changes the space, and the output of its shortcut
+        is compared with the target.
     distance, lower, upper : float
         W2 and an interval that contains it, in units of the features.
     paired : float
@@ -157,14 +156,14 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Median displacement, after the mean displacement is subtracted, divided by the median
-        distance to the nearest neighbor. Below 1/2 the OT score is not evidence of an optimal map.
-        None if all samples coincide.
+        Median displacement, without the mean displacement, divided by the median distance to the
+        nearest neighbor. Below 1/2 the OT score is not evidence of an optimal map. None if all
+        samples coincide.
     status, solver, seconds : str, str, float
         As in `TransportResult`.
     intervals : dict of (low, high)
         95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
-        `corr_score`, if they exist; see `straightness`.
+        `corr_score`, if defined; see `straightness`.
 
     Examples
     --------
@@ -236,10 +235,9 @@ class SegmentStraightness(Optimality):
         sqrt(B), the length ratio that mutually orthogonal steps of these lengths would have. A path
         whose length ratio is near sqrt(B) is not straight, even if the ratio is close to 1.
     length_over_runs : dict of {k: float or None}
-        L(k) / D for k = L and for each k < L of 2, 4 and 8. L(k) is the length of the path through
-        k + 1 evenly spaced layers, that is, over k runs of blocks. It does not decrease with k, so
-        networks of different depth are compared at equal k. If `pairs` is None, only k = L is
-        available.
+        L(k) / D for k = L and for each k < L of 2, 4 and 8, where L(k) is the length of the path
+        through k + 1 evenly spaced layers. L(k) never decreases with k, so networks of different
+        depth are compared at equal k. Without `pairs`, only k = L is available.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
         Means over the samples for which they are defined; see ``wgeo.geodesic.paths.PathMeasures``.
     paired : float
@@ -249,29 +247,29 @@ class SegmentStraightness(Optimality):
     resolution : float or None
         Resolution of the map from the first layer to the last; see `BlockTransport`.
     interpolation_gap : tuple of (float or None), one per layer
-        W2(mu_l, nu_t) / D, where nu_t is the displacement interpolation of the end layers (McCann
-        1997), that is, the distribution of (1 - t) x_0 + t T(x_0) with their optimal map T, and t
-        is the length of the path up to layer l divided by `length`. It is 0 at both ends. None if
-        D is 0, if the solver does not return a permutation with a proof that it is optimal (`Exact`
-        does), or, with a warning, if the disk has no space for the nu_t of stored layers.
+        W2(mu_l, nu_t) / D, the distance of layer l from the geodesic. The geodesic is the
+        displacement interpolation of the end layers (McCann 1997): nu_t is the distribution of
+        (1 - t) x_0 + t T(x_0), with their optimal map T. The time t is the length of the path up to
+        layer l divided by `length`. The gap is 0 at both ends. None if D is 0, if the solver does
+        not return a permutation and proof of optimality (`Exact` does), or, with a warning, if the
+        disk has no space for the nu_t of stored layers.
     interpolation_time : tuple of (float or None), one per layer
         The t of each layer, in [0, 1]; None if D is 0.
     quantiles : dict
-        {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures. A class
-        whose name is ``all``, or that of an earlier class, has its label after it: ``all (3)``.
+        {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures. If a class's
+        name is ``all``, or that of an earlier class, its label is appended: ``all (3)``.
     undefined_samples : dict of int
         Number of samples for which each per-sample measure is undefined (``PathMeasures``).
     intervals : dict of (low, high)
         95 % bootstrap intervals; see `straightness`.
     centred : dict
-        Every measure of the path with each layer's mean subtracted, under the same names:
-        `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
+        Measures of the path with each layer's mean subtracted, under the same names: `distance`,
+        `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
-        `ot_score`, `length_over_runs` and their `intervals`. They follow from the solved problems,
-        because W2^2 = ||m||^2 + W2^2(u, v). Two more values say whether the samples are dense
-        enough to detect a turn: ``null_length_ratio``, the length divided by the largest W2 between
-        the ends of a null map; and ``length_ratio_at_most``, a one-sided 95 % upper bound on the
-        population's length ratio from second moments (``wgeo.geodesic.reliability``).
+        `ot_score`, `length_over_runs` and their `intervals`. Two more values show whether the
+        samples are dense enough to detect a turn: ``null_length_ratio``, the length divided by the
+        largest W2 between the ends of a null map; and ``length_ratio_at_most``, a one-sided 95 %
+        upper bound on the population's length ratio (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
         Transport between all pairs of layers; None for only two layers, or if it was not computed.
 
@@ -350,7 +348,6 @@ class Straightness(Result):
     segments: tuple[SegmentStraightness, ...]
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return a row per block, without intervals and null maps."""
         return [_row(block) for block in self.blocks]
 
     def _rows(self) -> list[dict[str, Any]]:

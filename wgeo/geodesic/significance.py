@@ -47,12 +47,11 @@ class StraighterThan(Result):
     difference : float
         value - reference.
     interval : (low, high)
-        95 % Student's t interval of the difference, from the values (or pseudo-values) of images,
-        or from the values of networks.
+        95 % Student's t interval of the difference, over images or networks.
     effect_size : float or None
-        Cohen's d: the gain in straightness divided by the standard deviation over images or
-        networks (of the differences if paired). It is positive if the network is straighter. None
-        if this deviation is 0, but the difference is not.
+        Cohen's d: the gain in straightness (positive if the network is straighter) divided by the
+        standard deviation over images or networks (of the differences if paired). None if this
+        deviation is 0, but the difference is not.
     p_value : float in (0, 1]
         One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
@@ -63,9 +62,9 @@ class StraighterThan(Result):
     samples : int
         Number of images of the network, or number of networks, for which the statistic is defined.
     over : {"images", "networks"}
-        The units of the test. With ``images`` there is one network on each side, and the test is
-        only about these two: two training runs of one recipe usually differ significantly too. With
-        ``networks`` there are several on each side, and the test is about the recipes.
+        What the test samples. ``images``: one network on each side, and the result is only about
+        these two; even two training runs of one recipe usually differ significantly. ``networks``:
+        several networks on each side, and the result is about the recipes.
 
     Examples
     --------
@@ -120,14 +119,14 @@ def straighter_than(
 ) -> tuple[StraighterThan, ...]:
     """Test, segment by segment, whether a network is straighter than a reference.
 
-    *One network on each side*: the test is over images, a random sample, and the two networks are
-    fixed. Two training runs of one recipe differ by more than the sampling error over images, so
-    this test says nothing about recipes, only about these two networks.
+    *One network on each side*: the two networks are fixed, and the images are a random sample. Two
+    training runs of one recipe differ by more than the sampling error over images, so this test
+    says nothing about recipes.
 
-    *Several networks on each side*: the test is over networks, and only this test can show that one
-    recipe gives straighter networks than another. Each network contributes one value, measured on
-    its images. With equal numbers of networks, a difference can be significant only with at least
-    four on each side, or six pairs if networks are paired.
+    *Several networks on each side*: the networks are the sample, and each has one value, measured
+    on its images. Only this test can show that one recipe gives straighter networks than another.
+    With equal numbers of networks, a difference can be significant only with at least four on each
+    side, or six pairs if networks are paired.
 
     Good references are the same architecture at initialization, its counterpart without shortcuts,
     and the network with its layers in another order (`shuffled`).
@@ -142,9 +141,9 @@ def straighter_than(
         Whether to subtract each layer's mean, so that a shift common to all samples does not count.
     paired : bool, optional
         With one network on each side: whether both networks processed the same samples, row by row;
-        by default, whether their labels and their first layers (usually the images) are equal. With
-        several: whether network i of one side belongs to network i of the other (for example,
-        because both have the same seed); by default false.
+        by default, whether their labels and first layers (usually the images) are equal. With
+        several: whether networks i of both sides belong together, for example because they have the
+        same seed; by default false.
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
@@ -160,10 +159,11 @@ def straighter_than(
 
     Notes
     -----
-    If samples are paired, the signs of the differences are flipped at random; otherwise samples are
-    randomly reassigned to the two sides, with Welch's t as the statistic. Both tests are exact if
-    the two sides are exchangeable, and asymptotically valid if only the expected statistics are
-    equal. Statistics of W2 have no per-sample values; their jackknife pseudo-values (Tukey 1958),
+    If samples are paired, the signs of the differences are flipped at random. Otherwise samples are
+    randomly reassigned to the two sides, and the test uses Welch's t. Both tests are exact if the
+    two sides are exchangeable, and asymptotically valid if only the expected statistics are equal.
+
+    Statistics of W2 have no per-sample values. Their jackknife pseudo-values (Tukey 1958),
     linearized as in `straightness`, are used instead. The finite-sample bias of these statistics
     depends on the number of samples, so both sides must have the same number.
 
@@ -219,7 +219,6 @@ def straighter_than(
 
 
 def _networks(value: Any, name: str) -> list[Trajectory]:
-    """Return the networks of one side: one, or at least two."""
     several = isinstance(value, list | tuple)
     networks = [as_trajectory(each, name) for each in value] if several else []
     if several and len(networks) < 2:
@@ -313,7 +312,7 @@ def _comparison(
 def _values(
     segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Solver | None
 ) -> Float[np.ndarray, " n"]:
-    """Return the values of one network's images, or one value for each of several networks."""
+    """Return one value per image of a single network, or one per network of several."""
     values = [_per_sample(segment, statistic, centered, solver) for segment in segments]
     return values[0] if len(values) == 1 else np.array([np.nanmean(each) for each in values])
 
@@ -368,8 +367,8 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     """Return the trajectory with the inner layers of every segment in a random, different order.
 
     The first and last layers of every segment keep their places, so distances from end to end are
-    unchanged. Segments with fewer than two inner layers are unchanged. Straightness that remains is
-    not due to the order of the layers. The result is a useful reference for `straighter_than`.
+    unchanged. Segments with fewer than two inner layers are unchanged. As a reference for
+    `straighter_than`, it shows how much straightness is due to the order of the layers.
 
     Raises
     ------
@@ -387,7 +386,7 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
         order = rng.permutation(len(inner))
         while np.array_equal(order, np.arange(len(inner))):
             order = rng.permutation(len(inner))
-        # The entry of a stage is the segment's first layer, so it stays at its position.
+        # The entry of a stage is the segment's first layer and keeps its place.
         reordered = [
             replace(layers[inner[k]], entry=layers[i].entry)
             for i, k in zip(inner, order, strict=True)

@@ -22,21 +22,8 @@ def embedded(
 ) -> list[Float[np.ndarray, "n D"]]:
     """Return layers in one space.
 
-    A returned array is in an anonymous temporary file if its layer is on disk, or if it would
-    exceed an eighth of the available memory.
-
-    Parameters
-    ----------
-    layers : sequence of ndarray, each (n, d_l)
-    embed : str
-        ``pad``, or ``pca:D``; see `Trajectory.embedded`.
-
-    Raises
-    ------
-    ArgumentError
-        `embed` is anything else, or D is not between 1 and the widest layer's width.
-    RecordError
-        The disk is full.
+    `embed` is that of `Trajectory.embedded`. A returned array is in an anonymous temporary file if
+    its layer is on disk, or if it would exceed an eighth of the available memory.
     """
     widest = max(x.shape[1] for x in layers)
     count = components(embed, widest)
@@ -54,7 +41,7 @@ def embedded(
 
 
 def components(embed: str, widest: int | None = None) -> int | None:
-    """Return D for ``pca:D`` and None for ``pad``; see `embedded` for errors."""
+    """Return D for ``pca:D`` and None for ``pad``; raise `ArgumentError` for anything else."""
     kind, _, size = embed.partition(":")
     if embed == "pad":
         return None
@@ -66,7 +53,7 @@ def components(embed: str, widest: int | None = None) -> int | None:
 
 
 def _pad(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
-    """Return a chunk of rows in float64, padded with zero features to a width."""
+    """Return a chunk of rows, padded with zero features."""
     require_whole(x)
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
@@ -77,7 +64,7 @@ def _project(
     axes: Float[np.ndarray, "width D"],
     rows: slice,
 ) -> np.ndarray:
-    """Return coordinates along `axes` of a chunk of rows, padded and centered, in float64."""
+    """Return coordinates along `axes` of a chunk of rows, padded and centered."""
     return (_pad(x, len(mean), rows) - mean) @ axes
 
 
@@ -86,9 +73,9 @@ def _principal(
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
     """Return the mean and the leading principal axes of all layers' padded samples.
 
-    They are computed in float64: from the covariance or, for a few axes of wide layers, by subspace
-    iteration, which does not form the covariance (Halko, Martinsson, Tropp 2011, Algorithm 4.4).
-    The sign of an axis is such that its entry with the largest absolute value is positive.
+    They are computed in float64 from the covariance. For a few axes of wide layers, subspace
+    iteration avoids forming it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). The entry of an axis
+    with the largest absolute value is positive.
     """
     total = sum(len(x) for x in layers)
     padded = [LazyRows((len(x), width), partial(_pad, x, width)) for x in layers]

@@ -25,7 +25,7 @@ class Layer(Displayed):
     Attributes
     ----------
     name : str
-        The module's name in the network; ``input`` and ``stem`` for the two before the blocks;
+        The module's name in the network; ``input`` and ``stem`` for what precedes the blocks;
         ``penultimate`` for the classifier's input, if that is not the last block's output.
     features : ndarray, (n, d)
         One row per sample.
@@ -70,7 +70,7 @@ class Block(Displayed):
         Features before and after the block.
     via : {"identity", "shortcut"}
         ``identity`` if x are the features of the source; ``shortcut`` if x is the output of the
-        block's own shortcut, in the target's space.
+        block's shortcut, in the target's space.
 
     Examples
     --------
@@ -102,10 +102,10 @@ class Segment(Displayed):
     ----------
     stage : int
     names : tuple of str
-        Names of the layers. If a shortcut leads into the stage, the first is its output,
-        ``NAME.shortcut``.
+        Names of the layers. If a shortcut leads into the stage, the first is ``NAME.shortcut``, the
+        shortcut's output.
     arrays : tuple of ndarray, each (n, d)
-        Features of the layers, in the order of `names`.
+        Features of the layers.
 
     Examples
     --------
@@ -153,7 +153,7 @@ class Classifier(Displayed):
 
 
 class NamedStage(Part):
-    """A layer's name and stage, in an `Outline`."""
+    """A layer of an `Outline`."""
 
     name: str
     stage: int | None = None

@@ -1,7 +1,6 @@
 """Features of the same samples at every layer of a network, in one object.
 
 Transport, straightness, collapse and the models use nothing of a network except its `Trajectory`.
-Row i is the same sample at every layer.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multipl
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Displayed):
-    """Features of labeled samples through the layers of a network.
+    """Features of labeled samples through the layers of a network; row i is always the same sample.
 
     Attributes
     ----------
@@ -43,10 +42,10 @@ class Trajectory(Displayed):
     predictions : ndarray of int, (n,), optional
         The classes that the network predicts.
     classifier : Classifier, optional
-        The linear layer that computes the logits, if it reads the last layer's features.
+        The linear layer that computes the logits, if its input is the last layer's features.
     class_names : tuple of str
     settings : mapping
-        How it was traced: pool, tap, and other entries for the record.
+        How the network was traced: pool, tap, and other entries for the record.
 
     Examples
     --------
@@ -82,8 +81,7 @@ class Trajectory(Displayed):
         Parameters
         ----------
         arrays : sequence of array_like, each (n, d_l)
-            Features layer by layer; row i is always the same sample. A change of width starts a new
-            segment.
+            Features layer by layer. A change of width starts a new segment.
         labels : array_like of int, (n,)
         names : sequence of str, optional
             Names of the layers, all different; by default ``layer0``, ``layer1``, ...
@@ -133,8 +131,8 @@ class Trajectory(Displayed):
     def load(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Trajectory:
         """Open features that `wgeo.trace` or `save` stored; layers are memory maps.
 
-        Features are not kept in memory; wgeo reads them a few rows at a time: see :doc:`/scale`.
-        Layers stored as bfloat16, which NumPy lacks, are widened to float32 in a temporary file.
+        wgeo reads them a few rows at a time (see :doc:`/scale`). Layers stored as bfloat16, which
+        NumPy lacks, are widened to float32 in a temporary file.
 
         Parameters
         ----------
@@ -287,8 +285,7 @@ class Trajectory(Displayed):
     def blocks(self) -> tuple[Block, ...]:
         """Every block as a pushforward x -> y in one space, in execution order.
 
-        A layer that changes the space without a shortcut begins a new stage, and no block leads to
-        it: nothing identifies the two spaces.
+        No block leads to a layer that changes the space without a shortcut.
         """
         blocks = []
         for a, b in pairwise(self.staged):
@@ -304,10 +301,10 @@ class Trajectory(Displayed):
         runs: list[tuple[int, list[str], list[np.ndarray]]] = []
         for layer in self.staged:
             stage = layer.stage or 0
-            if not runs or runs[-1][0] != stage or layer.entry is not None:
-                opening = layer.entry is not None
-                names = [f"{layer.name}.shortcut"] if opening else []
-                runs.append((stage, names, [layer.entry] if layer.entry is not None else []))
+            if layer.entry is not None:
+                runs.append((stage, [f"{layer.name}.shortcut"], [layer.entry]))
+            elif not runs or runs[-1][0] != stage:
+                runs.append((stage, [], []))
             runs[-1][1].append(layer.name)
             runs[-1][2].append(layer.features)
         return tuple(
@@ -317,7 +314,7 @@ class Trajectory(Displayed):
         )
 
     def _record(self) -> dict[str, Any]:
-        """Return the layers and the class means of every segment, as in a record, for figures."""
+        """Return the layers and the views of every segment, as in a record, for figures."""
         return {
             "provenance": {"class_names": list(self.class_names)},
             "layers": [
@@ -359,12 +356,12 @@ PREDICTIONS = "predictions"
 
 
 def features_key(name: str) -> str:
-    """Return the name of a layer's features in a store."""
+    """Return the key of a layer's features in a store."""
     return f"features:{name}"
 
 
 def entry_key(name: str) -> str:
-    """Return the name of a layer's `Layer.entry` in a store."""
+    """Return the key of a layer's `entry` in a store."""
     return f"entry:{name}"
 
 
@@ -441,7 +438,7 @@ def whole_arrays(
 
 
 def _checksum(array: np.ndarray) -> int:
-    """Return the CRC-32 of an array's bytes, read in chunks of rows."""
+    """Return the CRC-32 of an array's bytes."""
     require_whole(array)
     checksum = 0
     for start in range(0, len(array), _ROWS):

@@ -17,12 +17,11 @@ _MAX_CLASSES = 100  # maximum number of classes for which a record contains `end
 def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     """Project the class means of every layer onto the plane with most of their variance.
 
-    The plane is spanned by the first two principal components of the class means of all layers of
-    the segment; ``explained`` is the fraction of their variance along each axis. ``points`` are the
-    first samples of every class, about `_MAX_SAMPLES` in total, in the same plane; ``labels`` are
-    their indices into ``classes``. ``end`` contains the means and points of the last layer in the
-    span of its class means, for views over training; it is None for more than `_MAX_CLASSES`
-    classes, or if all class means coincide.
+    Its axes are the first two principal components of the class means of all layers; ``explained``
+    is the fraction of variance along each. ``points`` are the first samples of every class, about
+    `_MAX_SAMPLES` in total, in the same plane; ``labels`` are their indices into ``classes``.
+    ``end`` contains the means and points of the last layer in the span of its class means, for
+    views over training. It is None for more than `_MAX_CLASSES` classes, or if all means coincide.
     """
     for array in segment.arrays:
         require_whole(array)
@@ -64,7 +63,7 @@ def explained(scales: Float[np.ndarray, " r"]) -> list[float]:
 
 
 def _decimals(scales: Float[np.ndarray, " r"]) -> int:
-    """Return decimal places at which the largest scale has four digits, enough for a figure."""
+    """Return the decimal places that give the largest scale four digits, enough for a figure."""
     return 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
 
 

@@ -1,9 +1,9 @@
 """The branch of a residual block as a map: without the shortcut, and without what follows the sum.
 
-If a block a(x + F(x)) with an activation a has the Jacobian J, then J - I is not the Jacobian of
-the branch: for every unit that a ReLU sets to 0, it has -1 on the diagonal, whatever the branch
-computes. The activation, a module or a function, is therefore removed, and the branch's Jacobian is
-multiplied by the activation's derivative: a'(x + F(x)) F'(x) (Li and Papyan 2023).
+If a block ReLU(x + F(x)) has the Jacobian J, then J - I is not the Jacobian of the branch F: it has
+-1 on the diagonal for every unit that the ReLU sets to 0, whatever F computes. The last activation
+a of a block is therefore removed, and the Jacobian of F is multiplied by the derivative of a:
+a'(x + F(x)) F'(x) (Li and Papyan 2023).
 """
 
 from __future__ import annotations
@@ -27,25 +27,13 @@ _ROUNDING = 1e-9  # relative difference attributed to rounding in float64
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """A call of a block on a batch of points: its arguments, and the tensor that it returned.
-
-    Attributes
-    ----------
-    spec : BlockSpec
-    part : nn.Module
-    arguments : dict
-        By position or keyword.
-    key : int or str
-        Position or keyword of `x`.
-    x, y : Tensor, (n, ...)
-        The argument that the shortcut adds to the branch, and the output.
-    """
+    """A call of a block on a batch of points: its arguments, and the tensor that it returned."""
 
     spec: BlockSpec
     part: nn.Module
-    arguments: dict[int | str, Any]
-    key: int | str
-    x: torch.Tensor
+    arguments: dict[int | str, Any]  # by position or keyword
+    key: int | str  # position or keyword of `x`
+    x: torch.Tensor  # the argument that the shortcut adds to the branch
     y: torch.Tensor
 
     @property
@@ -55,17 +43,17 @@ class Visit:
 
     @property
     def has_rows_beside_x(self) -> bool:
-        """Whether the block's output depends on another value per point."""
+        """Whether another argument has a row per point."""
         return any(self.has_rows(v) for key, v in self.arguments.items() if key != self.key)
 
     def has_rows(self, value: Any) -> bool:
-        """Whether an argument has a row for each of the points."""
+        """Whether an argument has a row per point."""
         return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(self.x)
 
     def in_float64(self, other: Callable[[Any, torch.Tensor], Any] = lambda value, _: value) -> Map:
-        """Return a copy of the block in float64 and eval mode, as a function z of its argument x.
+        """Return a copy of the block in float64 and eval mode, as a function of its argument `x`.
 
-        Its other arguments have the same values as in this call, or ``other(value, z)``.
+        At x = z, its other arguments are ``other(value, z)``, by default as in this call.
         """
         part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
 
@@ -93,28 +81,19 @@ class Visit:
 class Branch:
     """The map F of a block a(c x + F(x)) at some points, in float64.
 
-    Attributes
-    ----------
-    map : callable, (n, ...) -> (n, ...)
-        x -> F(x). The factor c is 1 unless the block scales its sum, and 0 without a shortcut. If a
-        final ReLU cannot be removed, F(x) is multiplied by its derivative.
-    x : Tensor, (n, ...)
-    gate : Tensor, (n, ...), or None
-        a'(c x + F(x)), if the Jacobian of `map` is still to be multiplied by it; otherwise None.
-    end : str or None
-        Name of the activation function; None without one.
+    c is 1 unless the block scales its sum, and 0 without a shortcut.
     """
 
-    map: Map
+    map: Map  # x -> F(x), multiplied by the derivative of a final ReLU that cannot be removed
     x: torch.Tensor
-    gate: torch.Tensor | None
-    end: str | None
+    gate: torch.Tensor | None  # a'(c x + F(x)), if it is still to be multiplied
+    end: str | None  # name of the activation a
 
 
 def visits(
     module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
 ) -> tuple[list[Visit], dict[str, str]]:
-    """Return the calls of blocks in one forward pass, and for each other block why it has none."""
+    """Return the blocks' calls in one forward pass, and why the other blocks are left out."""
     parts = dict(module.named_modules())
     known_blocks = [spec for spec in specs if spec.name in parts]
     left_out = {
@@ -176,13 +155,7 @@ def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
 def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     """Return the branch of a block at some of the points.
 
-    Parameters
-    ----------
-    visit : Visit
-    rows : slice
-    gated : bool
-        Whether to multiply the Jacobian by the derivative of the last activation. If this is a ReLU
-        that cannot be removed, `gated` must be true.
+    If `gated`, its Jacobian is multiplied by the derivative of the last activation.
 
     Raises
     ------
@@ -233,10 +206,9 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
 
 
 def _in_float64(visit: Visit, rows: slice) -> Map:
-    """Return a copy of a block as a function of its main input at some of the points."""
+    """Return a copy of a block as a function of its main input, at the first of these points."""
 
     def other(value: Any, z: torch.Tensor) -> Any:
-        """Return the rows of an argument that belong to z, the first of these points."""
         return value[rows][: len(z)] if visit.has_rows(value) else value
 
     return visit.in_float64(other)

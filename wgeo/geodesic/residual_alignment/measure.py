@@ -43,7 +43,7 @@ def alignment(
     """Measure whether the blocks of a network do the same thing to first order.
 
     The residual Jacobian of a block a(x + F(x)), with branch F and last activation a (which may be
-    the identity), is that of the block without its shortcut:
+    the identity), leaves out the shortcut:
 
         J = a'(x + F(x)) F'(x).
 
@@ -56,10 +56,9 @@ def alignment(
     the fraction of the path's length that the block covers, and t that of all blocks before it. The
     slope is 1 along a geodesic that expands, and -1 along one that contracts.
 
-    The overlap belongs to claim RA2 and the slope to claim RA4 of Li and Papyan (2023,
-    arXiv:2401.09018); the coupling is that of Aubry, Meng, Sugolov and Papyan (2025,
-    arXiv:2407.07810). The papers plot matrices; the overlap and the slope are wgeo's summaries of
-    them. All arithmetic is in float64.
+    The coupling is that of Aubry, Meng, Sugolov and Papyan (2025, arXiv:2407.07810). The overlap
+    and the slope are wgeo's summaries of the matrices that Li and Papyan (2023, arXiv:2401.09018)
+    plot for their claims RA2 and RA4. All arithmetic is in float64.
 
     Parameters
     ----------
@@ -72,28 +71,27 @@ def alignment(
     points : int
         Number of images at which J is computed, evenly spaced in `images`; all if there are fewer.
     steps : int, optional
-        Maximum number of Lanczos steps per point and block, each with two products by J or J^T;
-        more than K, by default 4 K + 20.
+        Maximum number of Lanczos steps per point and block, more than K; by default 4 K + 20. Each
+        takes two products with J or J^T.
     tolerance : float
         The steps of a point stop when its `BlockJacobian.residual` is at most this.
     probes : int
-        Number of random sign vectors that estimate a block's share, participation and asymmetry,
-        each with three such products. The values are exact if there are at least as many as
-        dimensions.
+        Number of random sign vectors that estimate a block's share, participation and asymmetry.
+        Each takes three products. The values are exact from as many probes as dimensions.
     jacobian : str
         ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
         features that are constant over space (channels x channels), as for global average pooling.
-        ``token`` or ``token:INDEX``: J of one token (d x d), the last one unless an index is
-        given, as for the transformers of Aubry et al.
+        ``token`` or ``token:INDEX``: J of one token (d x d), by default the last, as for the
+        transformers of Aubry et al.
     seed : int
         Random seed; every block and every point has a different random start.
 
     Returns
     -------
     Alignment
-        Blocks that change the feature space are left out, and so are residual sums that the
-        network's own forward method computes outside any block, modules that run several times,
-        and modules that do not map a tensor of samples to one tensor. ``left_out`` names them.
+        ``left_out`` names the blocks that were not compared: those that change the feature space,
+        run several times, or do not map a tensor of samples to one tensor, and residual sums in the
+        network's own forward method.
 
     Raises
     ------
@@ -187,7 +185,7 @@ def _parse(jacobian: Any) -> tuple[str, int]:
 
 
 def _has_initial_statistics(module: nn.Module) -> bool:
-    """Return whether there is batch normalization and all of it has its initial statistics."""
+    """Return whether there is batch normalization, all with its initial statistics."""
     norms = [
         (part.running_mean, part.running_var)
         for part in module.modules()

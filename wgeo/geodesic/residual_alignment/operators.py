@@ -14,14 +14,11 @@ from .branches import Branch
 
 
 class View(ABC):
-    """A subspace of a block's features: `embed` is an isometry into them, and `read` its adjoint.
-
-    Features have the shape (n, ...) of the network's tensors, and coordinates the shape (n, d).
-    """
+    """A subspace of a block's features; `embed` is an isometry into them, `read` its adjoint."""
 
     @abstractmethod
     def read(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the coordinates of features."""
+        """Return the coordinates (n, d) of features (n, ...)."""
 
     @abstractmethod
     def embed(self, v: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -83,18 +80,16 @@ class ResidualJacobian:
         self.dimension = view.read(branch.x).shape[1]
 
     def forward(self, v: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n d"]:
-        """Return J v."""
         out = self._jacobian.forward(self._view.embed(v, self._branch.x))
         return self._view.read(out if self._branch.gate is None else self._branch.gate * out)
 
     def transpose(self, u: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n d"]:
-        """Return J^T u."""
         maps = self._view.embed(u, self._branch.x)
         maps = maps if self._branch.gate is None else self._branch.gate * maps
         return self._view.read(self._jacobian.transpose(maps))
 
     def zeros(self, *shape: int) -> torch.Tensor:
-        """Return zeros of shape (n, *shape), with the device and precision of the points."""
+        """Return zeros (n, *shape), with the device and precision of the points."""
         return torch.zeros(self.points, *shape).to(self._branch.x)
 
     def signs(self, streams: Streams) -> Float[torch.Tensor, "n d"]:

@@ -19,16 +19,16 @@ class BlockJacobian(Result):
     ----------
     name : str
     end : str or None
-        The activation after the sum; None without one. Its derivative is a factor of J, except for
+        The activation after the sum, if there is one. Its derivative is a factor of J, except for
         ``jacobian="branch"``.
     dimension : int
         d, the dimension of the space in which J acts.
     singular_values : tuple of float
         The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
     overlap : float or None
-        ``||U^T V||_F^2 / K`` of its own left and right singular vectors, in [0, 1]; on average K/d
-        for random ones. The rank of J replaces K if it is lower. 1 for a symmetric J, and also for
-        an antisymmetric one: see `sign`.
+        ``||U^T V||_F^2 / K`` of the block's left and right singular vectors, in [0, 1]; K is
+        replaced by the rank of J if that is lower. It is K/d on average for random vectors, and 1
+        for a symmetric J. An antisymmetric J has the value 1 too; `sign` tells them apart.
     sign : float or None
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
         contracts, 0 for a rotation.
@@ -42,14 +42,14 @@ class BlockJacobian(Result):
         antisymmetric J.
     along : float or None
         ||U^T e||^2, in [0, 1], with e the direction of the sample's displacement: the fraction of
-        its squared length in the span of U.
+        the squared displacement in the span of U.
     path_share : float
         Total length of the samples' steps in this block, divided by that of their paths through its
         run of blocks; in [0, 1].
     residual : float
         Largest error bound ||J^T u_k - s_k v_k|| / s_K over points.
     gap : float
-        1 - s_{K+1} / s_K, in [0, 1]. If it is 0, U and V are not determined, and neither are
+        1 - s_{K+1} / s_K, in [0, 1]. If it is 0, the subspaces U and V are arbitrary, and so are
         overlaps.
 
     Examples
@@ -87,8 +87,8 @@ class PairAlignment(Result):
     ----------
     source, target : str
     overlap_uv, overlap_uu, overlap_vv : float or None
-        ||U_i^T V_j||_F^2 / K, ||U_i^T U_j||_F^2 / K and ||V_i^T V_j||_F^2 / K: the overlap of two
-        subspaces, in [0, 1]. Unlike single vectors, subspaces are determined even if singular
+        ||U_i^T V_j||_F^2 / K, ||U_i^T U_j||_F^2 / K and ||V_i^T V_j||_F^2 / K: overlaps of two
+        subspaces, in [0, 1]. Unlike single vectors, subspaces do not become arbitrary if singular
         values within them are equal.
     diagonal : float or None
         ``mean_k |<u_k^i, v_k^j>|``, in [0, 1], of vectors with the same index. It is arbitrary if
@@ -97,7 +97,7 @@ class PairAlignment(Result):
         || M - S_i ||_F / ||S_i||_F with M = U_j^T J_i V_j and S_i = diag(s_k^i), in [0, inf). The
         first uses the absolute values of M, as in the code of Aubry et al. (2025); the second uses
         M itself, as in their formula. They are 0 if J_j has the singular vectors of J_i (for the
-        second, also the same signs). None unless the blocks are neighbors.
+        second, with the same signs). None unless the blocks are neighbors.
 
     Examples
     --------
@@ -133,8 +133,8 @@ class SegmentAlignment(Result):
     dimension, vectors : int
         d and K.
     chance : float
-        K/d, the expected overlap of random subspaces. If the rank of a Jacobian is below K, the
-        larger rank of each two blocks replaces K, as a mean over pairs and points.
+        K/d, the expected overlap of random subspaces. If the rank of a Jacobian is below K, then K
+        is replaced by the larger rank of two blocks, averaged over pairs and points.
     overlap_uv, overlap_uu, overlap_vv : float or None
         Means over all ordered pairs of different blocks; see `PairAlignment`.
     coupling, coupling_signed : float or None
@@ -146,8 +146,8 @@ class SegmentAlignment(Result):
         For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l moves the
         sample from the fraction t_l of its path's length to t_l + dt_l. It is 1 for every k along a
         geodesic that expands, and -1 along one that contracts. None for fewer than three blocks.
-        (Li and Papyan 2023, RA4, report singular values that decrease with depth. Randomly
-        initialized networks also have a high correlation between the two, but not a high slope.)
+        (RA4 of Li and Papyan 2023 is that singular values decrease like 1/depth. Randomly
+        initialized networks also have a high correlation of dt_l / s_k and t_l, but a low slope.)
     intervals : mapping of str to (low, high)
         95 % intervals over points; ``slope`` is the interval of the first slope.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -27,32 +28,21 @@ Values = dict[str, Float[np.ndarray, "n ..."]]
 Pair = tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
 class Settings:
     """The options of `alignment`, checked."""
 
-    def __init__(
-        self,
-        kind: str,
-        index: int,
-        layouts: dict[str, Layout],
-        vectors: int,
-        steps: int,
-        tolerance: float,
-        probes: int,
-        seed: int,
-    ) -> None:
-        self.kind, self.index, self.layouts = kind, index, layouts
-        self.vectors, self.steps, self.tolerance = vectors, steps, tolerance
-        self.probes, self.seed = probes, seed
+    kind: str
+    index: int
+    layouts: dict[str, Layout]
+    vectors: int
+    steps: int
+    tolerance: float
+    probes: int
+    seed: int
 
     def view(self, name: str) -> View:
-        """Return the subspace of a block's features on which its Jacobian acts.
-
-        Raises
-        ------
-        ArgumentError
-            The block has no channel axis or no tokens, or the index of the token is out of range.
-        """
+        """Return the subspace of a block's features on which its Jacobian acts."""
         if self.kind in ("residual", "branch"):
             return Whole()
         layout = self.layouts[features_key(name)]
@@ -99,7 +89,7 @@ class Run:
         return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
     def _measure(self, rows: slice, first: int) -> dict[int | Pair, Values]:
-        """Measure some of the points, with only the two Jacobians that the coupling needs."""
+        """Measure some of the points, with only two Jacobians in memory."""
         values: dict[int | Pair, dict[str, torch.Tensor]] = {}
         tops: list[Triplets] = []
         last: ResidualJacobian | None = None
@@ -151,7 +141,6 @@ class Run:
         }
 
     def blocks(self) -> list[BlockJacobian]:
-        """Return a row per block."""
         total = self.steps.sum()
         return [
             BlockJacobian(
@@ -168,7 +157,6 @@ class Run:
         ]
 
     def pairs(self) -> list[PairAlignment]:
-        """Return a row per ordered pair of different blocks."""
         missing = dict.fromkeys(_COUPLINGS)
         return [
             PairAlignment(
@@ -180,7 +168,6 @@ class Run:
         ]
 
     def segment(self) -> SegmentAlignment:
-        """Return the means over pairs and points, with intervals over points."""
         d, count = self.dimension, min(self.settings.vectors, self.dimension)
         pairs = [each for key, each in self.values.items() if isinstance(key, tuple)]
         columns = {  # each point's mean over pairs; NaN if one of them is undefined
@@ -209,7 +196,7 @@ class Run:
         )
 
     def _slopes(self) -> Float[np.ndarray, "n K"]:
-        """Return each point's slope of dt_l / s_k(l) over t_l; NaN if a value is undefined."""
+        """Return each point's slopes of `SegmentAlignment`; NaN if undefined."""
         s = np.stack([self.values[k]["s"] for k in range(len(self.run))], 1)  # (n, L, K)
         with np.errstate(divide="ignore", invalid="ignore"):
             dt = self.steps / self.steps.sum(1, keepdims=True)
@@ -223,13 +210,12 @@ _OF_BLOCKS = ("overlap", "sign", "share", "participation", "asymmetry", "along")
 
 
 def _lengths(run: Sequence[Visit]) -> Float[np.ndarray, "n L"]:
-    """Return the length of every sample's step in every block."""
     steps = [(visit.y.double() - visit.x.double()).flatten(1).norm(dim=1) for visit in run]
     return torch.stack(steps, 1).cpu().numpy()
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor, of_a: Triplets, of_b: Triplets) -> torch.Tensor:
-    """Return ||A^T B||_F^2 / (smaller rank), per point; NaN if a rank is 0."""
+    """Return ||A^T B||_F^2 divided by the smaller rank; NaN if that is 0."""
     return (a @ b.mT).square().sum((1, 2)) / torch.minimum(of_a.rank, of_b.rank)
 
 
@@ -243,7 +229,7 @@ def _of_pair(i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
 
 
 def _coupling(jacobian: ResidualJacobian, i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
-    """Return the coupling of block i, which has this Jacobian, with block j."""
+    """Return the coupling of block j with block i, whose Jacobian is given."""
     images = torch.stack([jacobian.forward(j.v[:, k]) for k in range(j.v.shape[1])], 1)
     m = j.u @ images.mT  # (n, K, K)
     s = torch.diag_embed(i.s)

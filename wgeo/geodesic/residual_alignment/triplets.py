@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ..jacobian import CHECK_EVERY, Streams, new_direction, normalized_or_new, orthogonalize
 from .operators import ResidualJacobian
@@ -18,23 +18,14 @@ _RANK = 1e-9  # singular values below this fraction of the largest count as zero
 class Triplets:
     """The K largest singular triplets of a Jacobian at every point, J v_k = s_k u_k.
 
-    Attributes
-    ----------
-    u, v : Tensor, (n, K, d)
-        Rows of zeros beyond the rank.
-    s : Tensor, (n, K)
-        Descending; 0 beyond the rank.
-    residual : Tensor, (n,)
-        Largest ||J^T u_k - s_k v_k||, relative to the smallest s_k that is not zero.
-    gap : Tensor, (n,)
-        s_K - s_{K+1}, relative to s_K; the subspaces are not determined if it is 0.
+    Beyond the rank, triplets are zero.
     """
 
     u: Float[torch.Tensor, "n K d"]
-    s: Float[torch.Tensor, "n K"]
+    s: Float[torch.Tensor, "n K"]  # descending
     v: Float[torch.Tensor, "n K d"]
-    residual: Float[torch.Tensor, " n"]
-    gap: Float[torch.Tensor, " n"]
+    residual: Float[torch.Tensor, " n"]  # largest ||J^T u_k - s_k v_k|| / smallest nonzero s_k
+    gap: Float[torch.Tensor, " n"]  # 1 - s_{K+1} / s_K; if it is 0, the subspaces are arbitrary
 
     @property
     def rank(self) -> Float[torch.Tensor, " n"]:
@@ -47,8 +38,8 @@ def top_triplets(
 ) -> Triplets:
     """Return the `count` largest triplets, by Golub-Kahan-Lanczos bidiagonalization.
 
-    The method uses full reorthogonalization and runs for all points at once (Golub and Van Loan
-    2013, sec. 10.4). If a Krylov space is exhausted, it continues from a new random direction, so
+    The method (Golub and Van Loan 2013, sec. 10.4) uses full reorthogonalization and runs for all
+    points at once. If a Krylov space is exhausted, it continues from a new random direction, so
     that multiple singular values are found. Each point keeps the triplets of the step at which its
     residual fell to `tolerance`, so that they do not depend on the rest of its batch. They are
     exact if `steps` is at least the dimension.
@@ -80,7 +71,8 @@ def top_triplets(
         if last or (k + 1 > count and (k + 1) % CHECK_EVERY == 0):
             bound = beta * (k + 1 < d)
             current = _ritz(bidiagonal[:, : k + 1, : k + 1], bound, left, right, count)
-            _keep(best, current, active)
+            for name in ("u", "s", "v", "residual", "gap"):
+                getattr(best, name)[active] = getattr(current, name)[active]
             active &= best.residual > tolerance
             if last or not bool(active.any()):
                 break
@@ -114,31 +106,21 @@ def _ritz(
     )
 
 
-def _keep(best: Triplets, current: Triplets, rows: Bool[torch.Tensor, " n"]) -> None:
-    """Replace the best triplets of some points by the current ones."""
-    for name in ("u", "s", "v", "residual", "gap"):
-        getattr(best, name)[rows] = getattr(current, name)[rows]
-
-
 @dataclass(frozen=True, eq=False)
 class Energies:
-    """Ratios of squared norms of a Jacobian at every point, (n,); NaN if a ratio is undefined.
+    """Ratios of squared norms of a Jacobian at every point, (n,); NaN if a ratio is undefined."""
 
-    ``share``: sum_{k <= K} s_k^2 / ||J||_F^2. ``participation``: ||J||_F^4 / ||J^T J||_F^2.
-    ``asymmetry``: (||J||_F^2 - tr J^2) / (||J||_F^2 + tr J^2).
-    """
-
-    share: torch.Tensor
-    participation: torch.Tensor
-    asymmetry: torch.Tensor
+    share: torch.Tensor  # sum_{k <= K} s_k^2 / ||J||_F^2
+    participation: torch.Tensor  # ||J||_F^4 / ||J^T J||_F^2
+    asymmetry: torch.Tensor  # (||J||_F^2 - tr J^2) / (||J||_F^2 + tr J^2)
 
 
 def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: Streams) -> Energies:
     """Estimate the energies from random sign vectors (Hutchinson 1990), three products each.
 
     For ``share`` and ``participation``, the contribution of the triplets is subtracted first (Meyer
-    et al. 2021), so there is no error if the rank is at most K. With at least as many probes as
-    dimensions, the unit vectors are used, and the energies are exact.
+    et al. 2021), so they are exact if the rank is at most K. With at least as many probes as
+    dimensions, unit vectors are used, and all energies are exact.
     """
     zero = jacobian.zeros()
     rest, rest_4, anti, symmetric = zero.clone(), zero.clone(), zero.clone(), zero.clone()
@@ -167,7 +149,7 @@ def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: St
 def _probes(
     jacobian: ResidualJacobian, probes: int, streams: Streams
 ) -> tuple[Iterator[torch.Tensor], float]:
-    """Return vectors v and the weight w for which the sum of w v v^T is, on average, I."""
+    """Return vectors v and a weight w for which the expected sum of w v v^T is I."""
     d = jacobian.dimension
     if probes < d:
         return (jacobian.signs(streams) for _ in range(probes)), 1 / probes
