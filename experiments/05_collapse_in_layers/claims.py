@@ -102,8 +102,9 @@ CLAIMS: dict[str, Claim] = {
     "I2: 90 % of the fall of NC1 in the first half": lambda v: early(v, "nc1"),
     "I2, in logarithms: 90 % of the fall of log NC1": lambda v: early_in_logarithms(v, "nc1"),
     "I3: the mean angle of class means grows at every layer": lambda v: opens(v, strictly=True),
-    "I3, weaker: it grows with depth (tau)": lambda v: opens(v, strictly=False),
+    "I3, weaker: it grows with depth (sign of tau)": lambda v: opens(v, strictly=False),
     "I3, centered: the angle grows at every layer": lambda v: v["separation"]["monotone"],
+    "I3, centered, weaker: it grows (sign of tau)": lambda v: v["separation"]["kendall_tau"] > 0,
     "I3, centered, weaker: it grows with depth (tau)": lambda v: trends(v["separation"], +1),
     "I3, centered: angles even out with depth (tau)": lambda v: trends(
         v["progress"]["nc2_equiangle"], -1
