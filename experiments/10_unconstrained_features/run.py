@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,18 @@ def grid_tables(results: list[Result], lab: Lab) -> None:
                     f"{max(row['error'] for row in all_):.0e}",
                     f"{max(row['spread'] for row in all_):.0e}",
                     share(row["found"] == "global" for row in all_),
-                    *(
-                        f"{max(row[key] for row in alive):.0e}" if alive else ""
-                        for key in ("nc1", "nc2_etf", "nc3")
-                    ),
+                    *(largest(row[key] for row in alive) for key in ("nc1", "nc2_etf", "nc3")),
                 ]
             )
     head = ["model", "", "settings", "largest error of the value", "largest spread over starts"]
     head += ["certified global", "NC1", "NC2, to ETF", "NC3"]
     lab.write("grid", table(head, rows))
+
+
+def largest(values: Iterable[float | None]) -> str:
+    """Return the largest defined value; NC1 and NC2 are undefined for one sample per class."""
+    defined = [value for value in values if value is not None]
+    return f"{max(defined):.0e}" if defined else ""
 
 
 def share(conditions: Any) -> str:
