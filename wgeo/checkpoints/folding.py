@@ -25,7 +25,8 @@ def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
     Weight normalization is w = g v / |v| (Salimans and Kingma 2016). Spectral normalization is
     w = W / (u^T W v) with the saved vectors u and v, as in eval mode (Miyato et al. 2018). A
-    weight is multiplied by its pruning mask. The notes give the numbers of folded weights.
+    weight is multiplied by its pruning mask. Also returned are notes that
+    give the numbers of folded weights.
 
     Raises
     ------

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from ..text import printable
 
-_MAX_NAME_WIDTH = 24  # width in characters above which names are folded
+_MAX_NAME_WIDTH = 24  # width reserved for a column of names; longer names may be wrapped
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `names` states whether its cells are names, which may be folded.
+    """A column of a table; `names` states whether its cells are names, which may be wrapped.
 
     In a narrow terminal, columns with the highest `drop_order` are left out first, from right to
     left. Columns with 0 are never left out.
@@ -38,7 +38,7 @@ def fit_to_width(
 ) -> RenderableType:
     """Return a table of the columns that fit.
 
-    If too many columns cannot be left out, every row becomes several lines of text instead.
+    If the table is still too wide, return every row as several lines of text instead.
     """
     shown = list(columns)
     while _width(shown) > width and (highest := max(column.drop_order for column in shown)):

@@ -139,6 +139,6 @@ def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:
 
 def _tensor(value: Any, name: str) -> torch.Tensor:
     tensor = returned(value)
-    if tensor is None:  # unlike in the probing pass
+    if tensor is None:  # in the pass that found the blocks, it was a tensor
         raise FeatureError(f"{name!r} takes or returns {type(value).__name__}, not a tensor.")
     return tensor

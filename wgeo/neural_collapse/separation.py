@@ -59,12 +59,13 @@ class SegmentLaw(Result):
         The values `rate`, `correlation` and `curvature` of the same fits to ln C_l.
     discrimination : tuple of float
         ``1 - max_{k != l} cos(m_k, m_l)`` at every layer, of class means that are not centered, in
-        [0, 2] (same source). After a ReLU the means are nonnegative, so it begins near 0.
+        [0, 2] (same source). After a ReLU the means are nonnegative, so it is at most 1; it is
+        usually near 0 in the first layers.
     discrimination_slope, discrimination_correlation : float or None
         Slope and Pearson's r of its least-squares line over l; theory predicts a line for deep
         linear networks.
     intervals : mapping of str to (low, high)
-        95 % bootstrap intervals over samples of the fitted values; see `collapse`.
+        95 % bootstrap intervals of the fitted values; samples are resampled. See `collapse`.
 
     Examples
     --------
@@ -172,8 +173,8 @@ def law_of_layers(layers: Sequence[LayerCollapse]) -> SeparationLaw:
 def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) -> SeparationLaw:
     """Add the 95 % percentile intervals of the fitted values over bootstrap replicates.
 
-    If samples are few, D is biased, and replicates have this bias twice. It does not affect the
-    rates if it multiplies D by the same factor at all layers.
+    With few samples, D is biased, and resampling adds about the same bias again. The bias does not
+    affect the rates if it multiplies D by the same factor at all layers.
     """
     segments = []
     for k, segment in enumerate(law.segments):

@@ -59,7 +59,7 @@ class Recipe:
     Raises
     ------
     ArgumentError
-        A value is out of range or of another type, or a name is unknown.
+        A value is out of range or of the wrong type, or a name is unknown.
     """
 
     epochs: int = 60
@@ -142,8 +142,8 @@ def parameter_groups(
 def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> list[nn.Parameter]:
     """Return the weights of the convolutions and linear layers followed by a batch norm.
 
-    Images `x` are passed through the network in eval mode. Every output of such a layer is the
-    input of a batch norm, unchanged.
+    To find them, images `x` are passed through the network in eval mode. A layer is followed by a
+    batch norm if each of its outputs is the input of a batch norm, unchanged.
     """
     outputs: list[tuple[nn.Module, tuple[int, int]]] = []
     inputs: set[tuple[int, int]] = set()
@@ -189,8 +189,9 @@ def augment(
 ) -> Float[torch.Tensor, "n c h w"]:
     """Return the images, each shifted or mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height (at least one pixel) in each direction, and
-    fills with zeros; ``flip`` swaps left and right with probability 1/2; ``crop+flip`` does both.
+    ``crop`` shifts by up to an eighth of the height (one pixel, if the height is below 16) in each
+    direction, and fills with zeros; ``flip`` swaps left and right with probability 1/2;
+    ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)

@@ -17,7 +17,9 @@ from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 from .tiles import reduce_tiles
 
-_MAX_GROUPS = 8  # number of undecided groups per column up to which all their pairs are computed
+# If columns have at most this many undecided groups (in a block, on average), all pairs in these
+# groups are computed.
+_MAX_GROUPS = 8
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
 _GATHER_ENTRIES = 1 << 18  # entries of groups copied at a time
 
@@ -30,12 +32,13 @@ class Violations:
     """Constraints ``f_i + g_j <= c_ij`` that potentials violate.
 
     ``(f, g - excess)`` is feasible, with all rounding accounted for. If a point y is `undecided`,
-    its excess was computed only to the precision of the products. Tested pairs whose slack is below
-    the `margin` of their y are all listed; it is 0 if y was not tested or has too many.
+    its excess was computed only to the precision of the matrix products. If the `margin` of a point
+    y is positive, all of its tested pairs with a slack below the margin are listed. The margin is 0
+    if y was not tested, was screened, or has too many such pairs.
     """
 
     excess: Float[np.ndarray, " m"]
-    i: Int[np.ndarray, " k"]  # pairs (i, j) with negative slack, to be added to the arcs
+    i: Int[np.ndarray, " k"]  # pairs (i, j) with slack below -threshold, to be added to the arcs
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
     near_i: Int[np.ndarray, " l"]  # other pairs whose slack may be below the margin of their y
@@ -106,9 +109,10 @@ def find_violations(
 
     The excess accounts only for tested pairs. Pairs are listed if their slack is below
     ``-threshold``; others of slack below `margin` are listed separately, unless points are
-    screened. Slacks that may be negative, given the error of the products, are computed again from
-    differences in float64. If a block has very many, only the lowest are computed
-    (`Violations.undecided`), unless the test is `thorough`.
+    screened. Slacks that may be negative (or below `margin`), given the error of the matrix
+    products, are computed again from differences in float64. If a block has too many of these
+    slacks, only the lowest are computed again (see `Violations.undecided`), unless the test is
+    `thorough`.
     """
     target = geometry.y if columns is None else geometry.y.take(columns)
     m = geometry.y.n
@@ -158,7 +162,7 @@ def _operands(
     potentials: Potentials,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
-    """Return both clouds, the bias of blocks, and each column's limit.
+    """Return both clouds, the bias (see `Geometry.tiles`), and each column's limit.
 
     If an entry of a block is above the limit, the slack of its pair is nonnegative.
     """
@@ -220,10 +224,11 @@ def _violated(
     near: Pairs | None = None,
     margin: float = 0.0,
 ) -> Pairs:
-    """Return those of the pairs (position in `columns`, i) whose slack is below -threshold.
+    """Return the pairs of `members` whose slack is below -threshold.
 
-    Slacks are computed in float64; `excess`, if given, is updated. Other pairs whose slack may be
-    below the margin are appended to `near`.
+    `members` are positions in `columns` and indices of points x (in `rows`, if given). Slacks are
+    computed in float64; `excess`, if given, is updated. Other pairs whose slack may be below the
+    margin are appended to `near`.
     """
     pairs: Pairs = []
     for position, index in members:
@@ -256,7 +261,7 @@ def slack_error(
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a block split into groups, the groups' minima, and the indices of those in `bound`."""
+    """Return a block split into groups, their minima, and the indices of minima within `bound`."""
     grouped = block.unflatten(1, (-1, groups))
     minima = grouped.amin(1)
     row, group = (minima <= bound[:, None]).nonzero(as_tuple=True)

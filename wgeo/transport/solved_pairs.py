@@ -20,7 +20,7 @@ from ..storage.ownership import owned
 from ..text import printable
 from .entry import Solver
 
-_SECONDS = 5.0  # between writes; a killed process loses the pairs of about this time
+_SECONDS = 5.0  # between writes; a killed process loses pairs solved since the last write
 
 
 class PairSummary(NamedTuple):

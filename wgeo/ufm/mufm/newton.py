@@ -48,14 +48,14 @@ P = TypeVar("P", bound=NewtonPoint)
 class NewtonResult(Generic[P]):
     """The end of a Newton iteration.
 
-    `decrement` is sqrt(g^T M g / F), with the gradient g and the preconditioner M; it has no units.
-    The next Newton step would lower F by about the fraction decrement^2 / 2.
+    `decrement` is sqrt(g^T M g / F), with the objective F, its gradient g and the preconditioner M;
+    it has no units. The next Newton step would lower F by about the fraction decrement^2 / 2.
     """
 
-    point: P  # the last one, the lowest up to rounding
+    point: P  # the last accepted point; up to rounding, the lowest
     decrement: float
-    steps: int  # tried
-    products: int  # Hessian products in these steps
+    steps: int  # tried; a last one that ends the search because of rounding is not counted
+    products: int  # Hessian products of all steps
 
 
 def trust_region_newton(
@@ -74,7 +74,7 @@ def trust_region_newton(
     """
     point = at(start)
     value = point.value()
-    # A step of this length in the preconditioner's norm gains about F.
+    # A Newton step of this length, in the preconditioner's norm, lowers F by about F.
     radius = math.sqrt(2 * value)
     gradient, solve = point.gradient(), point.preconditioner()
     size = _decrement(gradient, solve, value)
@@ -123,7 +123,7 @@ class _Model:
     length: float = 0.0  # of the last step, in the preconditioner's norm
 
     def minimize(self, radius: float, forcing: float) -> tuple[Matrix, float, bool, int]:
-        """Return the step, its predicted reduction, whether it ends at the boundary, and products.
+        """Return the step, its predicted reduction, whether it hits the boundary, and iterations.
 
         Conjugate gradients stop when the residual is at most `forcing` times the gradient.
         """

@@ -46,15 +46,17 @@ class MUFMSolution(Result):
         F split into ``fit``, ``weight_decay``, ``transport``, ``feature_decay``, ``bias_decay``.
     certificate : Certificate
     values : tuple of float
-        Final objective of each start of the last search, ascending. With ``coupling="free"`` the
-        first search has all starts, and that of every further coupling has one.
+        Final objective of each start of the search that found the solution, ascending. With
+        ``coupling="free"`` there is a search for every coupling tried; only the first one uses
+        random starts.
     settings : dict
-        The arguments of `fit_mufm` except ``layers`` and ``tolerance``, and ``mu``: transport
-        / layers.
+        ``mu`` (transport / layers), and the arguments of `fit_mufm` other than ``layers`` and
+        ``tolerance``.
     effort : dict
-        Of the last search: Newton ``steps`` and Hessian ``products`` of all starts, and the
-        ``decrement`` of the best one. Times in seconds: of the first ``statistics``, the last
-        ``search``, the ``certificate``, and the whole fit (``seconds``).
+        Of the search that found the solution: Newton ``steps`` and Hessian ``products`` of all
+        starts, and the ``decrement`` of the best one. Times in seconds: of the ``statistics`` for
+        the first search, of the ``search`` that found the solution, of the ``certificate``, and of
+        the whole fit (``seconds``).
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the index of the input at which each path starts.
 
@@ -97,8 +99,8 @@ class MUFMSolution(Result):
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labeled samples for the fitted W and b.
 
-        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh,
-        with samples as columns; here rows are samples.
+        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh
+        and the feature decay lh. In this formula samples are columns; here rows are samples.
 
         Raises
         ------
@@ -143,9 +145,10 @@ class MUFMSolution(Result):
     def contraction(self) -> Float[np.ndarray, " k"] | None:
         """Factors kappa_i by which within-class deviations shrink along W's right singular vectors.
 
-        kappa_i = mu / (sigma_i^2 + mu + lh) for the k = min(K, d) singular values of W; variances
-        shrink by kappa_i^2. In the null space of W, the factor is mu / (mu + lh): 1 without feature
-        decay. None with cross-entropy, for which deviations do not shrink by common factors.
+        kappa_i = mu / (sigma_i^2 + mu + lh) for the k = min(K, d) singular values of W, with the
+        feature decay lh; variances shrink by kappa_i^2. In the null space of W, the factor is
+        mu / (mu + lh): 1 without feature decay. None with cross-entropy, for which deviations do
+        not shrink by common factors.
         """
         if self.settings["loss"] != "mse":
             return None
@@ -175,11 +178,11 @@ class MUFMSolution(Result):
 
     @property
     def monotone(self) -> bool:
-        """Whether tr Sigma_W / tr Sigma_B decreases monotonically from X to H_L, decided exactly.
+        """Whether tr Sigma_W / tr Sigma_B never increases from X to H_L, except for rounding.
 
         Along (1 - t) X + t H, tr Sigma_W = w0 - 2 t w1 + t^2 w2 and tr Sigma_B = b0 + 2 t b1 + t^2
-        b2. Their ratio decreases on [0, 1] iff the quadratic
-        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is positive nowhere on it.
+        b2. Their ratio never increases on [0, 1] iff the quadratic
+        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is never positive there.
         """
         with local_only():  # a record may be written by one process
             q = monotonicity(self.X, self.H, self.labels)
