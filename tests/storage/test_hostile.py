@@ -188,7 +188,7 @@ def test_images_beyond_memory_are_refused_before_allocation(tmp_path, monkeypatc
     pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
     free = shutil.disk_usage(tmp_path)._replace(free=2 * pixels - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(DataError, match=r"more than half of the free memory.*limit="):
+    with pytest.raises(DataError, match=r"too much for the memory.*limit="):
         load_images(broken_zip(tmp_path / "a.zip", {}))
 
 

@@ -23,7 +23,7 @@ from .mapped import anonymous_array
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
 _SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
-_NEIGHBORS = 64  # samples at least this many places apart on the random line are not compared
+_NEIGHBORS = 64  # samples are compared if fewer places apart in the order of their projections
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class LazyRows:
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Return whether features are on disk; np.memmap alone may also be a copy in memory."""
+    """Return whether features are on disk; an np.memmap can also be a copy in memory."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
@@ -85,16 +85,17 @@ def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
 
 
 def spaced_rows(n: int, count: int) -> Int[np.ndarray, " r"]:
-    """Return `count` evenly spaced numbers of n rows, or all of them if there are fewer."""
+    """Return the indices of `count` evenly spaced rows out of n, or of all rows if n < `count`."""
     return np.linspace(0, n - 1, min(n, count)).astype(np.int64)
 
 
 def row_chunks(
     *features: Sliceable, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
-    """Yield slices of rows, and these rows of each of the features in float64.
+    """Yield, chunk by chunk, a slice of rows and a list of these rows of each of `features`.
 
-    `within` restricts the rows. Chunks are sized for rows of at least `width` entries.
+    The rows are in float64. `within` restricts them. The size of chunks allows for `width` entries
+    per row, if a computation needs more than the features have.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
@@ -221,7 +222,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     """Return for every sample the index of the first sample of which it is a copy, or its own.
 
     Two samples are copies if in each of `features` their distance is at most 1e-6 times the median
-    distance between samples. Samples of a single number are copies only if they are equal. Copies
+    distance between samples. Samples that are single numbers are copies only if equal. Copies
     are neighbors in a random projection to a line, so only neighbors on the line are compared.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]

@@ -23,11 +23,11 @@ COLUMNS = {
 
 
 def print_solution(record: Mapping[str, Any]) -> None:
-    """Print the objective and its lower bound, one row per layer, and the certificate."""
+    """Print the objective, its lower bound, a table of collapse by layer, and the certificate."""
     console = Terminal(100)
     console.print(_headline(record))
     console.print(_objective(record))
-    title = "Collapse: 0 if complete, except the accuracy"
+    title = "Collapse: 0 if complete (accuracy: 1)"
     console.print(fit_to_width(_layers(record), console.width, title=title))
     for line in _verdict(record):
         console.print(line, soft_wrap=not console.is_terminal)

@@ -62,8 +62,8 @@ from .root import Choice, command, lock_folder, say, whole_number
     type=Choice(["learned", "etf", "etf-keep"]),
     default="learned",
     show_default=True,
-    help="etf: a fixed simplex ETF, on one feature per class; etf-keep: the same, without "
-    "changing the number of features.",
+    help="etf: a fixed simplex ETF, with the number of features reduced to the number of "
+    "classes; etf-keep: the same, without changing the number of features.",
 )
 @click.option(
     "--option",

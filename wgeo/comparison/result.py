@@ -109,7 +109,7 @@ class ClassifierModel:
             return materialize([x], self.last_layer(x, labels))
 
     def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> LazyRows:
-        """Return the features H of `features`, computed when rows are read."""
+        """Return the same H as the method `features`, but compute rows only when they are read."""
         eye, mean = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
         frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
@@ -206,11 +206,11 @@ class Comparison(Result):
 
     @property
     def record(self) -> dict[str, Any]:
-        """The network's layers and `to_dict`, as `wgeo.plots` draws them."""
+        """The collapse metrics of the network's layers and the entries of `to_dict`, to plot."""
         return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return errors and metrics: a row per layer of the network, and per model and layer.
+        """Return errors and metrics: one row per layer of the network and of each model.
 
         Examples
         --------

@@ -48,7 +48,7 @@ class Call:
 
 
 def plain_values(body: bytes) -> Any:
-    """Return the value of a pickle; objects in it other than plain values are a `Name` or `Call`.
+    """Return the value of a pickle; a `Name` or `Call` replaces whatever is not a plain value.
 
     Raises
     ------
@@ -158,7 +158,7 @@ class _Machine:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError("it imports an object by something other than text")
+        raise DataError("it imports an object whose name is not text")
     return value
 
 

@@ -26,9 +26,9 @@ def pixel_tensor(
 ) -> torch.Tensor:
     """Return all pixels, (n, c, h, w); `decode` yields the images of some rows.
 
-    Pixels that need more than half of the available memory are in an anonymous temporary file.
-    Several processes on one host share such a file whenever the disk has enough space, and each
-    decodes a part of it.
+    Pixels that need more than half of the memory that this process may use are stored in an
+    anonymous temporary file. Several processes on one host share such a file whenever the disk has
+    enough space, and each decodes a part of it.
 
     Raises
     ------
@@ -54,9 +54,9 @@ def pixel_tensor(
         return torch.from_numpy(anonymous_array(decode, shape, dtype))
     except OSError as error:
         raise DataError(
-            f"The images take {size / 2**30:.1f} GiB, more than half of the free memory, and do "
-            f"not fit in {tempfile.gettempdir()} ({error.strerror}). Use fewer (`limit=`) or "
-            "smaller ones (`size=`), or set TMPDIR to a folder on a larger disk."
+            f"The images take {size / 2**30:.1f} GiB, too much for the memory and for "
+            f"{tempfile.gettempdir()} ({error.strerror}); at most half of each is used. Use fewer "
+            "(`limit=`) or smaller ones (`size=`), or set TMPDIR to a folder on a larger disk."
         ) from error
 
 

@@ -52,9 +52,9 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
     A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``; paths
-    are never followed. A column ``label`` contains text or class indices, common to all splits. The
-    class names may be in the file's ``huggingface`` metadata. A split whose labels are missing, or
-    all -1, is left out; if no other split is selected, it is an error.
+    are never followed. A column ``label`` contains text or class indices; the classes are the same
+    for all splits. Their names may be in the file's ``huggingface`` metadata. A split whose labels
+    are missing, or all -1, is left out; if all selected splits lack labels, an error is raised.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     path = Path(path)
     parts = _parts(path)
     names = [name for name in parts if name]
-    everything = split in (None, "all") or not names  # files without a split's name as well
+    everything = split in (None, "all") or not names  # includes files that are in no named split
     selected = list(parts) if everything else chosen_splits(path, split, names)
     try:
         tables = {
