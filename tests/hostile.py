@@ -764,7 +764,8 @@ def image_archives() -> Iterator[tuple[str, bytes, bool]]:
         "program": b"#!/bin/sh\ntouch canary\n",
         "pickle": pickled(name("os", "system") + row(text("true")) + b"R"),
     }.items():
-        harmless = title in ("bomb below the limit", "rows missing")  # Pillow fills up with black
+        # Pillow fills up missing rows with black; a very long image is cropped before it is scaled.
+        harmless = title in ("bomb below the limit", "flat", "rows missing")
         yield f"image {title}", zipped(pictures({"a/1.png": body})), not harmless
     yield "member bomb", bomb(pictures({}), "a/1.png", LARGE), True
     yield "member bomb after an image", bomb(pictures({}), "a/1.png", 2**27, png()), True

@@ -362,7 +362,8 @@ def _shared_store(
             writers.append(stack.enter_context(Writer(store, job, rows, columns, part)))
 
         processes.on_rank_zero(open_writer)
-        processes.raise_on_any(lambda: None if writers else open_writer(processes.rank()))
+        part = processes.rank()  # within `raise_on_any`, every process has rank 0
+        processes.raise_on_any(lambda: None if writers else open_writer(part))
         yield writers[0]
 
 
