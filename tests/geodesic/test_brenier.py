@@ -353,7 +353,10 @@ def test_maps_that_cannot_be_tested_are_clear_errors(map_, x, words):
 
 
 def test_settings_are_checked():
-    for name, value in (("probes", 0), ("lanczos", 0), ("batch_size", 0), ("seed", -1)):
+    for name, value in (
+        *((n, 0) for n in ("probes", "lanczos", "batch_size")),
+        *((n, -5) for n in ("seed", "bootstrap")),
+    ):
         with pytest.raises(ArgumentError, match=f"{name} must be a whole number of at least"):
             brenier(lambda x: x, points(3, 4), **{name: value})
     for tolerance in (-1.0, math.nan):

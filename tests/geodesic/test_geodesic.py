@@ -819,6 +819,15 @@ def test_trajectories_that_cannot_be_compared_are_clear_errors(rng):
             straighter_than(one, one, **{name: -1})
 
 
+def test_pairs_that_are_never_defined_on_both_sides_are_a_clear_error(rng):
+    x = rng.normal(size=(6, 2))
+    closed, open_ = np.r_[x[:3], x[3:] + 1], np.r_[x[:3] + 1, x[3:]]  # paths of 3 samples each
+    one, other = (trajectory([x, -x, end]) for end in (closed, open_))
+    with pytest.raises(ArgumentError, match="undefined for every pair"):
+        straighter_than(one, other)
+    assert straighter_than(one, other, paired=False)[0].samples == 3
+
+
 def test_p_values_without_any_difference_are_one():
     assert sign_flip_p_value(np.zeros(10), draws=99, seed=0) == 1
     assert permutation_p_value(np.ones(10), np.ones(8), draws=99, seed=0) == 1
