@@ -369,9 +369,13 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Return whether outputs for random inputs are never negative, and often 0."""
-    noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
+    few, generator = points[:2], torch.Generator().manual_seed(0)
+    noise = torch.randn(few.shape, generator=generator)
     with torch.no_grad():
         out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
+        if not bool(torch.isfinite(out).all()):  # outside the map's domain: mix the points' entries
+            order = torch.randperm(few[0].numel(), generator=generator)
+            out = map_((few + few.flatten(1)[:, order].reshape(few.shape)) / 2)
     return is_clamped(out)
 
 
