@@ -666,6 +666,24 @@ def test_only_a_network_that_needs_its_own_code_needs_trust(net, save):
             load_checkpoint(save(broken), trust=trust)
 
 
+class Stateful(nn.Linear):
+    """A layer with extra state that is not a tensor."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_can_have_any_type(save):
+    net = nn.Sequential(nn.Flatten(), Stateful(128, 4)).eval()
+    assert load_checkpoint(save(net), trust=True).num_classes == 4
+    nn.init.constant_(net[1].bias, float("nan"))
+    with pytest.raises(CheckpointError, match=r"infinity in 1 tensors: 1\.bias"):
+        load_checkpoint(save(net), trust=True)
+
+
 def test_of_several_whole_networks_one_is_named(save):
     one, other = (nn.Sequential(nn.Flatten(), nn.Linear(128, 4)).eval() for _ in range(2))
     for value, names in (([one, other], ("0", "1")), ({"a.b": one, "c": [other]}, ("a.b", "c"))):

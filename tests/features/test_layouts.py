@@ -251,6 +251,13 @@ def test_a_layer_without_samples_is_refused():
         trace(Net(), (x, y), layers=["gram"])
 
 
+def test_images_outside_the_domain_of_a_network_with_windows_are_named():
+    net = Net([nn.Identity()], lambda x: x.log().permute(0, 2, 3, 1).flatten(0, 1), (1,))
+    x, y = pair()
+    with pytest.raises(FeatureError, match=r"contains NaN or infinity.*normalization"):
+        trace(net, (-x, y), layers=["blocks.0"])
+
+
 class OnceDifferentiable(nn.Module):
     """x + conv(x), whose second derivative raises an error."""
 

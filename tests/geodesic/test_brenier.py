@@ -142,6 +142,13 @@ def test_the_last_relu_does_not_hide_the_asymmetry_of_the_branch(end):
         assert result.branch_asymmetry > 5 * result.displacement_asymmetry
 
 
+def test_the_last_relu_of_a_map_of_positive_points_is_recognized():
+    x = 0.01 + 2 * torch.rand(6, 8, generator=torch.Generator().manual_seed(0))
+    for end, share in ((torch.relu, (x < 1).double().mean()), (lambda z: z, 0.0)):
+        result = brenier(lambda z, end=end: end(z - 1 + 0.01 * z.log() * z.log1p()), x, probes=1)
+        assert result.dead_share == pytest.approx(float(share), abs=0.1)
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_traced_products_are_those_of_forward_mode(norm, monkeypatch):
     torch.manual_seed(2)
@@ -353,7 +360,10 @@ def test_maps_that_cannot_be_tested_are_clear_errors(map_, x, words):
 
 
 def test_settings_are_checked():
-    for name, value in (("probes", 0), ("lanczos", 0), ("batch_size", 0), ("seed", -1)):
+    for name, value in (
+        *((n, 0) for n in ("probes", "lanczos", "batch_size")),
+        *((n, -5) for n in ("seed", "bootstrap")),
+    ):
         with pytest.raises(ArgumentError, match=f"{name} must be a whole number of at least"):
             brenier(lambda x: x, points(3, 4), **{name: value})
     for tolerance in (-1.0, math.nan):
@@ -419,6 +429,29 @@ class Shift(nn.Module):
 def test_blocks_that_need_more_than_one_row_of_one_tensor_are_left_out():
     found = brenier_blocks(Conditioned(), points(5, 3), ["film", "turned", "plain"], probes=2)
     assert list(found.blocks) == ["plain"]
+
+
+class Tokens(nn.Module):
+    """A block with a mask between tokens, and one with the tokens on the first axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked, self.turned = Mixing(), Shift()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.masked(x, torch.ones(x.shape[1], x.shape[1]).tril().to(x))
+        return self.turned(y.transpose(0, 1)).transpose(0, 1)
+
+
+class Mixing(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x + mask @ x
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_an_axis_that_is_as_long_as_the_points_is_not_theirs(n):
+    found = brenier_blocks(Tokens(), points(n, 4, 2), ["masked", "turned"], probes=2)
+    assert list(found.blocks) == ["masked"]
 
 
 def test_the_largest_eigenvalue_is_too_small_by_no_more_than_the_stated_fraction():

@@ -527,9 +527,19 @@ def test_a_chain_of_other_layers_or_samples_is_refused(rng):
         ),
         labels=traj.labels[:20],
     )
-    for other in (renamed, rows, trajectory([rng.normal(size=(24, 3))] * 2)):
-        with pytest.raises(ArgumentError, match="other layers or another number of samples"):
-            straightness(traj, chain=wgeo.transport.chain(other))
+    for other in (renamed, rows, trajectory([rng.normal(size=(24, 3))] * 2), staged(rng)):
+        for solver in (Exact(), wgeo.Sliced()):
+            with pytest.raises(ArgumentError, match="other layers or other samples"):
+                straightness(traj, chain=wgeo.transport.chain(other, solver))
+
+
+@pytest.mark.parametrize("solver", [Exact(), wgeo.Sliced(), wgeo.Gaussian(), wgeo.Sinkhorn()])
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_the_own_chain_of_features_in_any_precision_is_accepted(solver, shift, rng):
+    x = rng.normal(size=(30, 3))
+    layers = [x + shift, x + shift, x - shift, 1.001 * x - shift, 1e-12 * x]
+    traj = trajectory([each.astype(np.float32) for each in layers])
+    straightness(traj, chain=wgeo.transport.chain(traj, solver), solver=solver, bootstrap=0)
 
 
 def test_solved_chains_are_used_and_seeds_repeat(rng):
@@ -819,6 +829,15 @@ def test_trajectories_that_cannot_be_compared_are_clear_errors(rng):
             straighter_than(one, one, **{name: -1})
 
 
+def test_pairs_that_are_never_defined_on_both_sides_are_a_clear_error(rng):
+    x = rng.normal(size=(6, 2))
+    closed, open_ = np.r_[x[:3], x[3:] + 1], np.r_[x[:3] + 1, x[3:]]  # paths of 3 samples each
+    one, other = (trajectory([x, -x, end]) for end in (closed, open_))
+    with pytest.raises(ArgumentError, match="undefined for every pair"):
+        straighter_than(one, other)
+    assert straighter_than(one, other, paired=False)[0].samples == 3
+
+
 def test_p_values_without_any_difference_are_one():
     assert sign_flip_p_value(np.zeros(10), draws=99, seed=0) == 1
     assert permutation_p_value(np.ones(10), np.ones(8), draws=99, seed=0) == 1
@@ -919,6 +938,10 @@ def test_the_whole_sample_of_a_bias_curve_is_not_solved_again(rng, monkeypatch):
     for other in (wasserstein(x[:30], y[:30]), wasserstein(x, y, solver=wgeo.Sliced())):
         with pytest.raises(ArgumentError, match="whole must be the result of exact for these 40"):
             bias_curve(x, y, whole=other)
+    for solver in (Exact(), wgeo.Gaussian(), wgeo.Sliced()):
+        for a, b in ((x[:30], y[:30]), (x, y**2)):
+            with pytest.raises(ArgumentError, match="for these 40 samples"):
+                bias_curve(x, y, solver=solver, whole=wasserstein(a, b, solver=solver))
     traj = trajectory([x, y], np.arange(40) % 2)
     (segment,) = wgeo.analysis.analyze_trajectory(traj, bootstrap=0, mufm=False).segments
     assert segment["sample_sizes"]["points"][-1]["distance"] == segment["distance"]

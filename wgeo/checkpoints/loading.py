@@ -301,8 +301,10 @@ def _assumptions(fit: Fit, meta: Mapping[str, Any]) -> list[str]:
 def _check_finite(module: nn.Module, name: str) -> None:
     nonfinite = [
         key
-        for key, tensor in module.state_dict().items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
+        for key, value in module.state_dict().items()  # a module's extra state can have any type
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not bool(torch.isfinite(value.float()).all())
     ]
     if nonfinite:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..arrays.checks import OF_NETWORK
 from ..errors import FeatureError
 from ..models.parts import evaluating, hooked
 from ..results import Result
@@ -152,8 +153,11 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
                 return _layout_of(maps, axis, fold, n)
     if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
         return _layout_of(maps, 0, "", n)
+    name = key.partition(":")[2]
+    if not bool(torch.isfinite(maps).all()):
+        raise FeatureError(f"The output of {name!r} contains NaN or infinity.{OF_NETWORK}")
     raise FeatureError(
-        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
+        f"{name!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
         "but no axis of this tensor is the sample axis. Choose other modules: `layers=`."
     )
 

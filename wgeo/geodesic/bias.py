@@ -19,6 +19,7 @@ from ..runtime.threads import map_over_cores
 from ..thresholds import LOW_RESOLUTION
 from ..transport import Exact, Solver, TransportResult, wasserstein
 from ..transport.chains import solver_bytes
+from .pairs import is_result_of
 from .paths import resolution
 
 
@@ -146,7 +147,8 @@ def bias_curve(
     ------
     ArgumentError
         x and y differ in shape, a size, `repeats` or `seed` is out of range or not a whole number,
-        or `whole` is the result of another solver or for another number of samples.
+        or `whole` is the result of another solver or, by its coupling or potentials, for other
+        samples.
 
     Examples
     --------
@@ -171,9 +173,8 @@ def bias_curve(
     if not sizes or sizes[-1] > n:
         raise ArgumentError(f"sizes must lie between 2 and {n}.")
     solver = Exact() if solver is None else solver
-    known = None if whole is None else whole.potentials
-    other_size = known is not None and len(known[0]) != n
-    if whole is not None and (other_size or whole.solver != solver.name):
+    fits = whole is None or (whole.solver == solver.name and is_result_of(whole, x, y))
+    if not fits:
         raise ArgumentError(f"whole must be the result of {solver.name} for these {n} samples.")
     rng = np.random.default_rng(seed)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from ..arrays.rows import LazyRows, as_float64, map_rows, materialize, mean_of, sum_over_rows
 from ..transport import Solver, Status, TransportResult, wasserstein
+from .paths import machine_epsilon
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
@@ -98,11 +99,10 @@ def solved_pair(x: np.ndarray, y: np.ndarray, solver: Solver) -> CenteredPair:
 
 def rounding_of(arrays: Sequence[np.ndarray]) -> float:
     """Return the largest W2, or spread, that rounding of the features alone can cause."""
-    eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in arrays)
     square = max(
         sum_over_rows(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in arrays
     )
-    return 4 * float(eps) * float(np.sqrt(square))
+    return 4 * machine_epsilon(arrays) * float(np.sqrt(square))
 
 
 def _relative_error(moments: Moments) -> float:

@@ -197,7 +197,7 @@ def brenier(
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals. Any other value has the same effect, since the intervals use no
+        0 for no intervals. All other whole numbers have the same effect, since the intervals use no
         resamples: from a few points, these would give intervals that are too narrow.
     seed : int
         Random seed of the sign vectors and of the Lanczos starts.
@@ -205,10 +205,10 @@ def brenier(
     Raises
     ------
     ArgumentError
-        `probes`, `lanczos` or `batch_size` is not a whole number of at least 1, or `seed` of at
-        least 0; `tolerance` is negative; `x` is empty or not finite; the output and the input have
-        different shapes (at a change of stage, test the blocks after it), samples influence each
-        other, or the map cannot be differentiated.
+        `probes`, `lanczos` or `batch_size` is not a whole number of at least 1, or `bootstrap` or
+        `seed` of at least 0; `tolerance` is negative; `x` is empty or not finite; the output and
+        the input have different shapes (at a change of stage, test the blocks after it), samples
+        influence each other, or the map cannot be differentiated.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def brenier(
     """
     for name, value in (("probes", probes), ("lanczos", lanczos), ("batch_size", batch_size)):
         as_count(value, name, 1)
-    seed = as_count(seed, "seed")
+    bootstrap, seed = as_count(bootstrap, "bootstrap"), as_count(seed, "seed")
     if not tolerance >= 0:
         raise ArgumentError(f"tolerance must be at least 0, not {tolerance!r}.")
     start_time = time.perf_counter()
@@ -369,9 +369,13 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Return whether outputs for random inputs are never negative, and often 0."""
-    noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
+    few, generator = points[:2], torch.Generator().manual_seed(0)
+    noise = torch.randn(few.shape, generator=generator)
     with torch.no_grad():
         out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
+        if not bool(torch.isfinite(out).all()):  # outside the map's domain: mix the points' entries
+            order = torch.randperm(few[0].numel(), generator=generator)
+            out = map_((few + few.flatten(1)[:, order].reshape(few.shape)) / 2)
     return is_clamped(out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_count, as_numpy
-from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
+from ..arrays.rows import LazyRows, as_float64, materialize
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..results import defined
 from ..runtime.progress import track
@@ -29,14 +29,20 @@ from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .nulls import distinct_rows, has_power, null_bytes, null_scores
-from .pairs import as_matrices, length_over_runs, missing_pairs
+from .pairs import (
+    SAME_COST,
+    as_matrices,
+    is_result_of,
+    length_over_runs,
+    missing_pairs,
+    paired_cost,
+)
 from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
 from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
 
 Null = Mapping[Ends, Sequence[NullScore]]
-_SAME_COST = 1e-6  # relative difference up to which two costs count as equal
 _ROUNDING = 4  # an interval up to this multiple of the rounding bound is only rounding error
 _PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 
@@ -61,8 +67,8 @@ def straightness(
     solver : Solver, optional
         Default `Exact()`.
     chain : Chain, optional
-        ``wgeo.transport.chain(traj)``, if already computed. Only the layers' names are checked and,
-        if the chain has potentials, the number of samples.
+        ``wgeo.transport.chain(traj)``, if already computed. The layers' names are checked, and the
+        features as far as the results have couplings or potentials.
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
@@ -102,9 +108,9 @@ def straightness(
     FeatureError
         There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` is not one whole number per sample, `chain` belongs to other layers or has
-        potentials of another number of samples, `bootstrap` is 1, or `bootstrap`, `nulls` or `seed`
-        is not a whole number of at least 0.
+        `groups` is not one whole number per sample, `chain` belongs to other layers or other
+        samples, `bootstrap` is 1, or `bootstrap`, `nulls` or `seed` is not a whole number of at
+        least 0.
 
     Examples
     --------
@@ -128,7 +134,8 @@ def straightness(
     solver = Exact() if solver is None else solver
     if chain is None:
         chain = solve_chain(traj, solver)
-    _check_chain(chain, traj)
+    else:
+        _check_chain(chain, traj)
     groups = None if groups is None else _as_groups(groups, len(traj))
     blocks: list[BlockTransport] = []
     segments: list[SegmentStraightness] = []
@@ -248,11 +255,15 @@ def _check_chain(chain: Chain, traj: Trajectory) -> None:
         tuple((block.source, block.target) for block in traj.blocks),
         tuple((segment.names[0], segment.names[-1]) for segment in traj.segments),
     )
-    numbers = {len(each.potentials[0]) for each in chain.blocks if each.potentials is not None}
-    if layers != (chain.block_layers, chain.end_layers) or numbers - {len(traj)}:
+    clouds = [(block.x, block.y) for block in traj.blocks]
+    clouds += [(segment.arrays[0], segment.arrays[-1]) for segment in traj.segments]
+    results = (*chain.blocks, *chain.ends)
+    if layers != (chain.block_layers, chain.end_layers) or not all(
+        is_result_of(result, x, y) for result, (x, y) in zip(results, clouds, strict=True)
+    ):
         raise ArgumentError(
-            "chain was solved for other layers or another number of samples. Solve it for this "
-            "trajectory, with wgeo.transport.chain(traj), or leave it out."
+            "chain was solved for other layers or other samples. Solve it for this trajectory, "
+            "with wgeo.transport.chain(traj), or leave it out."
         )
 
 
@@ -415,7 +426,7 @@ def _interpolation(
             return (None,) * len(layers), tuple(times)
         # Start from the better pairing of sample i: with the point that begins at sample i of the
         # first layer (good in early layers), or the one that ends at sample i of the last.
-        start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
+        start = min(starts, key=lambda match: paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
     return (*gaps, 0.0), tuple(times)
@@ -428,15 +439,5 @@ def _is_optimal_permutation(end: TransportResult, segment: Segment, floor: float
     if not (proved and isinstance(match, np.ndarray) and match.ndim == 1):
         return False
     first, last = segment.arrays[0], segment.arrays[-1]
-    cost = _paired_cost(first, last, match) / len(first)
-    return abs(cost - end.cost) <= _SAME_COST * max(cost, end.cost)
-
-
-def _paired_cost(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
-) -> float:
-    """Return the sum of ||x_i - y_match(i)||^2."""
-    (total,) = sum_over_rows(
-        lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
-    )
-    return float(total)
+    cost = paired_cost(first, last, match)
+    return abs(cost - end.cost) <= SAME_COST * max(cost, end.cost)

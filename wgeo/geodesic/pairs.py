@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..arrays.rows import select_rows, sum_over_rows
 from ..trajectory import Segment
 from ..transport import TransportResult
 from .correlation import CenteredPair
 from .result import NullScore, Pairs
 
 MAX_LAYERS = 10  # 45 pairs; in a longer segment, 9 evenly spaced layers are compared
+SAME_COST = 1e-6  # relative difference up to which two costs count as equal
 _RUNS = (2, 4, 8)
 # Largest sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000 samples
 # of 64 features takes about 0.4 s. The 100 is the cost of the sparse problem, for any width d.
@@ -57,6 +62,31 @@ def length_over_runs(
             length = sum(distances[step] for step in steps)
             ratios[runs] = max(length / end, 1.0) if end > 0 else None
     return ratios
+
+
+def is_result_of(
+    result: TransportResult, x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]
+) -> bool:
+    """Return whether a result can belong to two clouds, by its sizes and its permutation."""
+    match = result.coupling
+    sizes = {len(part) for part in result.potentials or ()} | {*getattr(match, "shape", ())}
+    if sizes - {len(x)}:
+        return False
+    if not isinstance(match, np.ndarray):
+        return True
+    cost = paired_cost(x, y, match)
+    difference = min(abs(cost - result.cost), abs(cost - result.upper**2))
+    return not difference > SAME_COST * cost  # NaN if the costs overflow
+
+
+def paired_cost(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
+) -> float:
+    """Return the mean of ||x_i - y_match(i)||^2."""
+    (total,) = sum_over_rows(
+        lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
+    )
+    return float(total) / len(x)
 
 
 def as_matrices(

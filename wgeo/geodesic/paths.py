@@ -63,7 +63,7 @@ def path_measures(
 
     `centres` are points to subtract from the layers, for example their means.
     """
-    eps = _precision(arrays)
+    eps = machine_epsilon(arrays)
 
     def measures(_: slice, *layers: np.ndarray) -> tuple[np.ndarray, ...]:
         path = np.stack(layers)
@@ -75,7 +75,8 @@ def path_measures(
     return PathMeasures(*map_rows(measures, *arrays, width=arrays[0].shape[1] * len(arrays)))
 
 
-def _precision(arrays: Sequence[np.ndarray]) -> float:
+def machine_epsilon(arrays: Sequence[np.ndarray]) -> float:
+    """Return the largest machine epsilon of the arrays' types, as float64 for integers."""
     return max(
         float(np.finfo(a.dtype).eps) if a.dtype.kind == "f" else np.finfo(float).eps for a in arrays
     )

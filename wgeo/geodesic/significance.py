@@ -278,6 +278,11 @@ def _comparison(
     """Compare values of images or networks; `sign` is 1 if higher values are straighter."""
     if paired:
         both = ~(np.isnan(a) | np.isnan(b))
+        if not both.any():
+            raise ArgumentError(
+                "The statistic is undefined for every pair, on one side or the other: "
+                "compare unpaired samples (paired=False), or another statistic."
+            )
         a, b = a[both], b[both]
         gain = sign * (a - b)
         p_values = [sign_flip_p_value(side, draws=draws, seed=seed) for side in (gain, -gain)]

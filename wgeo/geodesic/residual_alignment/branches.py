@@ -9,7 +9,7 @@ a'(x + F(x)) F'(x) (Li and Papyan 2023).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Visit:
     part: nn.Module
     arguments: dict[int | str, Any]  # by position or keyword
     key: int | str  # position or keyword of `x`
+    with_rows: frozenset[int | str]  # keys of the arguments with a row per point
     x: torch.Tensor  # the argument that the shortcut adds to the branch
     y: torch.Tensor
 
@@ -44,16 +45,12 @@ class Visit:
     @property
     def has_rows_beside_x(self) -> bool:
         """Whether another argument has a row per point."""
-        return any(self.has_rows(v) for key, v in self.arguments.items() if key != self.key)
+        return bool(self.with_rows - {self.key})
 
-    def has_rows(self, value: Any) -> bool:
-        """Whether an argument has a row per point."""
-        return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(self.x)
-
-    def in_float64(self, other: Callable[[Any, torch.Tensor], Any] = lambda value, _: value) -> Map:
+    def in_float64(self, rows: slice = slice(None)) -> Map:
         """Return a copy of the block in float64 and eval mode, as a function of its argument `x`.
 
-        At x = z, its other arguments are ``other(value, z)``, by default as in this call.
+        Its other arguments are those of this call, at the first of the points `rows`.
         """
         part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
 
@@ -64,9 +61,10 @@ class Visit:
         def block(z: torch.Tensor) -> torch.Tensor:
             # The block receives a copy, since it may overwrite its input.
             values = {
-                key: z.clone() if key == self.key else widened(other(value, z))
+                key: widened(value[rows][: len(z)] if key in self.with_rows else value)
                 for key, value in self.arguments.items()
             }
+            values[self.key] = z.clone()
             args = [value for key, value in values.items() if isinstance(key, int)]
             kwargs = {key: value for key, value in values.items() if isinstance(key, str)}
             out = returned(part(*args, **kwargs))
@@ -101,6 +99,37 @@ def visits(
         for spec in specs
         if spec.name not in parts
     }
+    blocks = {spec.name: parts[spec.name] for spec in known_blocks}
+    calls, outputs = _calls(module, blocks, x)
+    # An axis can be as long as the points by chance, but not for two numbers of points.
+    more_calls, _ = _calls(module, blocks, torch.cat([x, x[:1]]))
+    result = []
+    for spec in known_blocks:
+        arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
+        if key not in arguments:  # a block without a shortcut, called with keywords only
+            key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
+        value, more = arguments.get(key), more_calls[spec.name]
+        with_rows = frozenset(k for k, v in arguments.items() if _has_rows(v, more.get(k), len(x)))
+        if not isinstance(value, torch.Tensor) or y is None:
+            left_out[spec.name] = "it does not map a tensor to one tensor"
+        elif key not in with_rows:
+            left_out[spec.name] = "the first axis of its input is not that of the samples"
+        else:
+            part = blocks[spec.name]
+            result.append(Visit(spec, part, arguments, key, with_rows, value, y))
+    return result, left_out
+
+
+def _has_rows(value: Any, more: Any, n: int) -> bool:
+    """Return whether an argument has a row per point, from its values for n and n + 1 points."""
+    lengths = [v.shape[:1] for v in (value, more) if isinstance(v, torch.Tensor)]
+    return lengths == [(n,), (n + 1,)]
+
+
+def _calls(
+    module: nn.Module, blocks: Mapping[str, nn.Module], x: torch.Tensor
+) -> tuple[dict[str, dict[int | str, Any]], dict[str, torch.Tensor | None]]:
+    """Return the arguments and the output of every block in one forward pass."""
     calls: dict[str, dict[int | str, Any]] = {}
     outputs: dict[str, torch.Tensor | None] = {}
 
@@ -119,23 +148,11 @@ def visits(
         return hook
 
     with evaluating(module), torch.no_grad(), hooked() as keep:
-        for spec in known_blocks:
-            keep(parts[spec.name].register_forward_pre_hook(before(spec.name), with_kwargs=True))
-            keep(parts[spec.name].register_forward_hook(after(spec.name)))
+        for name, part in blocks.items():
+            keep(part.register_forward_pre_hook(before(name), with_kwargs=True))
+            keep(part.register_forward_hook(after(name)))
         run(module, x)
-    result = []
-    for spec in known_blocks:
-        arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
-        if key not in arguments:  # a block without a shortcut, called with keywords only
-            key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
-        value = arguments.get(key)
-        if not isinstance(value, torch.Tensor) or y is None:
-            left_out[spec.name] = "it does not map a tensor to one tensor"
-        elif value.shape[:1] != x.shape[:1]:
-            left_out[spec.name] = "the first axis of its input is not that of the samples"
-        else:
-            result.append(Visit(spec, parts[spec.name], arguments, key, value, y))
-    return result, left_out
+    return calls, outputs
 
 
 def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
@@ -165,7 +182,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     """
     name, spec = visit.spec.name, visit.spec
     x = visit.x[rows].double()
-    block = _in_float64(visit, rows)
+    block = visit.in_float64(rows)
     try:
         with torch.no_grad():
             with Activations() as activations:
@@ -203,12 +220,3 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     ones = torch.ones_like(total)
     gate = jvp(function, total, ones).detach()
     return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, activations.name)
-
-
-def _in_float64(visit: Visit, rows: slice) -> Map:
-    """Return a copy of a block as a function of its main input, at the first of these points."""
-
-    def other(value: Any, z: torch.Tensor) -> Any:
-        return value[rows][: len(z)] if visit.has_rows(value) else value
-
-    return visit.in_float64(other)
