@@ -298,6 +298,26 @@ def test_unsolvable_problems_are_clear_errors(change, said):
         unwrap(fit_deep)([0, 1], **settings)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dim": 5}, r"start.*\(4, 6\).*model's.*\(5, 6\)"),
+        ({"weight_decays": [1e-3] * 2}, "start.*shapes"),
+        ({"weight_decays": [1e-3] * 4, "method": "closed"}, "start.*shapes"),
+        ({"bias": "free"}, "bias of `start`"),
+        ({"labels": [0, 1, 2] * 3}, "other labels"),
+        ({"labels": [0, 0, 1, 1, 2, 2]}, "other labels"),
+    ],
+)
+def test_a_start_of_another_model_is_a_clear_error(change, said):
+    """Also if the sizes agree: the features of a class would begin in another class."""
+    given = {"labels": [0, 1, 2] * 2, "dim": 4, "weight_decays": [1e-3] * 3, "feature_decay": 1e-3}
+    near = {"start": fit_deep(**given), "activation": "relu", "restarts": 1, "max_steps": 2}
+    with pytest.raises(ArgumentError, match=said):
+        fit_deep(**given | near | change)
+    assert fit_deep(**given | near | {"weight_decays": [2e-3] * 3}).settings["restarts"] == 1
+
+
 def test_missing_counterexample_is_an_error():
     given = {"weight_decays": [1e-3] * 3, "feature_decay": 1e-3}
     with pytest.raises(ArgumentError, match="K >= 10 with L >= 3"):
