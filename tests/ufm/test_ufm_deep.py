@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import deep_collapse, fit_deep, fit_mse, lower_rank
-from wgeo.ufm.certify import evaluate
+from wgeo.ufm.certify import certify, evaluate
 from wgeo.ufm.configurations import _norm_product, configuration, configuration_value
 from wgeo.ufm.deep import deep_collapse_of
 from wgeo.ufm.spectral import _threshold, shrink, spectral_optimum
@@ -109,6 +109,15 @@ def test_linear_search_agrees_with_the_closed_form(layers, bias, counts, dim, ac
     )
     assert found.objective == pytest.approx(closed.objective, abs=1e-8)
     assert found.objective >= closed.objective - 1e-12
+
+
+def test_an_objective_below_the_minimum_by_rounding_is_within_zero_of_it(monkeypatch):
+    found = _fit([3, 3], [1e-3] * 3, 1e-3)
+    minimum = float(np.nextafter(found.objective, 1))
+    monkeypatch.setattr("wgeo.ufm.certify.known_minimum", lambda _: (minimum, "computed"))
+    certificate = certify(found.problem, found.point())
+    assert certificate.gap < 0
+    assert "within 0.0e+00 of the global minimum" in certificate.evidence
 
 
 def test_two_factors_are_the_plain_model():
