@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import wgeo
 from wgeo.errors import ArgumentError
 from wgeo.neural_collapse import SegmentLaw, collapse_of
+from wgeo.neural_collapse.separation import law_of_layers
 
 LABELS = np.arange(60) % 3
 MEANS = 2.0 * np.eye(3, 5)[LABELS]
@@ -120,6 +122,22 @@ def test_undefined_values_are_none_not_numbers():
     short = wgeo.Trajectory.from_arrays([MEANS + residuals(), MEANS], LABELS)
     assert wgeo.separation_law(short).segments == ()
     assert "fewer than 3 layers" in repr(wgeo.separation_law(short))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.0, 1 - 5e-15, 1 - 1e-14),
+        (1e99, 1e99 * (1 - 2e-11), 1e99 * (1 - 4e-11)),
+        (10.0, 1.0, 1000.0, 1.0),
+    ],
+)
+def test_a_fall_that_is_rounding_has_no_half_layers(values):
+    """D is constant up to rounding, or its least-squares slope is zero up to rounding."""
+    layer = replace(collapse_of(MEANS + residuals(), LABELS), stage=0, classes=1)
+    (law,) = law_of_layers([replace(layer, nc1=value) for value in values]).segments
+    assert law.rate == pytest.approx(1, abs=1e-10)
+    assert law.half_layers is None
 
 
 def test_chosen_layers_intervals_and_a_collapse_agree():

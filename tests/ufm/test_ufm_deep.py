@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import deep_collapse, fit_deep, fit_mse, lower_rank
-from wgeo.ufm.certify import evaluate
+from wgeo.ufm.certify import certify, evaluate
 from wgeo.ufm.configurations import _norm_product, configuration, configuration_value
 from wgeo.ufm.deep import deep_collapse_of
 from wgeo.ufm.spectral import _threshold, shrink, spectral_optimum
@@ -109,6 +109,15 @@ def test_linear_search_agrees_with_the_closed_form(layers, bias, counts, dim, ac
     )
     assert found.objective == pytest.approx(closed.objective, abs=1e-8)
     assert found.objective >= closed.objective - 1e-12
+
+
+def test_an_objective_below_the_minimum_by_rounding_is_within_zero_of_it(monkeypatch):
+    found = _fit([3, 3], [1e-3] * 3, 1e-3)
+    minimum = float(np.nextafter(found.objective, 1))
+    monkeypatch.setattr("wgeo.ufm.certify.known_minimum", lambda _: (minimum, "computed"))
+    certificate = certify(found.problem, found.point())
+    assert certificate.gap < 0
+    assert "within 0.0e+00 of the global minimum" in certificate.evidence
 
 
 def test_two_factors_are_the_plain_model():
@@ -296,6 +305,26 @@ def test_unsolvable_problems_are_clear_errors(change, said):
     settings = {"dim": 2, "weight_decays": [1e-3] * 2, "feature_decay": 1e-3} | change
     with pytest.raises(ArgumentError, match=said):
         unwrap(fit_deep)([0, 1], **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dim": 5}, r"start.*\(4, 6\).*model's.*\(5, 6\)"),
+        ({"weight_decays": [1e-3] * 2}, "start.*shapes"),
+        ({"weight_decays": [1e-3] * 4, "method": "closed"}, "start.*shapes"),
+        ({"bias": "free"}, "bias of `start`"),
+        ({"labels": [0, 1, 2] * 3}, "other labels"),
+        ({"labels": [0, 0, 1, 1, 2, 2]}, "other labels"),
+    ],
+)
+def test_a_start_of_another_model_is_a_clear_error(change, said):
+    """Also if the sizes agree: the features of a class would begin in another class."""
+    given = {"labels": [0, 1, 2] * 2, "dim": 4, "weight_decays": [1e-3] * 3, "feature_decay": 1e-3}
+    near = {"start": fit_deep(**given), "activation": "relu", "restarts": 1, "max_steps": 2}
+    with pytest.raises(ArgumentError, match=said):
+        fit_deep(**given | near | change)
+    assert fit_deep(**given | near | {"weight_decays": [2e-3] * 3}).settings["restarts"] == 1
 
 
 def test_missing_counterexample_is_an_error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -138,8 +139,9 @@ def test_point_that_is_not_critical_is_reported():
     assert moved.certificate.verdict == "undecided"
     assert "Not a critical point" in moved.certificate.evidence
     assert landscape(moved).verdict == "undecided"
-    with pytest.raises(ArgumentError, match="eigenvalues"):
-        landscape(solution, eigenvalues=0)
+    for count in (0, 2.5, True, "2", None, solution.problem.size):
+        with pytest.raises(ArgumentError, match="eigenvalues must be"):
+            unwrap(landscape)(solution, eigenvalues=count)
     with pytest.raises(ArgumentError, match="not for dict"):
         landscape({})
 

@@ -211,13 +211,16 @@ def _fit(layers: Sequence[LayerCollapse], stage: int | None) -> list[SegmentLaw]
     rate, correlation, curvature = _exponential(separation)
     compression_fit = _exponential(compression)
     line = _line(discrimination)
+    half_layers = None
+    if rate is not None and correlation is not None and rate < 1 - ROUNDING:
+        half_layers = -math.log(2) / math.log(rate)
     return [
         SegmentLaw(
             layers=tuple(layer.name for layer in layers),
             stage=stage,
             separation=tuple(separation),
             rate=rate,
-            half_layers=None if rate is None or rate >= 1 else -math.log(2) / math.log(rate),
+            half_layers=half_layers,
             correlation=correlation,
             curvature=curvature,
             compression=tuple(compression),

@@ -73,7 +73,10 @@ def certify(problem: Problem, x: Tensor) -> Certificate:
     bound, source = minimum
     gap = float(problem.value(x)) - bound
     if gap <= CLOSE * bound:
-        evidence = f"The objective is within {gap:.1e} of the global minimum {bound:.9g}: {source}."
+        evidence = (
+            f"The objective is within {max(gap, 0.0):.1e} of the global minimum {bound:.9g}: "
+            f"{source}."
+        )
         return Certificate("global", size, lower_bound=bound, gap=gap, evidence=evidence)
     evidence = f"Not global: {gap:.3g} above the minimum {bound:.9g} ({source})."
     return Certificate("undecided", size, lower_bound=bound, gap=gap, evidence=evidence)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from ..arrays.checks import as_count
 from ..errors import ArgumentError, ConvergenceError
 from ..results import Result
 from ..runtime.threads import one_thread
@@ -95,7 +96,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     ------
     ArgumentError
         The solution is of another kind, its factors were changed, or the number of eigenvalues is
-        out of range.
+        out of range or not a whole number.
     ConvergenceError
         Lanczos did not find any of the eigenvalues.
 
@@ -123,7 +124,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
             f"The factors of this solution have the objective {objective:.9g}, but its certificate "
             f"is for {solution.objective:.9g}. Pass a solution as a fit returned it."
         )
-    if not 1 <= eigenvalues < problem.size:
+    if as_count(eigenvalues, "eigenvalues", 1) >= problem.size:
         raise ArgumentError(f"eigenvalues must be between 1 and {problem.size - 1}.")
     with one_thread():
         values, vectors, residuals = smallest_eigenpairs(problem, x, eigenvalues, seed)

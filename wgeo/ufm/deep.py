@@ -85,7 +85,8 @@ def fit_deep(
         Descend with one feature vector per class instead of N vectors; the minimum is the same.
     start : UFMSolution, optional
         Search near this point, with all N features: start from the point itself and from Gaussian
-        perturbations of it.
+        perturbations of it. It needs the same labels, `dim` and layers, and a bias if and only if
+        the model has one; decays and activation may differ.
     spread : float
         Standard deviation of these perturbations, relative to the mean absolute entry of `start`.
     device : str
@@ -94,7 +95,8 @@ def fit_deep(
     Raises
     ------
     ArgumentError
-        See `Problem.checked`. Also raised if a closed form is requested that does not exist.
+        See `Problem.checked`. Also raised if a closed form is requested that does not exist, or if
+        `start` is of a model with other variables.
 
     Examples
     --------
@@ -108,6 +110,8 @@ def fit_deep(
     decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, bias, activation=activation)
     check_method(method)
+    if start is not None:
+        _check_start(start, problem)
     separable = problem.bias_decay == 0 or not problem.with_bias
     if method == "closed" or (
         method == "auto" and activation == "linear" and separable and not start
@@ -122,6 +126,17 @@ def fit_deep(
     zero = _zero(solution)
     best = zero if zero.objective < solution.objective else solution
     return replace(best, seconds=time.perf_counter() - start_time)
+
+
+def _check_start(start: UFMSolution, problem: Problem) -> None:
+    """Raise ArgumentError if the variables of `start` are not those of the problem."""
+    if not np.array_equal(start.labels, problem.labels):
+        raise ArgumentError("`start` has other labels than the model; pass the labels of `start`.")
+    if start.problem.shapes != problem.shapes:
+        raise ArgumentError(
+            f"The factors and bias of `start` have shapes {start.problem.shapes}; the model's are "
+            f"{problem.shapes}."
+        )
 
 
 def _zero(solution: UFMSolution) -> UFMSolution:
