@@ -30,7 +30,8 @@ BANNED = {
     r"\bis told\b|\bare told\b": "is reported",
     r"\breadout given\b": "with the network's own classifier",
     r"\bnameless\b|\bwithout a name\b": "anonymous",
-    r"(?<!#)\b[Uu]nconstrained-feature|\b[Uu]nconstrained features model": "unconstrained feature model",
+    r"(?<!#)\b[Uu]nconstrained-feature": "unconstrained feature",
+    r"\b[Uu]nconstrained features model": "unconstrained feature model",
 }
 
 
