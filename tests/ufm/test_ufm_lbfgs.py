@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -145,8 +146,8 @@ def test_starts_depend_on_the_seed_alone_and_settings_are_checked():
     x = random_points(problem, 2, 0)
     a, b = descend(problem, x, tolerance=1e-6), descend(problem, x, tolerance=1e-6)
     assert torch.equal(a.x, b.x)
-    for bad in ({"tolerance": 0.0}, {"tolerance": math.nan}, {"max_steps": 0}):
+    for bad in ({"tolerance": 0.0}, {"tolerance": math.nan}, {"tolerance": True}, {"max_steps": 0}):
         with pytest.raises(ArgumentError, match="must be"):
-            descend(problem, x, **bad)
+            unwrap(descend)(problem, x, **bad)
     with pytest.raises(ArgumentError, match="restarts"):
         random_points(problem, 0, 0)

@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..arrays.checks import as_count, as_labels
+from ..arrays.checks import as_count, as_float, as_labels
 from ..errors import ArgumentError
 from .bias import accepts_former_bias, bias_decay_of
 from .losses import LOSSES, Loss
@@ -280,14 +279,14 @@ def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
 
 def check_tolerance(tolerance: Any) -> None:
     """Raise ArgumentError for a tolerance that is not a positive number."""
-    if not (isinstance(tolerance, Real) and float(tolerance) > 0):
+    if not as_float(tolerance, "tolerance") > 0:
         raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
 
 
 def check_decays(decays: Mapping[str, Any]) -> None:
     """Raise ArgumentError for penalties that are not positive numbers."""
     for name, value in decays.items():
-        if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+        if not 0 < as_float(value, name) < math.inf:
             raise ArgumentError(
                 f"{name} must be a positive number, not {value!r}; without a penalty there may be "
                 "no minimum."

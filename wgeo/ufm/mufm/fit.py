@@ -15,14 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from ...arrays.checks import as_count
+from ...arrays.checks import as_count, as_float
 from ...arrays.rows import (
     LazyRows,
     Sliceable,
@@ -272,7 +271,7 @@ def _mean_terms(
 
 
 def _check(feature_decay: Any, loss: str, coupling: str) -> None:
-    if not (isinstance(feature_decay, Real) and 0 <= float(feature_decay) < np.inf):
+    if not 0 <= as_float(feature_decay, "feature_decay") < np.inf:
         raise ArgumentError(f"feature_decay must be a number >= 0, not {feature_decay!r}.")
     if loss not in ("mse", "ce"):
         raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
