@@ -27,7 +27,7 @@ from ..text import printable
 from .layout import Read, arrange, by_table, classify_files, folder_names
 from .members import check_member, check_members
 from .pixels import pixel_tensor
-from .source import Source, scaling
+from .source import Source, refuse_black, scaling
 
 # None of these formats runs another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -186,7 +186,10 @@ def decode_images(
             for name in track(names[rows], "decoding images"):
                 yield _image(path, read, name, pixels)
 
-        return pixel_tensor(decode, (len(names), len(mode), h, w))
+        x = pixel_tensor(decode, (len(names), len(mode), h, w))
+        if len(x):
+            refuse_black(int(x.max()), path.name)
+        return x
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
@@ -246,5 +249,9 @@ def _pixels(image: Image.Image, mode: str, size: int | None, scale: float) -> np
     image = image.convert(mode)
     if size is not None and (image.size != (size, size) or scale != 1):
         first, sides, square = scaling(image.size, size, int(size * scale))
-        image = image.crop(first).resize(sides, Image.Resampling.BILINEAR).crop(square)
+        image = (
+            (image if first == (0, 0, *image.size) else image.crop(first))
+            .resize(sides, Image.Resampling.BILINEAR)
+            .crop(square)
+        )
     return np.moveaxis(np.asarray(image).reshape(image.height, image.width, len(mode)), 2, 0)

@@ -86,6 +86,8 @@ def as_images(images: Any) -> Images:
 def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
+    if 0 in x.shape:
+        raise DataError(f"The images of {name} are empty: shape {tuple(x.shape)}.")
     check_finite(x, "images")
     labels = checked_labels(labels, name, None)
     if x.dtype == torch.uint8:
@@ -189,6 +191,11 @@ def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
     if isinstance(sampler, SubsetRandomSampler) and plain:
         notes.append("the DataLoader shuffles; its subset was read in the data set's order")
         return sorted(int(row) for row in sampler.indices)
+    if plain and isinstance(sampler, range | list | tuple):
+        count = len(sampler)
+        if batched and batches.drop_last:
+            count -= count % batches.batch_size
+        return [int(row) for row in sampler[:count]]
     raise ArgumentError(
         f"A DataLoader with a {type(sampler if plain else batches).__name__} can draw different "
         "samples each time. Pass its data set, or a Subset of it, in a fixed order."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -59,7 +58,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
-def read_regular(path: str | os.PathLike[str], limit: float = math.inf) -> str:
+def read_regular(path: str | os.PathLike[str], limit: int) -> str:
     """Return the text of a regular file; raise a ValueError if it has more than `limit` bytes."""
     require_regular(path)
     if (size := os.stat(path).st_size) > limit:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from .recipe import Recipe, augment, criterion, learning_rate, parameter_groups
 from .resuming import READ_ERRORS, read_state, require_state, shortened, with_momenta
 from .terminal import last_below, terminal_epoch
 
+_MAX_HISTORY_BYTES = 2**26
 _EVALUATION_BATCH = 512
 
 
@@ -166,7 +168,7 @@ class Job:
         path = self.folder / name
         try:
             if path.suffix == ".json":
-                record = json.loads(read_regular(path))
+                record = json.loads(read_regular(path, _MAX_HISTORY_BYTES))
                 rows = zip(record["epochs"], self.history, strict=False)  # one may be longer
                 if not record.keys() <= self.record().keys() or any(a != b for a, b in rows):
                     return False  # the file was edited
@@ -371,7 +373,7 @@ def _on_cpu(state: Any) -> Any:
     """Return a state with all tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
-    if isinstance(state, dict):
+    if type(state) in (dict, OrderedDict):  # others may not be built from pairs
         return type(state)((key, _on_cpu(value)) for key, value in state.items())
     if isinstance(state, list):
         return [_on_cpu(value) for value in state]

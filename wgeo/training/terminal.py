@@ -8,10 +8,10 @@ the accuracy reaches 1 for the last time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-History = Iterable[Mapping[str, Any]]
+History = Sequence[Mapping[str, Any]]
 
 
 def last_below(history: History) -> int | None:

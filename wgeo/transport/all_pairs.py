@@ -142,6 +142,7 @@ def find_violations(
         members = [_lowest_groups(grouped, minima, bound)]
         local_excess = (limit[of] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
         undecided[at], excess[at] = True, np.maximum(excess[at], local_excess)
+        margins[at] = 0.0  # if a larger tile had one and ran out of memory
         return _violated(geometry, potentials, threshold, members, js, rows, None)
 
     for _, listed in geometry.tiles(part, target, source, bias):

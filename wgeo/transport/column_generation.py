@@ -182,7 +182,11 @@ def _margin(geometry: Geometry, arcs: Arcs, potentials: Potentials) -> float:
     x, y = geometry.x, geometry.y
     sample = y.take(np.arange(min(_DENSITY_SAMPLE, y.n)))
     count = int(_NEAR * len(arcs) * sample.n / y.n)
-    if count <= sample.n or processes.on_rank_zero(lambda: geometry.screens):
+    if (
+        count <= sample.n
+        or len(arcs) == x.n * y.n
+        or processes.on_rank_zero(lambda: geometry.screens)
+    ):
         return 0.0
     f, g = (torch.from_numpy(z).to(x.norms) for z in (potentials.f, potentials.g[: sample.n]))
     shift = (sample.norms - g)[:, None]

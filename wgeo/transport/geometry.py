@@ -127,7 +127,7 @@ class Geometry:
     @cached_property
     def double_precision(self) -> Geometry:
         """The same costs with products in float64."""
-        return replace(self, dtype=torch.float64)
+        return self if self.dtype is torch.float64 else replace(self, dtype=torch.float64)
 
     @cached_property
     def has_offset(self) -> bool:

@@ -114,7 +114,7 @@ def fit_deep(
         _check_start(start, problem)
     separable = problem.bias_decay == 0 or not problem.with_bias
     if method == "closed" or (
-        method == "auto" and activation == "linear" and separable and not start
+        method == "auto" and activation == "linear" and separable and start is None
     ):
         return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     if start is None:
@@ -130,6 +130,8 @@ def fit_deep(
 
 def _check_start(start: UFMSolution, problem: Problem) -> None:
     """Raise ArgumentError if the variables of `start` are not those of the problem."""
+    if not isinstance(start, UFMSolution):
+        raise ArgumentError(f"`start` must be a UFMSolution, not {type(start).__name__}.")
     if not np.array_equal(start.labels, problem.labels):
         raise ArgumentError("`start` has other labels than the model; pass the labels of `start`.")
     if start.problem.shapes != problem.shapes:

@@ -20,6 +20,7 @@ from ..files import as_path, read_regular, require_regular
 from ..schema import read
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, Manifest, digest
 
+_MAX_JSON_BYTES = 2**28
 _READ = 2**20  # bytes read at a time; more is not faster
 
 
@@ -103,7 +104,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 def json_of(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(read_regular(path))
+        value = json.loads(read_regular(path, _MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
