@@ -98,7 +98,7 @@ def as_float(value: Any, name: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if int(value) > 0 else -math.inf
+        return -math.inf if str(value).startswith("-") else math.inf
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:

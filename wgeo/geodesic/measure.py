@@ -68,7 +68,7 @@ def straightness(
         Default `Exact()`.
     chain : Chain, optional
         ``wgeo.transport.chain(traj)``, if already computed. The layers' names are checked, and the
-        features as far as the results have couplings or potentials.
+        sizes of the results, and the cost of a permutation.
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional

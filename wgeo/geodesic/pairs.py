@@ -15,6 +15,7 @@ from .correlation import CenteredPair
 from .result import NullScore, Pairs
 
 MAX_LAYERS = 10  # 45 pairs; in a longer segment, 9 evenly spaced layers are compared
+_ROUGH = 1e-3  # relative difference of costs up to which a solver may be inaccurate
 SAME_COST = 1e-6  # relative difference up to which two costs count as equal
 _RUNS = (2, 4, 8)
 # Largest sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000 samples
@@ -72,11 +73,11 @@ def is_result_of(
     sizes = {len(part) for part in result.potentials or ()} | {*getattr(match, "shape", ())}
     if sizes - {len(x)}:
         return False
-    if not isinstance(match, np.ndarray):
+    if not isinstance(match, np.ndarray) or match.ndim != 1 or match.dtype.kind not in "iu":
         return True
     cost = paired_cost(x, y, match)
     difference = min(abs(cost - result.cost), abs(cost - result.upper**2))
-    return not difference > SAME_COST * cost  # NaN if the costs overflow
+    return not difference > _ROUGH * cost  # NaN if the costs overflow
 
 
 def paired_cost(

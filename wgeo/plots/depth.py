@@ -105,7 +105,7 @@ def collapse(
         predicted = np.where(in_order(record, key), predicted, np.nan)
         is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)
         if is_zero.any():
-            zeros.append((x[is_zero], style | {"ls": "none"}))
+            zeros.append((x[is_zero], model_style(key) | {"ls": "none"}))
         predicted = np.where(is_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
             ax.plot(*split_by_stage(record, predicted), **style)

@@ -102,14 +102,18 @@ def visits(
     blocks = {spec.name: parts[spec.name] for spec in known_blocks}
     calls, outputs = _calls(module, blocks, x)
     # An axis can be as long as the points by chance, but not for two numbers of points.
-    more_calls, _ = _calls(module, blocks, torch.cat([x, x[:1]]))
+    other = x[:1] if len(x) > 1 else torch.cat([x, x])
+    other_calls, _ = _calls(module, blocks, other)
     result = []
     for spec in known_blocks:
         arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
         if key not in arguments:  # a block without a shortcut, called with keywords only
             key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
-        value, more = arguments.get(key), more_calls[spec.name]
-        with_rows = frozenset(k for k, v in arguments.items() if _has_rows(v, more.get(k), len(x)))
+        value, others = arguments.get(key), other_calls[spec.name]
+        numbers = [(len(x),), (len(other),)]
+        with_rows = frozenset(
+            k for k, v in arguments.items() if _first_axes(v, others.get(k)) == numbers
+        )
         if not isinstance(value, torch.Tensor) or y is None:
             left_out[spec.name] = "it does not map a tensor to one tensor"
         elif key not in with_rows:
@@ -120,10 +124,9 @@ def visits(
     return result, left_out
 
 
-def _has_rows(value: Any, more: Any, n: int) -> bool:
-    """Return whether an argument has a row per point, from its values for n and n + 1 points."""
-    lengths = [v.shape[:1] for v in (value, more) if isinstance(v, torch.Tensor)]
-    return lengths == [(n,), (n + 1,)]
+def _first_axes(*values: Any) -> list[tuple[int, ...]]:
+    """Return the lengths of the first axes of those values that are tensors."""
+    return [tuple(v.shape[:1]) for v in values if isinstance(v, torch.Tensor)]
 
 
 def _calls(
