@@ -94,7 +94,7 @@ def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axe
 
 
 def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segment | None, Axes]:
-    """Return a segment of the record, or None if there is none, and axes with its name."""
+    """Return a segment, or None if the record has no segments, and axes with its name."""
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)
     if not record.segments:

@@ -16,7 +16,7 @@ Plots = Mapping[str, Plot]
 
 
 def figure_block(plots: Plots, stem: str) -> str:
-    """Return the figure `stem`, its caption and links to its files; empty if there is none."""
+    """Return the figure `stem`, its caption and links; an empty text if it was not drawn."""
     plot = plots.get(stem)
     if plot is None:
         return ""

@@ -20,7 +20,7 @@ def last_below(history: History) -> int | None:
 
 
 def terminal_epoch(history: History) -> int | None:
-    """Return the first evaluated epoch after `last_below`; None if there is none."""
+    """Return the first evaluated epoch after `last_below`, or None."""
     below = last_below(history)
     later = (epoch for epoch, _ in _evaluated(history) if below is None or epoch > below)
     return min(later, default=None)
