@@ -93,12 +93,13 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
 
 def as_float(value: Any, name: str) -> float:
     """Return `value` as a float, infinite if it is too large; `ArgumentError` if not a number."""
+    number: Any = value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentError(f"{name} must be a number, not {value!r}.")
     try:
         return float(value)
     except OverflowError:
-        return -math.inf if str(value).startswith("-") else math.inf
+        return math.inf if number > 0 else -math.inf
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -> None:

@@ -179,11 +179,11 @@ def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
     plain = batches is None or batched
     sampler: Any = batches.sampler if batched else loader.sampler
     data: Any = loader.dataset
-    if plain and isinstance(sampler, SequentialSampler):
-        count = len(sampler)
+    if plain and isinstance(sampler, SequentialSampler | range | list | tuple):
+        rows = [int(row) for row in sampler]
         if batched and batches.drop_last:
-            count -= count % batches.batch_size
-        return None if count == len(data) else list(range(count))
+            rows = rows[: len(rows) - len(rows) % batches.batch_size]
+        return None if rows == list(range(len(data))) else rows
     whole = isinstance(sampler, RandomSampler) and not sampler.replacement
     if plain and whole and len(sampler) == len(data):
         notes.append("the DataLoader shuffles; its data set was read in its own order")
@@ -191,11 +191,6 @@ def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
     if isinstance(sampler, SubsetRandomSampler) and plain:
         notes.append("the DataLoader shuffles; its subset was read in the data set's order")
         return sorted(int(row) for row in sampler.indices)
-    if plain and isinstance(sampler, range | list | tuple):
-        count = len(sampler)
-        if batched and batches.drop_last:
-            count -= count % batches.batch_size
-        return [int(row) for row in sampler[:count]]
     raise ArgumentError(
         f"A DataLoader with a {type(sampler if plain else batches).__name__} can draw different "
         "samples each time. Pass its data set, or a Subset of it, in a fixed order."

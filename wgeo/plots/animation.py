@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError, DependencyError, FeatureError, RecordError
 from ..runtime.progress import track
-from ..storage.files import temporary_path, writable, write_atomic
+from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
 from .paths import segment_at
@@ -204,7 +204,7 @@ def flow(
                 writer.finish()
             raise
         writer.finish()
-        write_atomic(path, temporary.read_bytes())
+        temporary.replace(path)
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:

@@ -51,17 +51,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError if a path is not a regular file; reading a pipe or device may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Return a regular file's status, or raise an OSError; a pipe or device may never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
         raise OSError(errno.EINVAL, reason, os.fspath(path))
+    return status
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> str:
     """Return the text of a regular file; raise a ValueError if it has more than `limit` bytes."""
-    require_regular(path)
-    if (size := os.stat(path).st_size) > limit:
+    if (size := require_regular(path).st_size) > limit:
         raise ValueError(f"it has {size} bytes, far more than wgeo writes")
     return Path(path).read_text("utf-8")
 

@@ -96,7 +96,7 @@ def generate_columns(
             if arcs.add(violations.i, violations.j) > 0 and not last:
                 continue
         violations, new = verify(geometry, arcs, potentials, tolerance, complete=last)
-        least_slack = np.where(violations.margin > 0, violations.margin, -np.inf)
+        least_slack = _bounds(violations.margin)
         if violations.dtype is torch.float64:  # float32 would again be too coarse
             geometry = geometry.double_precision
         if new == 0 or last:
@@ -122,10 +122,7 @@ def verify(
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
-    margin = _margin(geometry, arcs, potentials)
-    violations = find_violations(geometry, potentials, threshold, margin=margin)
-    new = arcs.add(violations.i, violations.j)
-    arcs.add(violations.near_i, violations.near_j)
+    violations, new = _test(geometry, arcs, potentials, threshold)
     undecided = violations.undecided.mean()
     if undecided > 0 and (
         new == 0 or complete or (undecided > _MAX_UNDECIDED and new < geometry.y.n)
@@ -153,17 +150,35 @@ def _verify_columns(
     `least_slack` of the tested columns are updated.
     """
     threshold = max(tolerance, negligible(potentials))
-    margin = _margin(geometry, arcs, potentials)
-    violations = find_violations(geometry, potentials, threshold, columns=columns, margin=margin)
-    new = arcs.add(violations.i, violations.j)
-    arcs.add(violations.near_i, violations.near_j)
-    margins = violations.margin[columns]
-    least_slack[columns] = np.where(margins > 0, margins, -np.inf)
+    violations, new = _test(geometry, arcs, potentials, threshold, columns)
+    least_slack[columns] = _bounds(violations.margin[columns])
+    if new > 0:  # the potentials will change
+        return violations, new
     excess = violations.excess.copy()
     f, g = potentials.f[arcs.i], potentials.g[arcs.j]
     error = slack_error(geometry, arcs.cost, f, g)
     np.maximum.at(excess, arcs.j, error - arcs.slack(potentials))
     return replace(violations, excess=excess), new
+
+
+def _test(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    threshold: float,
+    columns: Int[np.ndarray, " c"] | None = None,
+) -> tuple[Violations, int]:
+    """Test pairs once, add violated pairs and those of small slack; count new violated pairs."""
+    margin = _margin(geometry, arcs, potentials)
+    violations = find_violations(geometry, potentials, threshold, columns=columns, margin=margin)
+    new = arcs.add(violations.i, violations.j)
+    arcs.add(violations.near_i, violations.near_j)
+    return violations, new
+
+
+def _bounds(margin: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """Return lower bounds on the slack of pairs that are not arcs after a test."""
+    return np.where(margin > 0, margin, -np.inf)
 
 
 def _largest_fall(before: Potentials, after: Potentials) -> Float[np.ndarray, " m"]:

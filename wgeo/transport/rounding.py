@@ -18,10 +18,9 @@ from .annealing import SinkhornState
 from .kernel import Kernel, PlanSummary
 from .plans import MAX_ENTRIES, couple_along
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
-from .screening import principal_directions
+from .screening import DIRECTION_POINTS, principal_directions
 from .tiles import squared_distances
 
-_DIRECTION_POINTS = 512  # points of each cloud that determine the direction
 _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assigned exactly
 
 
@@ -129,7 +128,7 @@ def couple_in_order(
     total, sum_a = float(b.sum()), float(a.sum())
     if not (total > 0 and sum_a > 0):
         return coo_array((len(a), len(b)))
-    head = slice(0, _DIRECTION_POINTS)
+    head = slice(0, DIRECTION_POINTS)
     x, y = (z.centered(torch.float64, head) for z in (clouds.source, clouds.target))
     return couple_along(clouds, principal_directions(x, y, 1).T, a * (total / sum_a), b)
 

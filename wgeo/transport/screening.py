@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from .point_clouds import UNIT_ROUNDOFF
 
-_DIRECTION_POINTS = 512  # points of each cloud from which the directions are computed
+DIRECTION_POINTS = 512  # points of each cloud from which the directions are computed
 _ITERATIONS = 4
 
 
@@ -26,7 +26,7 @@ def principal_directions(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"], count: int
 ) -> Float[torch.Tensor, "d count"]:
     """Approximate the leading principal directions of two clouds by subspace iteration."""
-    samples = x[:_DIRECTION_POINTS], y[:_DIRECTION_POINTS]
+    samples = x[:DIRECTION_POINTS], y[:DIRECTION_POINTS]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype).to(x.device)
     for _ in range(_ITERATIONS):
