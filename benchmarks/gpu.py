@@ -47,7 +47,7 @@ import torch
 
 import wgeo
 from wgeo.transport import annealing
-from wgeo.transport.engines import ENGINES
+from wgeo.transport.annealing import ENGINES
 from wgeo.transport.fused import FusedKernel
 from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds

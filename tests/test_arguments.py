@@ -80,6 +80,13 @@ def test_every_entry_point_refuses_invalid_arguments():
         for value in ("'many'", "1.5", "[1]", "-1", "float('nan')", "None"):
             calls.append(f"wgeo.straightness(traj, {name}={value})")
             calls.append(f"wgeo.collapse(traj, **{{'bootstrap': 2, {name!r}: {value}}})")
+    for value in ("'auto'", "None", "[1]", "True", "-1", "float('nan')"):
+        calls += [f"wgeo.{name}({value})" for name in ("Exact", "Sinkhorn")]
+        calls += [f"wgeo.Sinkhorn({name}={value})"
+                  for name in ("tolerance", "marginal_tolerance", "scaling")]  # fmt: skip
+        calls.append(f"wgeo.sinkhorn_divergence(x, x, epsilon={value})")
+        calls.append(f"wgeo.sinkhorn_divergence(x, x, epsilon=1, marginal_tolerance={value})")
+    calls.remove("wgeo.Sinkhorn('auto')")
     train = "wgeo.train('mlp', wgeo.load_images('digits', limit=20), 'out', {}={})"
     for value in ("'many'", "2.5", "[1]", "-1", "float('nan')", "True"):
         calls += [train.format(name, value) for name in ("epochs", "batch_size", "seed")]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.transport import Gaussian, Sliced, Status, closed_form, wasserstein, weighted_points
+from wgeo.transport import Gaussian, Sliced, Status, closed_form, point_clouds, wasserstein
 from wgeo.transport.closed_form import line_costs
 from wgeo.transport.point_clouds import PointClouds
 
@@ -119,7 +119,7 @@ class TestGaussian:
         x, y = rng.standard_normal((50, 3)) + 1, rng.standard_normal((40, 3))
         a = rng.dirichlet(np.ones(50))
         at_once = bures(x, y, a=a)
-        monkeypatch.setattr(weighted_points, "_FACTOR_ENTRIES", 21)
+        monkeypatch.setattr(point_clouds, "_FACTOR_ENTRIES", 21)
         assert bures(x, y, a=a) == pytest.approx(at_once, rel=1e-12)
 
 

@@ -24,11 +24,16 @@ from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.runtime.threads import Interrupted, interruptible, thread_map
 from wgeo.transport import Exact, Status, tiles, wasserstein
 from wgeo.transport.all_pairs import find_violations, nearest
-from wgeo.transport.arcs import Arcs, Potentials
+from wgeo.transport.arcs import (
+    Arcs,
+    Potentials,
+    dense_simplex,
+    network_simplex,
+    shortest_path_labels,
+)
 from wgeo.transport.geometry import Geometry
 from wgeo.transport.plans import northwest_corner
 from wgeo.transport.point_clouds import PointClouds
-from wgeo.transport.simplex import dense_simplex, network_simplex, shortest_path_labels
 
 
 def geometry_of(x, y, memory=2**30, **kw):

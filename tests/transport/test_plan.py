@@ -466,7 +466,7 @@ class TestDistances:
         assert len(calls) == 4 + 3 + 3 + 6 + 10  # the pairs in the other direction, and the same
 
     def test_a_store_is_written_while_pairs_are_solved(self, rng, tmp_path, monkeypatch):
-        monkeypatch.setattr("wgeo.transport.solved_pairs._SECONDS", 0.0)
+        monkeypatch.setattr("wgeo.transport.matrix._SECONDS", 0.0)
         path, sizes = tmp_path / "pairs.json", []
 
         class Watching(Sliced):

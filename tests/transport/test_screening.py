@@ -14,9 +14,13 @@ from wgeo.transport import Status, tiles, wasserstein
 from wgeo.transport import geometry as geometry_module
 from wgeo.transport.all_pairs import find_violations
 from wgeo.transport.arcs import Potentials
-from wgeo.transport.geometry import Geometry
+from wgeo.transport.geometry import (
+    Geometry,
+    inner_product_error,
+    principal_directions,
+    reduce_dimension,
+)
 from wgeo.transport.point_clouds import PointClouds
-from wgeo.transport.screening import inner_product_error, principal_directions, reduce_dimension
 
 WIDTH = geometry_module._SCREEN_FROM  # the least that is screened
 KINDS = ["gauss", "duplicates", "tiny", "flat", "offset", "spiked", "heavy", "near", "zero"]

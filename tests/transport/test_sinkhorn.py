@@ -27,10 +27,9 @@ from wgeo.transport import (
 from wgeo.transport.annealing import SinkhornState
 from wgeo.transport.fused import FusedKernel
 from wgeo.transport.kernel import Kernel
-from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.point_clouds import PointClouds, WeightedPoints
 from wgeo.transport.rounding import compute_bounds, couple_in_order, with_plan
 from wgeo.transport.tiles import full_precision
-from wgeo.transport.weighted_points import WeightedPoints
 
 TIGHT = {"marginal_tolerance": 1e-10, "iterations": 5000}
 

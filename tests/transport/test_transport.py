@@ -29,7 +29,7 @@ from wgeo.runtime.memory import memory_limit
 from wgeo.runtime.threads import map_over_cores, raise_if_interrupted, thread_map
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
 from wgeo.transport.entry import on_one_device
-from wgeo.transport.weighted_points import WeightedPoints, shared_statistics
+from wgeo.transport.point_clouds import WeightedPoints, shared_statistics
 
 SOLVERS = {
     "exact": wgeo.Exact(),

@@ -1,4 +1,4 @@
-"""Accelerated Sinkhorn iterations, with epsilon lowered step by step (annealing).
+"""Accelerated Sinkhorn iterations, with epsilon lowered step by step; those of other packages.
 
 Let f(g) be the softmin of g. The semi-dual ``D(g) = <f(g), a> + <g, b>`` is concave and has the
 gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on D. At small epsilon,
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 
-from ..errors import ArgumentError, ConvergenceError
+from ..errors import ArgumentError, ConvergenceError, DependencyError
 from ..runtime import processes
 from .fused import FusedKernel
 from .kernel import Kernel
@@ -214,3 +214,56 @@ def require_converged(state: SinkhornState, converged: bool, what: str) -> Sinkh
         f"epsilon = {state.eps:.3g} (absolute). Try a larger epsilon, more iterations, or a larger "
         "marginal_tolerance."
     )
+
+
+def _geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Return the potential g from GeomLoss (Feydy et al. 2019), which stores n x m matrices."""
+    from geomloss import SamplesLoss
+
+    loss = SamplesLoss(
+        "sinkhorn",
+        p=2,
+        blur=math.sqrt(eps / 2),
+        scaling=scaling,
+        debias=False,
+        potentials=True,
+        backend="tensorized",
+    )
+    x, y = clouds.centered(torch.float64)
+    _, half_g = loss(clouds.a, x, clouds.b, y)
+    return 2 * half_g.view(-1)
+
+
+def _flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Return the potential g from flash-sinkhorn's CUDA kernels, in float32 without TF32."""
+    if clouds.x.device.type != "cuda":
+        raise DependencyError(
+            '`engine="flash"` needs a CUDA device and the clouds on it, '
+            'but the clouds are on the CPU. Use `engine="wgeo"`.'
+        )
+    try:
+        from flash_sinkhorn import SamplesLoss
+    except ImportError as error:
+        raise DependencyError(
+            '`engine="flash"` needs flash-sinkhorn: pip install flash-sinkhorn, or `engine="wgeo"`.'
+        ) from error
+    loss = SamplesLoss(
+        "sinkhorn",
+        blur=math.sqrt(eps),
+        scaling=scaling,
+        debias=False,
+        potentials=True,
+        half_cost=False,
+        allow_tf32=False,
+    )
+    x, y = clouds.centered(torch.float32)
+    _, g = loss(clouds.a.float(), x, clouds.b.float(), y)
+    return g.double().view(-1)
+
+
+# Iterations of other packages, which return the potential g at one epsilon of the cost ||x - y||^2.
+# GeomLoss uses half this cost: for the same plan, its epsilon and its potentials are half of ours.
+ENGINES: dict[str, Callable[[PointClouds, float, float], torch.Tensor]] = {
+    "geomloss": _geomloss,
+    "flash": _flash,
+}

@@ -17,8 +17,8 @@ from ..text import counted
 from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
+from .point_clouds import shared_statistics
 from .result import TransportResult
-from .weighted_points import shared_statistics
 
 R = TypeVar("R")
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch.autograd.function import once_differentiable
 
-from ..arrays.checks import as_count
+from ..arrays.checks import as_count, as_float
 from ..errors import ArgumentError
 from .annealing import (
     SCALING,
@@ -90,13 +90,14 @@ def sinkhorn_divergence(
     (9.0, 6.0)
     """
     x, y = comparable_points(x, y)
+    epsilon = as_float(epsilon, "epsilon")
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
-    if not marginal_tolerance > 0:
+    if not as_float(marginal_tolerance, "marginal_tolerance") > 0:
         raise ArgumentError(f"marginal_tolerance must be positive, not {marginal_tolerance!r}.")
     as_count(iterations, "iterations", 1)
     weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")
-    return _Divergence.apply(x, y, weights, (float(epsilon), marginal_tolerance, iterations))
+    return _Divergence.apply(x, y, weights, (epsilon, marginal_tolerance, iterations))
 
 
 class _Divergence(torch.autograd.Function):

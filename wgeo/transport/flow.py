@@ -11,11 +11,11 @@ from scipy.sparse import coo_array
 
 from ..runtime import processes
 from .all_pairs import c_transform, nearest
-from .arcs import Arcs, Potentials
-from .coarse import solve_coarse
+from .arcs import Arcs, Potentials, dense_simplex, network_simplex, run_simplex
 from .column_generation import Solution, add_nearest, generate_columns, verify
 from .geometry import Geometry
-from .simplex import dense_simplex, network_simplex
+from .plans import expand
+from .tiles import map_tiles, products, reduce_tiles
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
 # A pairing is not a useful start if more than this fraction of the points y has a violated pair
@@ -31,6 +31,8 @@ _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relat
 # The sparse solver clips slacks at this multiple of the largest violation, or of the noise, which
 # makes its rounding errors smaller.
 _LIMIT_FACTOR = 2.0**10
+_REPRESENTATIVES = 256  # of each cloud in the coarse problem, at most
+_POINTS_EACH = 8  # number of points per representative, at least
 
 
 def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
@@ -181,3 +183,51 @@ def _dual_value(geometry: Geometry, f: Float[torch.Tensor, " n"]) -> float:
     g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]
     value = float(f @ a / a.sum() + g @ b / b.sum())
     return processes.on_rank_zero(lambda: value)
+
+
+def solve_coarse(
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
+    """Solve between a few representatives of both clouds.
+
+    Return pairs (i, j) on which a feasible plan exists, and a potential f of the first cloud. Each
+    point belongs to its nearest representative, of either cloud, and the coarse plan is expanded to
+    the points. A solver that begins with nearest neighbors instead needs hundreds of small steps if
+    the clouds are long and thin.
+    """
+    x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
+    count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
+    centers = torch.cat([x[:count], y[:count]])
+    cell_x, cell_y = (_nearest_center(geometry, z, centers, None)[1] for z in (x, y))
+    k = len(centers)
+    mass_x, mass_y = np.bincount(cell_x, a, k), np.bincount(cell_y, b, k)
+    rows, columns = np.flatnonzero(mass_x), np.flatnonzero(mass_y)
+    cost = torch.cdist(centers[rows].double(), centers[columns].double()).square().cpu().numpy()
+    plan, _, v = run_simplex(mass_x[rows], mass_y[columns], cost / (cost.max() or 1.0))
+    i, j, _ = expand(rows[plan.row], columns[plan.col], plan.data, (cell_x, a), (cell_y, b))
+    f, _ = _nearest_center(geometry, x, centers[columns], torch.from_numpy(v * cost.max()))
+    return i, j, f
+
+
+def _nearest_center(
+    geometry: Geometry,
+    points: Float[torch.Tensor, "n d"],
+    centers: Float[torch.Tensor, "k d"],
+    potentials: Float[torch.Tensor, " k"] | None,
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return ``min_k ||x_i - z_k||^2 - v_k`` and its k for every point x_i; v is 0 if None."""
+    bias = centers.square().sum(1)
+    if potentials is not None:
+        bias = bias - potentials.to(bias)
+
+    def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+        geometry.visits["features"] += len(out) * centers.numel()
+        return products(points[rows], centers, bias, -2.0, out)
+
+    def part(rows: slice, tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = tile.min(1)
+        return values.double() + points[rows].double().square().sum(1), indices
+
+    tiles = map_tiles(part, fill, (len(points), len(centers)), bias)
+    values, indices = reduce_tiles(tiles, len(points), by_row=2)
+    return values.cpu().numpy(), indices.cpu().numpy()

@@ -19,9 +19,8 @@ from jaxtyping import Float
 from ..errors import DependencyError
 from ..runtime import processes
 from .kernel import Kernel
-from .point_clouds import PointClouds
+from .point_clouds import PointClouds, WeightedPoints
 from .tiles import STORED_ENTRIES
-from .weighted_points import WeightedPoints
 
 _MIN_WIDTH, _MAX_WIDTH = 16, 256  # numbers of features that a fused kernel can process
 _COMPARED = 1024  # points of x for which the two kernels are compared

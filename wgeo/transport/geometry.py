@@ -8,6 +8,7 @@ most ``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 200
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,10 +21,8 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
-from .screening import inner_product_error, principal_directions, reduce_dimension
+from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows, principal_directions
 from .tiles import map_tiles, products, roundings, store_products
-from .weighted_points import centered_rows
 
 T = TypeVar("T")
 
@@ -47,7 +46,7 @@ class PointCloud:
     groups: int
     offset_error: float = 0.0  # bound on the norm of the rounding error of `Geometry.offset`
     index: Int[torch.Tensor, " n"] | None = None  # indices of these points in a larger cloud
-    product_error: float = 0.0  # of reduced points (`screening.inner_product_error`)
+    product_error: float = 0.0  # of reduced points (`inner_product_error`)
     is_y: bool = False  # whether this is the second cloud
 
     @property
@@ -176,7 +175,7 @@ class Geometry:
 
     @cached_property
     def reduced(self) -> tuple[PointCloud, PointCloud]:
-        """Both clouds reduced to few features (`screening`)."""
+        """Both clouds reduced to few features (`reduce_dimension`)."""
         v = principal_directions(self.x.points, self.y.points, _SCREENING_DIRECTIONS)
         return self._point_cloud(is_y=False, v=v), self._point_cloud(is_y=True, v=v)
 
@@ -303,6 +302,32 @@ class Geometry:
         if target.is_y:
             return lambda rows: stored[rows, columns]
         return lambda rows: stored[columns, rows].T
+
+
+def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
+    """Bound how far 2 <x, y> of reduced points can fall short, relative to ||x||^2 + ||y||^2.
+
+    The causes are that V^T V is not exactly the identity, and the rounding of products with V.
+    """
+    d, count = v.shape
+    skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
+    rounding = (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT_ROUNDOFF
+    return 1.1 * (float(skew.norm()) + rounding)
+
+
+def reduce_dimension(
+    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], error: float
+) -> Float[torch.Tensor, "rows reduced"]:
+    """Return (V^T x, r) for float64 rows x, with r at least the distance of x from V's range.
+
+    Therefore r^2 is ||x||^2 - ||V^T x||^2 plus a bound on its error: `error` and the rounding of
+    the sums, relative to ||x||^2.
+    """
+    projection = points @ v
+    square = points.square().sum(1)
+    rest = square - projection.square().sum(1)
+    rest += (error + 2 * sum(v.shape) * UNIT_ROUNDOFF) * square
+    return torch.cat([projection, rest.clamp_(min=0).sqrt_()[:, None]], 1)
 
 
 def _groups(n: int) -> int:

@@ -1,4 +1,4 @@
-"""The two point clouds of a transport problem, with their weights and a pairing if they have one.
+"""Weighted point clouds, alone and in pairs, as all solvers use them.
 
 Centering both clouds changes W2^2 by a known amount and keeps optimal couplings optimal:
 ``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. Inner products of centered
@@ -8,6 +8,8 @@ points are smaller, and so are their rounding errors.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +21,130 @@ from jaxtyping import Float, Int
 from ..runtime.memory import block_entries
 from .result import Status, TransportResult
 from .tiles import STORED_ENTRIES, chunks, per_device, store_products
-from .weighted_points import WeightedPoints
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
+DIRECTION_POINTS = 512  # points of each cloud from which the directions are computed
+_SUBSPACE_ITERATIONS = 4
+_FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
+
+_NOT_COPIED = (np.float32, np.float64)  # dtypes that `as_points` does not convert
+
+_Key = tuple[torch.device, torch.dtype, int, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedPoints:
+    """A cloud of weighted points; its center and norms are computed at first use."""
+
+    points: Float[torch.Tensor, "n d"]  # as given; float64 copies are made of a few rows at a time
+    weights: Float[torch.Tensor, " n"]  # in float64, with sum 1
+
+    @classmethod
+    def of(cls, points: torch.Tensor, weights: np.ndarray | None = None) -> WeightedPoints:
+        """Return the cloud, uniform by default; inside `shared_statistics`, a shared one if any."""
+        if weights is None:
+            shared = _shared.get(_key(points))
+            if shared is not None:
+                return shared
+            n = len(points)
+            uniform = torch.full((n,), 1.0 / n, dtype=torch.float64, device=points.device)
+            return cls(points, uniform)
+        return cls(points, torch.from_numpy(weights).to(points.device))
+
+    @cached_property
+    def center(self) -> Float[torch.Tensor, " d"]:
+        """The weighted mean."""
+        return self._weighted_sum(self.weights.new_zeros(self.points.shape[1]))
+
+    @cached_property
+    def rounding_of_center(self) -> Float[torch.Tensor, " d"]:
+        """The weighted mean of the centered points: zero, up to rounding."""
+        return self._weighted_sum(self.center)
+
+    @cached_property
+    def norms(self) -> Float[torch.Tensor, " n"]:
+        """||x_i - center||^2."""
+        rows = centered_rows(self.points, self.center)
+        return torch.cat([part.square_().sum(1) for _, part in rows])
+
+    @cached_property
+    def total_variance(self) -> Float[torch.Tensor, ""]:
+        """tr cov, the weighted mean of `norms`."""
+        return self.weights @ self.norms
+
+    def factor(self) -> Float[torch.Tensor, "r d"]:
+        """Return R with at most d rows such that R^T R is the covariance; it may be large."""
+        d = self.points.shape[1]
+        factor, least = self.center.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
+        for rows, part in centered_rows(self.points, self.center, least=least):
+            factor = torch.cat([factor, part * self.weights[rows].sqrt()[:, None]])
+            if len(factor) > d:
+                factor = torch.linalg.qr(factor, mode="r").R
+        return factor
+
+    def centered(
+        self, dtype: torch.dtype, rows: slice | None = None
+    ) -> Float[torch.Tensor, "rows d"]:
+        """Return centered rows (by default all), rounded to `dtype` after centering."""
+        if rows is not None:
+            return (self.points[rows].double() - self.center).to(dtype)
+        out = torch.empty(self.points.shape, dtype=dtype, device=self.points.device)
+        for some, part in centered_rows(self.points, self.center):  # few in float64 at a time
+            out[some] = part
+        return out
+
+    def project(self, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, "k n"]:
+        """Return the centered points' coordinates along each row of `directions`."""
+        parts = [part @ directions.T for _, part in centered_rows(self.points, self.center)]
+        return torch.cat(parts).T.contiguous()
+
+    def _weighted_sum(self, center: Float[torch.Tensor, " d"]) -> Float[torch.Tensor, " d"]:
+        """Return sum_i w_i (x_i - center), in float64."""
+        total = torch.zeros_like(center)
+        for rows, part in centered_rows(self.points, center):
+            total += self.weights[rows] @ part
+        return total
+
+
+_shared: dict[_Key, WeightedPoints] = {}
+
+
+@contextmanager
+def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[None]:
+    """Let all problems inside the block use the same `WeightedPoints` of each cloud.
+
+    This holds for problems with uniform weights on the CPU, in all threads. The clouds must not
+    change meanwhile. Clouds that `as_points` would copy, such as read-only ones, are not shared.
+    """
+    held = [
+        WeightedPoints.of(torch.from_numpy(cloud))
+        for cloud in clouds
+        if cloud.flags.writeable
+        and cloud.flags.c_contiguous
+        and min(cloud.strides) >= 0
+        and cloud.dtype in _NOT_COPIED
+    ]
+    entries = {_key(cloud.points): cloud for cloud in held}
+    _shared.update(entries)
+    try:
+        yield
+    finally:  # a stored error or an interrupted thread may keep the clouds, but no later call
+        for key, cloud in entries.items():
+            if _shared.get(key) is cloud:
+                del _shared[key]
+
+
+def _key(x: torch.Tensor) -> _Key:
+    """Return a key of a tensor's contents, valid while its memory is in use and unchanged."""
+    return x.device, x.dtype, x.data_ptr(), tuple(x.shape), tuple(x.stride())
+
+
+def centered_rows(
+    x: torch.Tensor, center: torch.Tensor, index: torch.Tensor | None = None, least: int = 1
+) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
+    """Yield float64 rows of x, or of ``x[index]``, minus `center`, `least` or more at a time."""
+    for rows in chunks(len(x), x.shape[1], x.device, least):
+        yield rows, x[rows if index is None else index[rows]].double() - center
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +157,7 @@ class PointClouds:
 
     `pairing` is the given permutation, or by default the identity; it is None for clouds of
     different sizes or with weights. `integer_masses` are proportional to the weights: whole numbers
-    for clouds without weights, or the summed masses of merged points (`duplicates`).
+    for clouds without weights, or the summed masses of merged points (`plans.Merged`).
     """
 
     source: WeightedPoints
@@ -232,3 +355,15 @@ class PointClouds:
             seconds=seconds,
             **fields,
         )
+
+
+def principal_directions(
+    x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"], count: int
+) -> Float[torch.Tensor, "d count"]:
+    """Approximate the leading principal directions of two clouds by subspace iteration."""
+    samples = x[:DIRECTION_POINTS], y[:DIRECTION_POINTS]
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype).to(x.device)
+    for _ in range(_SUBSPACE_ITERATIONS):
+        v = torch.linalg.qr(sum(z.T @ (z @ v) for z in samples)).Q
+    return torch.linalg.qr(v.double()).Q

@@ -17,8 +17,7 @@ from scipy.sparse import coo_array, csr_array
 from .annealing import SinkhornState
 from .kernel import Kernel, PlanSummary
 from .plans import MAX_ENTRIES, couple_along
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
-from .screening import DIRECTION_POINTS, principal_directions
+from .point_clouds import DIRECTION_POINTS, UNIT_ROUNDOFF, PointClouds, principal_directions
 from .tiles import squared_distances
 
 _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assigned exactly

@@ -18,6 +18,7 @@ from ..arrays.checks import as_count, as_float, pick_device
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
 from .annealing import (
+    ENGINES,
     SCALING,
     Budget,
     SinkhornState,
@@ -28,7 +29,6 @@ from .annealing import (
     smallest_epsilon,
     solve_itself,
 )
-from .engines import ENGINES
 from .fused import uses_fused
 from .kernel import Kernel
 from .plans import MAX_ENTRIES
@@ -144,9 +144,10 @@ class Sinkhorn:
                 raise ArgumentError(
                     f"{name} must be one of {allowed}, not {getattr(self, name)!r}."
                 )
-        if not (self.tolerance > 0 and self.marginal_tolerance > 0):
-            raise ArgumentError("tolerance and marginal_tolerance must be positive.")
-        if not 0 < self.scaling < 1:
+        for name in ("tolerance", "marginal_tolerance"):
+            if not as_float(getattr(self, name), name) > 0:
+                raise ArgumentError(f"{name} must be positive, not {getattr(self, name)!r}.")
+        if not 0 < as_float(self.scaling, "scaling") < 1:
             raise ArgumentError(f"scaling must lie between 0 and 1, not {self.scaling}.")
         if auto and self.engine in ENGINES:
             raise ArgumentError(f'engine {self.engine!r} needs a number for epsilon, not "auto".')
