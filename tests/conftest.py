@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -32,6 +33,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("wgeo")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that runs tests in background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also for the processes of tests
 
 SHARED = Path(os.environ.get("WGEO_SHARED", ROOT.parent / "shared"))
 
