@@ -9,7 +9,7 @@ from test_verdict import centred, claimed, collapse_of, said, segment, trajector
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import sentences
-from wgeo.analysis.verdict.wording import ranged
+from wgeo.analysis.verdict.sentence import ranged
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -328,6 +328,9 @@ def test_data_rounding_and_open_questions_are_named():
     row |= {"adjusted_p": 0.05, "direction": "straighter"}
     reference = {"networks": [{}] * 20, "images": 200, "segments": [row]}
     assert "on 200 of these images" in said(sentences({"reference": reference}), "reference")
+    undefined = {"layers": ["a", "b"], "statistic": "length_ratio", "difference": None}
+    words = said(sentences({"reference": {"tests": [undefined]}}), "reference")
+    assert "a difference of undefined. These images do not show a difference." in words
 
 
 def test_pooling_is_named_with_the_first_path():

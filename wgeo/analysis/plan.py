@@ -337,24 +337,22 @@ def _sha256(target: str | os.PathLike[str]) -> str:
     The manifest contains the checksums of the features, which `Trajectory.load` verifies. An
     unchanged file is read only once, since the jobs of a sweep may share a large reference.
     """
+    from ..checkpoints.reading import fingerprint
+    from ..storage.files import sha256_of
+    from ..storage.store import MANIFEST, manifest_of
+
     path = Path(target)
+    if is_stored(path):
+        manifest_of(path)  # raises an error if the manifest is damaged
+        return sha256_of(path / MANIFEST)
     if not path.is_file():
-        return _read_sha256(path)
+        return fingerprint(path)
     status = path.stat()
     return _file_sha256(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=8)
 def _file_sha256(path: Path, *_: int) -> str:
-    return _read_sha256(path)
-
-
-def _read_sha256(target: Path) -> str:
     from ..checkpoints.reading import fingerprint
-    from ..storage.files import sha256_of
-    from ..storage.store import MANIFEST, manifest_of
 
-    if not is_stored(target):
-        return fingerprint(target)
-    manifest_of(target)
-    return sha256_of(target / MANIFEST)
+    return fingerprint(path)
