@@ -1,8 +1,8 @@
 """The settings of an analysis, and a key that identifies it.
 
 `wgeo.analyze`, the command line and the configuration of a sweep all build an `AnalysisPlan`. Each
-setting has the name of the Python parameter for which it is meant. No library is loaded before a
-plan is built, so the command line can show the defaults at once.
+setting has the name of the Python parameter that it sets. No library is loaded before a plan is
+built, so the command line shows the defaults at once.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``; a solver is only checked."""
+    """Return the solver that ``sinkhorn:epsilon=0.01`` describes; a solver is only checked."""
     from .. import transport
     from ..transport.entry import checked_solver
 
@@ -318,7 +318,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def is_stored(target: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder of stored features, that is, not a saved model."""
+    """Return whether a path is a folder of stored features: any folder but a saved model."""
     from ..checkpoints.locating import is_saved_model
 
     return Path(target).is_dir() and not is_saved_model(target)

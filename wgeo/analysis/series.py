@@ -37,9 +37,9 @@ class Series(Result):
     ----------
     record : dict
         The contents of `series.json`: ``axis``, which is ``epoch`` for one run and ``name``
-        otherwise; ``headline``; and ``analyses``, each the record of an analysis without its
-        per-sample parts, with its ``name`` and ``folder``. For one run also ``last_layer``, the
-        paths of the last layer's class means over training.
+        otherwise; ``headline``; and ``analyses``, each the record of an analysis without details
+        that no comparison needs, with its ``name`` and ``folder``. For one run also ``last_layer``,
+        the paths of the last layer's class means over training.
 
     Examples
     --------
@@ -93,7 +93,7 @@ class Series(Result):
             records = dict(sorted(records.items(), key=lambda item: item[1].epoch or 0))
             view = training_view(list(records.values()))
         rows = [
-            {**_without_samples(record.json), "name": name, "folder": location.get(name)}
+            {**_without_details(record.json), "name": name, "folder": location.get(name)}
             for name, record in records.items()
         ]
         return cls(
@@ -174,7 +174,7 @@ class Series(Result):
         return f"{len(self.record['analyses'])} analyses by {self.record['axis']}"
 
 
-def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
+def _without_details(record: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {
         key: [{k: v for k, v in row.items() if k not in _OMITTED} for row in record[key]]
         for key in ("layers", "blocks", "segments")

@@ -192,7 +192,7 @@ def decimals_of(low: float, high: float, minimum: int = 2) -> int:
 
 
 def ranged(value: float | None, interval: Any, *, certified: bool = False, note: str = "") -> str:
-    """Format a value and its interval with as many decimals as show that the ends differ.
+    """Format a value and its interval with enough decimals to show that the ends differ.
 
     ``1.3384, (1.3381, 1.3392)`` becomes ``1.338 (1.338 to 1.339)``. The interval is left out if its
     ends are equal or if it is `certified` and narrower than 1e-4; otherwise `note` follows it.
