@@ -337,6 +337,10 @@ def test_pooling_is_named_with_the_first_path():
     record = {"segments": [segment(), segment(layers=["c", "d", "e"])]}
     words = said(sentences({**record, "provenance": {"pool": "gap"}}), "straightness")
     assert words.count("(gap features; each layer's mean is subtracted)") == 1
+    back = segment(centred={"length_ratio": 1e6})  # its sentence uses neither term
+    words = said(sentences({"segments": [back, *record["segments"]]}), "straightness")
+    assert "1/1,000,000 of the length" in words
+    assert words.count("each layer's mean is subtracted") == 1
 
 
 def test_undecided_score_comes_with_the_rule_that_leaves_it_undecided():

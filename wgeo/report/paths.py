@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
@@ -119,7 +118,7 @@ def straightness(record: Record, plots: Plots) -> str:
         for name, show in (
             ("W2 end to end", lambda s: general(s.distance, 4)),
             ("sum of the blocks' W2", lambda s: general(s.length, 4)),
-            *((label, partial(value_with_interval, key=key)) for key, label in RATIOS.items()),
+            *((label, _value(key)) for key, label in RATIOS.items()),
             *((f"{label}, centered", _centered(key)) for key, label in RATIOS.items()),
             ("moving blocks B", lambda s: fixed(s.moving_blocks, 2)),
             ("length ratio of orthogonal steps √B", lambda s: fixed(s.sqrt_moving_blocks, 2)),
@@ -165,6 +164,10 @@ def straightness(record: Record, plots: Plots) -> str:
 
 def _segment_names(rows: Iterable[Segment | Rank | Comparison]) -> list[str]:
     return [plain(segment_name(row.layers, i)) for i, row in enumerate(rows)]
+
+
+def _value(key: str) -> Callable[[Segment], str]:
+    return lambda segment: value_with_interval(segment, key)
 
 
 def _centered(key: str) -> Callable[[Segment], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...storage.record import Centred, Comparison, Interval, Rank, Record, Reference, Segment
 from ...text import UNDEFINED, percent, printable
@@ -36,25 +36,20 @@ def straightness(record: Record) -> Iterator[Sentence]:
     if record.transport_skipped:
         yield Sentence("straightness", record.transport_skipped, {}, "undecided")
     pool = record.provenance.pool
-    terms = Terms(
-        f" ({f'{printable(pool)} features; ' if pool else ''}each layer's mean is subtracted)",
+    features = f"{printable(pool)} features; " if pool else ""
+    # Explanations of "centered" and "geodesic", for the first sentence that uses these terms.
+    terms = (
+        f" ({features}each layer's mean is subtracted)",
         ", the shortest path in Wasserstein distance,",
     )
     for segment in record.segments:
         sentence = _path(segment, terms)
-        if "length_ratio_centred" in sentence.evidence:
-            terms = Terms()
+        if "shape" in sentence.evidence:
+            terms = ("", "")
         yield sentence
 
 
-class Terms(NamedTuple):
-    """Explanations of terms, for the first sentence that uses them."""
-
-    centered: str = ""
-    geodesic: str = ""
-
-
-def _path(segment: Segment, terms: Terms) -> Sentence:
+def _path(segment: Segment, terms: tuple[str, str]) -> Sentence:
     subject = segment_ends(segment.layers)
     spread = max(spreads(segment))
     if spread == 0:
@@ -111,7 +106,7 @@ def _place(segment: Segment) -> dict[str, Any]:
     return {"layers": ends(segment.layers), "stage": segment.stage}
 
 
-def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> Sentence:
+def _judged_path(segment: Segment, subject: str, ratio: float, terms: tuple[str, str]) -> Sentence:
     centered = segment.centred
     interval = centered.interval("length_ratio")
     bound = centered.sqrt_moving_blocks or segment.sqrt_moving_blocks
@@ -130,19 +125,14 @@ def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> 
         "shift_share": segment.shift_share,
     }
     times = ranged(ratio, interval, note=OVER_IMAGES)
-    length = (
-        f"{subject} the path of the centered features{terms.centered} is "
-        f"{'' if times in ('1', '1.00') else f'{times} times '}as long as the geodesic"
-        f"{terms.geodesic} between its ends"
+    words = (
+        f"{subject} the path of the centered features{terms[0]} is "
+        f"{'' if times in ('1', '1.00') else f'{times} times '}as long as the geodesic{terms[1]} "
+        "between its ends"
     )
-    orthogonal = (
-        ""
-        if bound is None
-        else f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
-    )
-    return Sentence(
-        "straightness", f"{length}{orthogonal}{word}.{_shift(segment)}", evidence, strength
-    )
+    if bound is not None:
+        words += f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
+    return Sentence("straightness", f"{words}{word}.{_shift(segment)}", evidence, strength)
 
 
 def _shape(
