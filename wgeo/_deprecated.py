@@ -94,7 +94,7 @@ _MOVED: dict[str, dict[str, str]] = {
     },
     "wgeo.analysis": {
         "class_view": "wgeo.trajectory.views.class_view",
-        "training_view": "wgeo.analysis.views.training_view",
+        "training_view": "wgeo.analysis.series.training_view",
         "versions": "wgeo.analysis.result.versions",
     },
 }

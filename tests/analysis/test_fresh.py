@@ -150,8 +150,12 @@ def test_parameters_that_keep_their_values_are_named():
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2))
 
-    with pytest.raises(ArgumentError, match=r"\(weight\), so the network"):
+    with pytest.raises(ArgumentError, match=r"100.0 % .* \(weight\), so the network"):
         _check_fresh(*untrained(Kept(), 0))
+    nearly = nn.Linear(19, 100)  # 1,900 weights and 100 biases
+    nearly.kept = nn.Parameter(torch.ones(2_000_000))
+    with pytest.raises(ArgumentError, match=r"^99.9 % of the parameters"):
+        _check_fresh(nearly, ["kept"])
 
 
 # --- batch statistics ------------------------------------------------------------------------

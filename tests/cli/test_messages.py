@@ -18,7 +18,7 @@ import wgeo
 from wgeo.cli import main
 from wgeo.cli.root import with_flags
 from wgeo.errors import WgeoWarning
-from wgeo.report import text
+from wgeo.report import markdown
 
 SOURCE = Path(wgeo.__file__).parent
 ANALYZE = main.commands["analyze"]
@@ -141,7 +141,7 @@ def test_failure_among_several_checkpoints_names_the_flags_of_analyze(tmp_path):
 
 
 def test_a_page_shows_parameters_as_code():
-    said = text.sentence("Ask with `pool='grid:2'`; *not* [this](x) | `a")
+    said = markdown.sentence("Ask with `pool='grid:2'`; *not* [this](x) | `a")
     (inline,) = (token for token in MarkdownIt().parse(said) if token.type == "inline")
     parts = [(part.type, part.content) for part in inline.children]
     assert parts[1] == ("code_inline", "pool='grid:2'")

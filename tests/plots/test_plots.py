@@ -32,7 +32,7 @@ from wgeo.plots import style
 from wgeo.plots.animation import scene
 from wgeo.plots.composed import catalog
 from wgeo.plots.files import SERIES_STEMS, STEMS, require_figures_writable
-from wgeo.report.parts import stage_title
+from wgeo.report.markdown import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Segment, SeriesRecord
 from wgeo.trajectory import Trajectory

@@ -31,11 +31,9 @@ from wgeo.cli.tables import _correlation
 from wgeo.errors import DependencyError, RecordError, WgeoError
 from wgeo.plots.composed import catalog
 from wgeo.plots.style import clean
-from wgeo.report import building, mathtext, pages, text
-from wgeo.report.assets import asset
-from wgeo.report.building import ENGINES
-from wgeo.report.paper import for_print
-from wgeo.report.parts import correlation
+from wgeo.report import building, markdown, mathtext, pages
+from wgeo.report.building import ENGINES, for_print
+from wgeo.report.markdown import asset, correlation
 from wgeo.report.scrubber import scrubber
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Block, Layer, Record
@@ -170,7 +168,9 @@ def test_every_reference_is_cited(built: dict[str, Page]) -> None:
 def test_escaped_text_renders_as_itself(name: str) -> None:
     """CommonMark with tables, the grammar of MyST, returns the original text."""
     parser = MarkdownIt("commonmark").enable("table")
-    tokens = parser.parse(text.table(("a", "b"), [(text.plain(name), "1")], "x").split("\n", 1)[1])
+    tokens = parser.parse(
+        markdown.table(("a", "b"), [(markdown.plain(name), "1")], "x").split("\n", 1)[1]
+    )
     cells = [t for t in tokens if t.type == "inline"]
     assert len(cells) == 4
     children = cells[2].children or []
@@ -180,7 +180,7 @@ def test_escaped_text_renders_as_itself(name: str) -> None:
 
 @given(st.text(alphabet="`~a \n#{}\\", max_size=40))
 def test_code_block_ends_before_the_next_paragraph(command: str) -> None:
-    tokens = MarkdownIt("commonmark").parse(text.code(command) + "\n\nafter")
+    tokens = MarkdownIt("commonmark").parse(markdown.code(command) + "\n\nafter")
     assert [t.type for t in tokens[:2]] == ["fence", "paragraph_open"]
 
 
@@ -206,13 +206,13 @@ def test_code_block_ends_before_the_next_paragraph(command: str) -> None:
     ],
 )
 def test_numbers_are_shown_to_three_digits(value: Any, shown: str) -> None:
-    assert text.general(value) == shown
-    assert text.general(99999.7, 5) == "100,000"
+    assert markdown.general(value) == shown
+    assert markdown.general(99999.7, 5) == "100,000"
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
-    assert [text.fixed(value) for value in (-0.0004, -0.0006)] == ["0.000", "−0.001"]
-    assert text.percent(-1e-15) == "0.0 %"
+    assert [markdown.fixed(value) for value in (-0.0004, -0.0006)] == ["0.000", "−0.001"]
+    assert markdown.percent(-1e-15) == "0.0 %"
     assert _columns_of_blocks(-1e-9) == ("0.0000", "0.0000")
 
 
@@ -223,10 +223,10 @@ def _columns_of_blocks(score: float) -> tuple[str, str]:
 
 
 def test_intervals_and_shares() -> None:
-    assert text.with_interval(1.2345, [1.2, 1.3]) == "1.23 [1.20, 1.30]"
-    assert text.with_interval(1.2345, [None, None]) == "1.23"
-    assert text.with_interval(None, None) == "–"
-    assert text.percent(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
+    assert markdown.with_interval(1.2345, [1.2, 1.3]) == "1.23 [1.20, 1.30]"
+    assert markdown.with_interval(1.2345, [None, None]) == "1.23"
+    assert markdown.with_interval(None, None) == "–"
+    assert markdown.percent(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_intervals_and_shares() -> None:
     ],
 )
 def test_only_exact_shares_are_shown_as_0_or_100_percent(share: float | None, shown: str) -> None:
-    assert text.percent(share) == shown
+    assert markdown.percent(share) == shown
     if share is not None:
         assert percent(share) == shown.replace("−", "-")  # in sentences
 
@@ -247,12 +247,12 @@ def test_tables_contain_the_records_values() -> None:
     record = sample_record()
     made = pages.pages(record)
     for layer in record["layers"]:
-        assert text.general(layer["collapse"]["nc1"]) in made["collapse"]
+        assert markdown.general(layer["collapse"]["nc1"]) in made["collapse"]
     for block in record["blocks"]:
-        assert text.general(block["distance"], 5) in made["transport"]
+        assert markdown.general(block["distance"], 5) in made["transport"]
     first = record["segments"][0]
     assert (
-        text.with_interval(
+        markdown.with_interval(
             first["centred"]["length_ratio"], first["centred"]["intervals"]["length_ratio"]
         )
         in (made["index"])
@@ -285,7 +285,7 @@ def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> 
     assert trust
     for said in ("certified", "resolution", "power", "normalization", "2,000 test samples"):
         assert said in trust[1]
-    nc1 = text.general(record["layers"][0]["collapse"]["nc1"])
+    nc1 = markdown.general(record["layers"][0]["collapse"]["nc1"])
     assert re.search(rf"\| input, before any block \| – .*\| {re.escape(nc1)} \|", screen)
     for unexplained in ("shortcut", "d = ", "one draw"):
         assert unexplained not in screen
@@ -295,9 +295,9 @@ def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> 
 
 
 def test_a_table_downloads_as_csv() -> None:
-    made = text.table(
+    made = markdown.table(
         ("Layer", "{term}`NC1`", "share"),
-        [(text.plain("a,b|<c>"), "−1.20 [−1.30, 1.50·10⁻⁷]", "81.5 %"), ("d", "12,346", "–")],
+        [(markdown.plain("a,b|<c>"), "−1.20 [−1.30, 1.50·10⁻⁷]", "81.5 %"), ("d", "12,346", "–")],
         "Two layers: an example.",
     )
     link = re.search(r'<a download="([^"]+)" href="data:text/csv;charset=utf-8,([^"]+)">', made)

@@ -13,8 +13,8 @@ from torch import nn
 import wgeo
 from wgeo import plots, report
 from wgeo.analysis import Series
+from wgeo.analysis.series import training_view
 from wgeo.analysis.verdict import against_network
-from wgeo.analysis.views import training_view
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 from wgeo.plots.composed import catalog
@@ -377,6 +377,15 @@ def test_a_report_of_several_runs(tmp_path):
     assert "figures/over" in text
     assert (page.parent / "verdicts.md").read_text().count("## epoch") == 3
     assert (page.parent / "series.json").exists()
+
+
+def test_a_report_of_several_analyses_of_features_shows_dashes_for_a_missing_network():
+    series = sample_series(2, epochs=False)
+    for row in series["analyses"]:
+        row["provenance"] |= {"arch": None, "sha256": None}
+    provenance = report.pages.pages(series)["provenance"]
+    assert "no name" not in provenance
+    assert provenance.count("| – | – |") == 2
 
 
 # --- beside one analysis -------------------------------------------------------------------------

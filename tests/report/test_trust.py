@@ -12,7 +12,7 @@ from torch import nn
 import wgeo
 from wgeo.analysis.trust import better_preset, copies_in, trust_of
 from wgeo.analysis.verdict import sentences, text
-from wgeo.analysis.verdict.wording import decimals_of, listed, ranged, segment_ends
+from wgeo.analysis.verdict.sentence import decimals_of, listed, ranged, segment_ends
 from wgeo.data.images import normalization
 
 

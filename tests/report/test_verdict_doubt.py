@@ -9,7 +9,7 @@ from test_verdict import centred, claimed, collapse_of, said, segment, trajector
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import sentences
-from wgeo.analysis.verdict.wording import ranged
+from wgeo.analysis.verdict.sentence import ranged
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -328,12 +328,19 @@ def test_data_rounding_and_open_questions_are_named():
     row |= {"adjusted_p": 0.05, "direction": "straighter"}
     reference = {"networks": [{}] * 20, "images": 200, "segments": [row]}
     assert "on 200 of these images" in said(sentences({"reference": reference}), "reference")
+    undefined = {"layers": ["a", "b"], "statistic": "length_ratio", "difference": None}
+    words = said(sentences({"reference": {"tests": [undefined]}}), "reference")
+    assert "a difference of undefined. These images do not show a difference." in words
 
 
 def test_pooling_is_named_with_the_first_path():
     record = {"segments": [segment(), segment(layers=["c", "d", "e"])]}
     words = said(sentences({**record, "provenance": {"pool": "gap"}}), "straightness")
     assert words.count("(gap features; each layer's mean is subtracted)") == 1
+    back = segment(centred={"length_ratio": 1e6})  # its sentence uses neither term
+    words = said(sentences({"segments": [back, *record["segments"]]}), "straightness")
+    assert "1/1,000,000 of the length" in words
+    assert words.count("each layer's mean is subtracted") == 1
 
 
 def test_undecided_score_comes_with_the_rule_that_leaves_it_undecided():

@@ -1,4 +1,4 @@
-"""Comparison with a reference, and tests of the blocks' Jacobians."""
+"""Tests that need more than the features: against a reference, and of the blocks' Jacobians."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _TOTAL_OPERATIONS = 4e8  # a forward pass of more than _MIN_POINTS images takes 
 _MAX_OPERATIONS = 3e8  # if a forward pass of one image takes more, tests run only on request
 _ALIGNED_POINTS = 4  # default number of images of the alignment test
 _PROBES = 4
-_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over images is larger
+_TOLERANCE = 1e-2  # relative error of the Brenier test; the spread over images is larger
 
 
 def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
-    """Return the reference of a plan; a path is loaded, as stored features if `features` is true.
+    """Return the reference of a plan for a network or, if `features` is true, for features.
 
-    An ArgumentError is raised if a network is given for features, or features for a network.
+    A path is loaded. An ArgumentError is raised if the reference is of the other kind.
     """
     reference = plan.reference.reference
     if isinstance(reference, str | os.PathLike):
@@ -58,9 +58,9 @@ def reference_test(
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
 
-    The result is None for the reference ``none``. Otherwise it contains ``kind``, and the values of
-    `fresh_networks` (for ``init``) or `over_images`, or the reason why there is no test
-    (``skipped``). `compare` computes tests that need the network; it is None if there are only
+    The result is None for the reference ``none``. Otherwise it contains ``kind`` and either the
+    values of `fresh_networks` (for ``init``) or `over_images`, or ``skipped``, the reason why there
+    is no test. `compare` runs the tests that need the network; it is None if there are only
     features. Errors of a test against a given network are raised.
     """
     if reference == "none":
@@ -89,9 +89,9 @@ def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any
 
 
 class BrenierTests(NamedTuple):
-    """What the Brenier test adds to a record: on the whole (`test`), and to each block and segment.
+    """The values that the Brenier test adds to the record itself and to its blocks and segments.
 
-    The mapping is empty for those that were not tested or change the feature space.
+    A block or segment that was not tested has an empty mapping.
     """
 
     test: dict[str, Any]
@@ -113,21 +113,18 @@ def brenier_test(
 ) -> BrenierTests:
     """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
-    If `points` is None, the number of images depends on the cost of the test, and the test is
-    skipped if it fails. Otherwise its errors are raised.
+    If `points` is None, the number of images follows from the cost of the test, and a test that
+    fails is skipped. Otherwise its errors are raised.
     """
     names = [block.target for block in traj.blocks]
     try:
-        if points is None:
+        count = points
+        if count is None:
             operations = _affordable_operations(net, images, "Brenier test", "brenier")
             count = int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
-        else:
-            count = points
         rows = spaced_rows(len(traj), count)
-        x = inputs(net, images, rows)
-        tests = brenier_blocks(
-            module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
-        )
+        options = {"probes": _PROBES, "tolerance": _TOLERANCE, "bootstrap": bootstrap, "seed": seed}
+        tests = brenier_blocks(module_of(net), inputs(net, images, rows), names, **options)
     except (WgeoError, OUT_OF_MEMORY) as reason:
         if points:
             raise

@@ -2,9 +2,9 @@
 
 Two training runs with the same recipe usually differ by more than the sampling error over images,
 so a test over images finds a difference between almost any two networks. This test is over
-networks: the p-value is the rank of the network among randomly initialized ("fresh") networks. The
-null hypothesis is that the network is itself randomly initialized. Then all networks are
-exchangeable, whatever the images, and p <= 0.05 has a probability of at most 0.05.
+networks: the p-value follows from the rank of the network among randomly initialized ("fresh")
+networks. The null hypothesis is that the network is itself randomly initialized. Then all networks
+are exchangeable, whatever the images, and p <= 0.05 has a probability of at most 0.05.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import nn
 
 from ..arrays.checks import pick_device
@@ -31,7 +31,7 @@ from ..geodesic.significance import SIGNIFICANT
 from ..models import untrained
 from ..models.fresh import reestimate_statistics
 from ..runtime import processes
-from ..text import first_names
+from ..text import first_names, percent
 from ..trajectory import Trajectory
 
 _MAX_IMAGES = 200  # the rank is valid for any number of images
@@ -41,9 +41,9 @@ _MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their train
 
 @dataclass(frozen=True)
 class MeanRatios:
-    """The mean line-shape ratio of a segment's samples, with each layer's mean subtracted or not.
+    """The mean line-shape ratio of a segment's samples; NaN if no sample has a defined ratio.
 
-    It is NaN if no sample has a defined ratio.
+    For ``centred``, each layer's mean is subtracted from the features.
     """
 
     centred: float
@@ -123,7 +123,9 @@ def _fresh_ratios(
 ) -> tuple[list[MeanRatios], tuple[str, ...]]:
     fresh, unchanged_names = untrained(module, seed)
     _check_fresh(fresh, unchanged_names)
-    batches = _batches(len(images), _STATISTICS_BATCH)
+    # Nearly equal sizes, since all batches have the same weight; at least two images, if possible.
+    count = min(-(-len(images) // _STATISTICS_BATCH), len(images) // 2)
+    batches = np.array_split(np.arange(len(images)), max(count, 1))
     with on_device(fresh, pick_device(reading["device"])):
         reestimate_statistics(fresh, (inputs(fresh, images, batch) for batch in batches))
         traj = trace(fresh, images, **reading)
@@ -135,24 +137,15 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
     share = sum(sizes[name] for name in unchanged_names) / max(sum(sizes.values()), 1)
     if share > _MAX_KEPT:
         raise ArgumentError(
-            f"{share:.0%} of the parameters belong to modules that have no method to reset them "
-            f"({first_names(unchanged_names, 3)}), so the network cannot be randomly "
+            f"{percent(share)} of the parameters belong to modules that have no method to reset "
+            f"them ({first_names(unchanged_names, 3)}), so the network cannot be randomly "
             "initialized. Give a checkpoint of epoch 0 as the reference."
         )
 
 
-def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
-    """Split rows into batches of nearly equal size, of at least two rows if there are two.
-
-    The sizes are nearly equal because all batches have the same weight in the batch statistics.
-    """
-    number = min(-(-count // size), count // 2)
-    return np.array_split(np.arange(count), max(number, 1))
-
-
 def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> MeanRatios:
     means = np.stack([array.mean(0, dtype=np.float64) for array in arrays])
-    # `path_measures` itself subtracts the means, so that it knows the features' rounding error.
+    # `path_measures` subtracts the means, since it needs the features to know their rounding error.
     paths = path_measures(arrays, centres=means), path_measures(arrays)
     return MeanRatios(*(_mean(path.line_shape_ratio) for path in paths))
 

@@ -1,8 +1,8 @@
 """The settings of an analysis, and a key that identifies it.
 
 `wgeo.analyze`, the command line and the configuration of a sweep all build an `AnalysisPlan`. Each
-setting has the name of the Python parameter for which it is meant. No library is loaded before a
-plan is built, so the command line can show the defaults at once.
+setting has the name of the Python parameter that it sets. No library is loaded before a plan is
+built, so the command line shows the defaults at once.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``; a solver is only checked."""
+    """Return the solver that ``sinkhorn:epsilon=0.01`` describes; a solver is only checked."""
     from .. import transport
     from ..transport.entry import checked_solver
 
@@ -318,7 +318,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def is_stored(target: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder of stored features, that is, not a saved model."""
+    """Return whether a path is a folder of stored features: any folder but a saved model."""
     from ..checkpoints.locating import is_saved_model
 
     return Path(target).is_dir() and not is_saved_model(target)
@@ -337,24 +337,22 @@ def _sha256(target: str | os.PathLike[str]) -> str:
     The manifest contains the checksums of the features, which `Trajectory.load` verifies. An
     unchanged file is read only once, since the jobs of a sweep may share a large reference.
     """
+    from ..checkpoints.reading import fingerprint
+    from ..storage.files import sha256_of
+    from ..storage.store import MANIFEST, manifest_of
+
     path = Path(target)
+    if is_stored(path):
+        manifest_of(path)  # raises an error if the manifest is damaged
+        return sha256_of(path / MANIFEST)
     if not path.is_file():
-        return _read_sha256(path)
+        return fingerprint(path)
     status = path.stat()
     return _file_sha256(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=8)
 def _file_sha256(path: Path, *_: int) -> str:
-    return _read_sha256(path)
-
-
-def _read_sha256(target: Path) -> str:
     from ..checkpoints.reading import fingerprint
-    from ..storage.files import sha256_of
-    from ..storage.store import MANIFEST, manifest_of
 
-    if not is_stored(target):
-        return fingerprint(target)
-    manifest_of(target)
-    return sha256_of(target / MANIFEST)
+    return fingerprint(path)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from .. import plots, report
 from ..plots.files import data_uri
 from ..results import Result
-from ..storage.record import Block, Layer, Record
+from ..storage.record import Block, Record
 from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
 from .saving import require_writable, save
@@ -58,8 +58,8 @@ class Analysis(Result):
 
     @property
     def verdict(self) -> str:
-        """The sentences of the verdict as one text; their evidence is in `record`."""
-        return text(self.record["verdict"])
+        """The verdict as one text; `record` contains the evidence of each sentence."""
+        return text(Record.of(self.record).verdict)
 
     @property
     def layers(self) -> list[dict[str, Any]]:
@@ -112,7 +112,13 @@ class Analysis(Result):
     def _table(self) -> list[dict[str, Any]]:
         record = Record.of(self.record)
         blocks = {block.target: block for block in record.blocks}
-        return [_layer_row(layer, blocks.get(layer.name, Block.of({}))) for layer in record.layers]
+        rows = []
+        for layer in record.layers:
+            block = blocks.get(layer.name, Block.of({}))
+            head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
+            score = block.measure("corr_score")
+            rows.append({**head, **layer.collapse.plain(), **block.plain(), "corr_score": score})
+        return rows
 
     def _rows(self) -> list[dict[str, Any]]:
         return [{name: row.get(name) for name in _DISPLAYED_COLUMNS} for row in self._table()]
@@ -130,28 +136,22 @@ class Analysis(Result):
         return [sentence.words for sentence in Record.of(self.record).verdict]
 
     def _pictures(self) -> list[str]:
-        panels: dict[str, Callable[..., Axes]] = {
-            "Straightness of every segment": plots.straightness,
-            "NC1 from layer to layer": plots.collapse,
-        }
-        uris = {
-            title: data_uri(panel(self.record, ax=plots.axes("column")))
-            for title, panel in panels.items()
-        }
-        return [f'<img alt="{t}" style="width:48%" src="{uri}"/>' for t, uri in uris.items()]
-
-
-def _layer_row(layer: Layer, block: Block) -> dict[str, Any]:
-    head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
-    score = block.measure("corr_score")
-    return {**head, **layer.collapse.plain(), **block.plain(), "corr_score": score}
+        panels: tuple[tuple[str, Callable[..., Axes]], ...] = (
+            ("Straightness of every segment", plots.straightness),
+            ("NC1 from layer to layer", plots.collapse),
+        )
+        return [
+            f'<img alt="{title}" style="width:48%" '
+            f'src="{data_uri(panel(self.record, ax=plots.axes("column")))}"/>'
+            for title, panel in panels
+        ]
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and packages, the number of threads, and the processor's kind.
 
-    They can change the last digits of results: the number of threads determines the order of sums,
-    and libraries choose their kernels by the processor's instruction set.
+    All of them can change the last digits of results: the number of threads determines the order of
+    sums, and libraries choose their kernels by the processor's instruction set.
     """
     result = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -1,4 +1,4 @@
-"""Comparison of several analyses: the checkpoints of one training run, or several networks."""
+"""Comparison of several analyses, of the checkpoints of one training run or of several networks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from .. import report
 from ..errors import ArgumentError
 from ..plots.series import series_rows
@@ -15,11 +18,11 @@ from ..results import Result
 from ..storage.record import Provenance, Record
 from ..storage.records import SCHEMA, SERIES, check_record, read_record
 from ..text import counted
+from ..trajectory.views import explained
 from .saving import require_writable, save
 from .verdict import series_headline
-from .views import training_view
 
-_LEFT_OUT = ("view", "quantiles", "sample_sizes", "brenier")  # of layers, blocks and segments
+_OMITTED = ("view", "quantiles", "sample_sizes", "brenier")  # from layers, blocks and segments
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,9 +37,9 @@ class Series(Result):
     ----------
     record : dict
         The contents of `series.json`: ``axis``, which is ``epoch`` for one run and ``name``
-        otherwise; ``headline``; and ``analyses``, each the record of an analysis without its
-        per-sample parts, with its ``name`` and ``folder``. For one run also ``last_layer``, the
-        paths of the last layer's class means over training.
+        otherwise; ``headline``; and ``analyses``, each the record of an analysis without details
+        that no comparison needs, with its ``name`` and ``folder``. For one run also ``last_layer``,
+        the paths of the last layer's class means over training.
 
     Examples
     --------
@@ -90,7 +93,7 @@ class Series(Result):
             records = dict(sorted(records.items(), key=lambda item: item[1].epoch or 0))
             view = training_view(list(records.values()))
         rows = [
-            {**_without_samples(record.json), "name": name, "folder": location.get(name)}
+            {**_without_details(record.json), "name": name, "folder": location.get(name)}
             for name, record in records.items()
         ]
         return cls(
@@ -171,9 +174,9 @@ class Series(Result):
         return f"{len(self.record['analyses'])} analyses by {self.record['axis']}"
 
 
-def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
+def _without_details(record: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {
-        key: [{k: v for k, v in row.items() if k not in _LEFT_OUT} for row in record[key]]
+        key: [{k: v for k, v in row.items() if k not in _OMITTED} for row in record[key]]
         for key in ("layers", "blocks", "segments")
     }
     if aligned := record.get("alignment"):
@@ -202,3 +205,51 @@ def _shortest_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise ArgumentError("The same analysis was given twice.")
+
+
+def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
+    """Return the paths of the last layer's class means over the epochs of training, in one plane.
+
+    Scale and orientation are irrelevant to collapse. Every epoch is therefore scaled to the same
+    spread (root mean square over the samples shown) and rotated onto the next epoch (orthogonal
+    Procrustes on the class means). The plane is spanned by the first two principal components of
+    the class means of all epochs.
+
+    `analyses` are records of the same images, ordered by epoch. The result contains ``layers``, the
+    names of the epochs, and ``view``, like that of a segment. It is None if a record has no
+    segment, if its last segment's view has no ``end``, or if the views contain different samples.
+    """
+    records = [Record.of(analysis) for analysis in analyses]
+    views = [record.segments[-1].view for record in records if record.segments]
+    same_samples = len({(view.classes, view.labels) for view in views}) == 1
+    if len(views) < len(records) or not all(view.end for view in views) or not same_samples:
+        return None
+    means = _stack([view.end.class_means for view in views])
+    points = _stack([view.end.points for view in views])
+    for k in range(len(means)):
+        spread = np.sqrt((points[k] ** 2).sum(1).mean()) or 1.0
+        means[k], points[k] = means[k] / spread, points[k] / spread
+    for k in range(len(means) - 2, -1, -1):
+        u, _, v = np.linalg.svd(means[k].T @ means[k + 1])
+        means[k], points[k] = means[k] @ (u @ v), points[k] @ (u @ v)
+    flat = means.reshape(-1, means.shape[-1])
+    center = flat.mean(0)
+    _, scales, axes = np.linalg.svd(flat - center, full_matrices=False)
+    plane = np.zeros((means.shape[-1], 2))
+    plane[:, : min(2, len(axes))] = axes[:2].T
+    return {
+        "layers": [f"epoch {record.epoch}" for record in records],
+        "view": {
+            "class_means": ((means - center) @ plane).round(5).tolist(),
+            "points": ((points - center) @ plane).round(5).tolist(),
+            **views[0].only("classes", "labels"),
+            "explained": explained(scales),
+        },
+    }
+
+
+def _stack(arrays: Sequence[Any]) -> Float[np.ndarray, "E n r"]:
+    """Stack the coordinates of all epochs, with columns of zeros for missing dimensions."""
+    padded = [np.array(array, dtype=np.float64) for array in arrays]
+    r = max(array.shape[1] for array in padded)
+    return np.stack([np.pad(array, ((0, 0), (0, r - array.shape[1]))) for array in padded])

@@ -45,40 +45,38 @@ def trust_of(
         classes that are ``present`` in the images and that the network's ``head`` distinguishes;
         ``accuracy``; ``chance``, the accuracy of always predicting the most frequent class;
         ``chance_p``, the p-value of a one-sided binomial test of "better than chance", and
-        ``at_chance``, whether it is too large; ``claimed_accuracy``, the accuracy stated in the
-        file; ``normalization``, with ``name``, ``mean``, ``std`` and ``source``. If the
-        normalization may be wrong, it also contains ``tried``, the accuracy with each preset,
-        ``images``, the number of images for this, and ``better``, a better preset or None.
+        ``at_chance``, whether it is not significant; ``claimed_accuracy``, the accuracy stated in
+        the file; ``normalization``, with ``name``, ``mean``, ``std`` and ``source``. If the
+        normalization may be wrong, this also contains ``tried``, the accuracy with each preset on
+        some images, ``images``, their number, and ``better``, a better preset or None.
     """
     _, counts = np.unique(traj.labels, return_counts=True)
     head = None if traj.classifier is None else len(traj.classifier.weight)
     if head is None and isinstance(net, Network):
         head = net.num_classes
+    chance = float(counts.max() / counts.sum())
+    accuracy, p = traj.accuracy, None
+    if accuracy is not None:
+        p = float(scipy.stats.binom.sf(round(accuracy * len(traj)) - 1, len(traj), chance))
     facts: dict[str, Any] = {
         "samples": len(traj),
         "samples_per_class": int(counts.min()),
         "duplicates": int(len(traj) - len(np.unique(copies))),
         "relabelled": int((traj.labels != traj.labels[copies]).sum()),
         "classes": {"present": len(counts), "head": head},
-        **_accuracy(traj, float(counts.max() / counts.sum())),
+        "accuracy": accuracy,
+        "chance": chance,
+        "chance_p": p,
+        "at_chance": p is not None and p > THRESHOLDS["chance_level"],
     }
     if isinstance(net, Network) and net.provenance.claimed_accuracy:
         facts["claimed_accuracy"] = dict(net.provenance.claimed_accuracy)
     if net is not None and isinstance(images, Images):
         last = traj.staged[-1].name
         facts["normalization"] = _normalization(
-            net, images, facts["accuracy"], {**(reading or {}), "layers": [last]}
+            net, images, accuracy, {**(reading or {}), "layers": [last]}
         )
     return facts
-
-
-def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
-    accuracy = traj.accuracy
-    p = None
-    if accuracy is not None:
-        p = float(scipy.stats.binom.sf(round(accuracy * len(traj)) - 1, len(traj), chance))
-    at_chance = p is not None and p > THRESHOLDS["chance_level"]
-    return {"accuracy": accuracy, "chance": chance, "chance_p": p, "at_chance": at_chance}
 
 
 def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
@@ -126,9 +124,9 @@ def _try_presets(
     normalization: Normalization,
     reading: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the accuracy with every preset on a few images, and a preset that is clearly better.
+    """Return the accuracy with every preset on a few images, and a clearly better preset, if any.
 
-    In `reading`, ``layers`` names a single layer, which saves the detection of blocks. The result
+    In `reading`, ``layers`` names a single layer, so that no blocks need to be detected. The result
     is empty if the network cannot classify the images with the normalization that was used.
     """
     rows = spaced_rows(len(images), _MAX_TRIAL_IMAGES)

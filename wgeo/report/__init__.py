@@ -29,9 +29,8 @@ from ..storage.ownership import (
 from ..storage.record import AnalysisRow, Record, SeriesRecord
 from ..storage.records import ANALYSIS, kind_of, typed_record
 from . import building, pages
-from .assets import asset
-from .building import engine
-from .paper import for_print
+from .building import engine, for_print
+from .markdown import asset
 
 __all__ = ["build"]
 
@@ -52,7 +51,7 @@ def build(
     """Write the report of a saved analysis and build its pages.
 
     Figures are drawn if ``RUN/figures`` lacks them or the record is newer. The report is built in a
-    temporary folder and then renamed: a build that fails leaves an existing report unchanged. A
+    temporary folder and then renamed, so a build that fails leaves an existing report unchanged. A
     report is replaced only if wgeo wrote it and it has not been changed since.
 
     Parameters
@@ -61,7 +60,7 @@ def build(
         The folder of one run, with ``analysis.json``, or of several runs, with ``series.json``.
     html : bool
         Build the HTML. For several runs, also build the report of each run that lacks a current
-        one. If False, ``RUN/report`` contains only the Sphinx project, and the PDF with `pdf`.
+        one. If False, ``RUN/report`` contains only the Sphinx project and, with `pdf`, the PDF.
     pdf : bool
         Also typeset ``RUN/report/report.pdf``; needs xelatex, lualatex or tectonic.
     open : bool
@@ -79,7 +78,7 @@ def build(
         The analysis is missing, damaged or of another schema; the folder cannot be written; or
         the report or its figures would replace files that wgeo did not write.
     DependencyError
-        A PDF is requested, but the TeX engine or one of its packages is missing; the message says
+        A PDF is requested, but a TeX engine or one of its packages is missing; the message says
         what to install.
     WgeoError
         Sphinx or TeX failed, or Sphinx warned; the message names the log.
@@ -119,8 +118,10 @@ def build(
             if html:
                 building.html(project, save_log)
             if pdf:
-                printed = _write_paper(record, scratch / "paper", source)
-                building.pdf(printed, tex, save_log).rename(project / "report.pdf")
+                paper = scratch / "paper"
+                figures = plots.figures(record, scratch / "figures-pdf", endings=("pdf",))
+                _write_project(record, for_print(pages.pages(record)), paper, figures, source)
+                building.pdf(paper, tex, save_log).rename(project / "report.pdf")
             owner.remove(_LOG)
             record_all(project)
             require_report_writable(run)  # files may have appeared in it in the meantime
@@ -154,9 +155,8 @@ def _report_of(row: AnalysisRow, run: Path) -> Path | None:
     folder = (run / row.folder).resolve()
     source, page = folder / ANALYSIS, folder / _REPORT / _page(html=True, pdf=False)
     try:
-        if page.is_file() and page.stat().st_mtime >= source.stat().st_mtime:
-            return page
-        return build(folder)
+        current = page.is_file() and page.stat().st_mtime >= source.stat().st_mtime
+        return page if current else build(folder)
     except (WgeoError, OSError):
         return None
 
@@ -177,13 +177,6 @@ def _figures(record: Record | SeriesRecord, source: Path) -> list[Path]:
         with owned(folder):  # removes what a killed run left behind
             pass
     return files
-
-
-def _write_paper(record: Record | SeriesRecord, project: Path, source: Path) -> Path:
-    """Write the Sphinx project for the PDF, with figures that TeX can read."""
-    figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
-    _write_project(record, for_print(pages.pages(record)), project, figures, source)
-    return project
 
 
 def _write_project(

@@ -1,4 +1,4 @@
-"""Run Sphinx and TeX, each in a separate process."""
+"""Build HTML and PDF: run Sphinx and TeX in separate processes, and adapt pages for print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import DependencyError, WgeoError
 
-ENGINES = ("xelatex", "lualatex", "tectonic")
-"""TeX engines that read Unicode, in order of preference."""
-
-SaveLog = Callable[[bytes], Path]
-"""A function that saves the output of a failed program and returns the file."""
+ENGINES = ("xelatex", "lualatex", "tectonic")  # they read Unicode; in order of preference
+SaveLog = Callable[[bytes], Path]  # saves the output of a failed program and returns the file
 
 _INSTALL = (
     "Debian, Ubuntu: `apt-get install texlive-xetex texlive-latex-extra`; macOS: `brew install "
@@ -108,3 +105,45 @@ def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+# --- pages for print -----------------------------------------------------------------------------
+
+_LINKS = re.compile(r"\(\{download\}`.*\)$", re.MULTILINE)  # after the caption of a figure
+_TOC = re.compile(r"^```\{toctree\}\n.*?^```$", re.MULTILINE | re.DOTALL)
+_HTML = re.compile(r"^`{7}\{raw\} html\n.*?^`{7}$", re.MULTILINE | re.DOTALL)
+_INTERVAL = re.compile(r"(\[[−–\d.,·⁻⁰¹²³⁴-⁹]+), (?=[−–\d.,·⁻⁰¹²³⁴-⁹]+\])")
+_WORD = re.compile(r"(?:\\?[^\s|`$]){30,}")  # escaped: a backslash belongs to the next character
+_BREAK = "\N{ZERO WIDTH SPACE}"  # conf.py.in lets TeX break lines at it
+
+
+def for_print(screen: Mapping[str, str]) -> dict[str, str]:
+    """Convert pages, by name, from screen to print; the page ``index`` becomes ``summary``.
+
+    Tables of settings get columns of fixed width, in which hashes and paths are broken over lines.
+    """
+    title, _, summary = screen["index"].partition("\n")
+    pages = {"summary": f"# Summary\n{summary}", **screen}
+    del pages["index"]
+    toc = "\n".join(["```{toctree}", *pages, "```"])
+    printed = {name: _printed(name, text) for name, text in pages.items()}
+    return {"index": f"{title}\n\n{toc}\n", **printed}
+
+
+def _printed(name: str, text: str) -> str:
+    if name != "provenance":  # the commands on it may contain any text
+        for pattern in (_LINKS, _TOC, _HTML):
+            text = pattern.sub("", text)
+    text = _INTERVAL.sub("\\1,\N{NO-BREAK SPACE}", text)
+    lines = text.replace(":widths: auto", ":widths: 3 7").split("\n")
+    return "\n".join(_broken(line) if line.startswith("  - ") else line for line in lines)
+
+
+def _broken(line: str) -> str:
+    """Allow line breaks in a cell's long words: after punctuation, or else every 16 characters."""
+
+    def parts(word: re.Match[str]) -> str:
+        pieces = re.findall(r"(?:\\?.){1,16}?(?:\\[/\\_.,:-]|(?=$))|(?:\\?.){1,16}", word[0])
+        return _BREAK.join(pieces)
+
+    return _WORD.sub(parts, line)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from functools import cache
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from docutils import nodes
-    from matplotlib.path import Path
-    from sphinx.application import Sphinx
+from docutils import nodes
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath, text_to_path
+from sphinx.application import Sphinx
+from sphinx.util import logging
 
 _SIZE = 10.0  # font size in mathtext, in points; it becomes one em of the page
 _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
@@ -28,9 +30,6 @@ def svg(tex: str, *, display: bool = False) -> str:
 
     Raise `ValueError` if mathtext cannot parse the formula.
     """
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath, text_to_path
-
     tex = " ".join(tex.split())
     # mathtext has no display style: without this, its fractions are small.
     text = f"${tex}$" if not display else f"${tex}$".replace(r"\frac", r"\dfrac")
@@ -64,23 +63,17 @@ def _outline(path: Path) -> str:
 
 
 def _visit_inline(self: Any, node: nodes.math) -> None:
-    from docutils.nodes import SkipNode
-
     self.body.append(_svg_or_warn(node))
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def _visit_display(self: Any, node: nodes.math_block) -> None:
-    from docutils.nodes import SkipNode
-
     self.body.append(self.starttag(node, "div", CLASS="math"))
     self.body.append(f"<p>{_svg_or_warn(node, display=True)}</p></div>")
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def _svg_or_warn(node: nodes.Element, *, display: bool = False) -> str:
-    from sphinx.util import logging
-
     tex = node.astext()
     try:
         return svg(tex, display=display)

@@ -1,38 +1,49 @@
-"""Pages of a report: convert a record to Markdown, without computing anything."""
+"""The pages of a report: convert a record to Markdown, without computing anything.
+
+This module writes the first page, and the pages of methods and provenance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..plots.composed import catalog
-from ..plots.depth import MODELS, ZERO_BELOW
 from ..plots.sources import as_record, as_series, is_series
-from ..plots.style import number, short
-from ..storage.record import Collapse, Record
-from .assets import asset
-from .first_screen import first_screen
-from .measured import collapse, straightness, transport
-from .parts import (
-    Plots,
-    base_name,
-    figure_block,
-    flat,
-    join,
-    last_means,
-    names_of,
-)
-from .series import series_title, side_by_side
-from .text import (
+from ..plots.style import numbers, short
+from ..storage.record import Layer, Record, Segment
+from ..text import counted
+from ..thresholds import LOW_RESOLUTION
+from .layers import collapse, models
+from .markdown import (
     DASH,
+    Plots,
+    asset,
+    base_name,
     code,
+    correlation,
+    figure_block,
     fixed,
+    flat,
     general,
+    headline_box,
+    join,
     key_values,
+    last_means,
+    path_descriptions,
     percent,
     plain,
+    sentence,
+    stage_ends,
+    stage_title,
     table,
+    term,
+    value_with_interval,
 )
+from .paths import straightness, transport
+from .series import series_title, side_by_side
 
 
 def pages(source: Any) -> dict[str, str]:
@@ -65,132 +76,118 @@ def _index(record: Record, figure: str, others: Sequence[str]) -> str:
     linked = ", ".join(f"[]({name}.md)" for name in others)
     return join(
         f"# {plain(title(record))}",
-        first_screen(record),
+        headline_box(record),
+        _trust(record),
+        "## At a glance",
+        _glance(record),
+        _verdict(record),
         figure,
         f"The next pages have the other figures and tables: {linked}.",
         toc,
     )
 
 
-_DESCRIPTIONS = {
-    "geodesic_model": (
-        "Features at each layer are predicted by the straight line from the segment's first layer "
-        "to its last, as on a geodesic. The model uses both of these layers."
-    ),
-    "mufm": (
-        "The multilayer unconstrained feature model, fitted to the input features of the last "
-        "segment and to the labels. Its weight decay and the coefficient of its transport term "
-        "are those that best predict the last layer on held-out samples. Every layer is compared "
-        "up to a rotation."
-    ),
-    "mufm_given": (
-        "The same model, with the directions of the network's own classifier instead of MUFM's "
-        "optimal classifier, and compared without a rotation."
-    ),
-    "ufm": (
-        "Complete collapse: all samples of a class coincide, and the classes are the vertices of "
-        "the simplex nearest to the last layer's class means."
-    ),
-}
+_POOLS = {"gap": " (means over space)", "flat": " (not pooled)", "cls": " (first token)"}
 
 
-def _models(record: Record, plots: Plots) -> str:
-    parts = [_model(record, key) for key in _DESCRIPTIONS if record.model(key)]
-    if not parts:
-        return ""
-    return join(
-        "# Models",
-        "Theoretical predictions for every layer, compared with the measurements. R² is 1 if the "
-        "prediction is perfect. It is 0 if the segment's first features, fitted to the layer in "
-        "the same way (mean, scale, and for MUFM a rotation), have the same error. The unexplained "
-        "variance is the error divided by the layer's variance. W2 is the distance between the "
-        "model's features and the network's, divided by the square root of the layer's variance.",
-        _model_summary(record),
-        figure_block(plots, "models"),
-        "[](collapse.md) shows the models' collapse metrics beside the network's."
-        if record.layers
-        else "",
-        *parts,
-    )
+def _trust(record: Record) -> str:
+    """Return one line of facts on how far the numbers can be trusted."""
+    about, trust, blocks = record.provenance, record.trust, record.blocks
+    parts = []
+    if about.samples:
+        split = f"{plain(about.split)} " if about.split else ""
+        smallest = trust.samples_per_class
+        per_class = f", at least {general(smallest)} per class" if smallest else ""
+        parts.append(f"{general(about.samples)} {split}samples{per_class}")
+    if record.accuracy is not None:
+        context = []
+        if trust.chance is not None:
+            context.append(f"{term('guessing')} {percent(trust.chance)}")
+        if trust.claimed_accuracy:
+            stated = percent(trust.claimed_accuracy.value)
+            context.append(f"the checkpoint's file states {stated}")
+        in_brackets = f" ({', '.join(context)})" if context else ""
+        parts.append(f"accuracy {percent(record.accuracy)}{in_brackets}")
+    if used := trust.normalization:
+        parts.append(f"{term('normalization')} {plain(used.name)}, {used.origin}")
+    if blocks:
+        certified = sum(block.status == "certified" for block in blocks)
+        parts.append(f"{certified} of {len(blocks)} distances {term('certified')}")
+    resolutions = [x for x in numbers([block.resolution for block in blocks]) if np.isfinite(x)]
+    if resolutions:
+        ends = [general(end, 2) for end in (min(resolutions), max(resolutions))]
+        values = " to ".join(dict.fromkeys(ends))
+        parts.append(f"{term('resolution')} {values} (sufficient from {LOW_RESOLUTION})")
+    powers = [bool(segment.power) for segment in record.segments if segment.corr_score]
+    if powers:
+        stages = f"{sum(powers)} of {counted(len(powers), 'stage')}"
+        parts.append(f"correlation scores have {term('power')} in {stages}")
+    if about.pool:
+        parts.append(f"features: {plain(about.pool)}{_POOLS.get(about.pool, '')}")
+    return f"**Can it be trusted?** {' · '.join(parts)}."
 
 
-def _model_summary(record: Record) -> str:
-    """Tabulate each model's R² over all layers, and its errors at the last layer."""
-    models = [record.model(key) for key in _DESCRIPTIONS]
-    last = next((model.layers[-1].name for model in models if model.layers), None)
-    layers = [layer.collapse for layer in record.layers if layer.name == last]
-    measured = layers[-1] if layers else Collapse()
-    ends = (general(measured.measure("nc1")), general(measured.measure("cdnv")))
-    rows = [["The network", DASH, DASH, DASH, *ends]]
-    for key in _DESCRIPTIONS:
-        model = record.model(key)
-        if not model.layers:
-            continue
-        layer = model.layers[-1]
+def _glance(record: Record) -> str:
+    """Tabulate straightness, optimality and collapse of the input and of every stage."""
+    layers, segments = record.layers, record.segments
+    if not segments:
+        return "This record has no segment of at least two layers in one feature space."
+    rows = [
+        [
+            f"{plain(layer.name, 20)}, before any block",
+            *([DASH] * 4),
+            general(layer.collapse.measure("nc1")),
+            percent(layer.collapse.measure("ncc_accuracy")),
+        ]
+        for layer in layers[:1]
+        if layer.stage is None
+    ]
+    for i, (segment, shape) in enumerate(zip(segments, path_descriptions(record), strict=True)):
         rows.append(
             [
-                _name(key),
-                fixed(model.held_out_r2, 3),
-                percent(layer.missed),
-                fixed(layer.w2, 3),
-                _predicted(layer.collapse.measure("nc1")),
-                _predicted(layer.collapse.measure("cdnv")),
+                plain(stage_title(segment, i, layers)),
+                shape,
+                value_with_interval(segment.centred, "length_ratio"),
+                fixed(segment.centred.sqrt_moving_blocks, 2),
+                correlation(segment),
+                _change(segment, layers, "nc1", general),
+                _change(segment, layers, "ncc_accuracy", percent),
             ]
         )
     header = (
-        *("Model", "R² held out", "unexplained, last layer"),
-        *("W2, last layer", "NC1, last layer", "CDNV, last layer"),
+        term("Stage", "stage"),
+        term("path", "path"),
+        term("length ratio", "length ratio"),
+        term("right angles", "right angles"),
+        term("correlation", "correlation score"),
+        term("NC1"),
+        term("nearest mean", "nearest class mean"),
     )
     return table(
         header,
         rows,
-        "R² held out: on half of the samples, with classifier, times and scales fitted to the "
-        "other half, over all layers of the last segment together. The geodesic model is given the "
-        "last layer.",
+        "The input, then one row per stage; 95 % intervals in brackets. A geodesic has length "
+        "ratio 1. Right angles: the length ratio that steps of the same sizes would have at right "
+        "angles to each other. A correlation score in parentheses is not evidence, since the "
+        "samples lack power. Nearest mean: accuracy of the nearest class mean on these samples.",
+        text_columns=2,
     )
 
 
-def _predicted(value: Any) -> str:
-    """Format a model's metric; a value that is zero up to rounding is shown as 0."""
-    return "0" if 0 <= number(value) < ZERO_BELOW else general(value)
+def _change(
+    segment: Segment, layers: Sequence[Layer], metric: str, show: Callable[[Any], str]
+) -> str:
+    """Return a metric at the input of the segment's first block and the output of its last."""
+    ends = stage_ends(segment, layers)
+    return " → ".join(show(end.collapse.measure(metric)) for end in ends) or DASH
 
 
-def _name(key: str) -> str:
-    name = MODELS[key][0]
-    return name[0].upper() + name[1:]
-
-
-def _model(record: Record, key: str) -> str:
-    name, model = _name(key), record.model(key)
-    measured = {layer.name: layer.collapse for layer in record.layers}
-    rows = []
-    labels = names_of(layer.name for layer in model.layers)
-    for label, layer in zip(labels, model.layers, strict=True):
-        predicted, actual = layer.collapse, measured.get(layer.name, Collapse())
-        pairs = (
-            f"{general(actual.measure(m))} / {_predicted(predicted.measure(m))}"
-            for m in ("nc1", "cdnv", "nc2_etf")
-        )
-        rows.append(
-            [
-                label,
-                fixed(layer.time, 2),
-                *(fixed(layer.measure(m), 3) for m in ("r2", "r2_line", "missed", "w2")),
-                *pairs,
-            ]
-        )
-    header = (
-        *("Layer", "time", "R²", "gain over the straight line", "unexplained", "W2"),
-        *("NC1", "CDNV", "distance to ETF"),
-    )
-    settings = flat({k: v for k, v in model.json.items() if k not in ("layers", "skipped")})
-    return join(
-        f"## {name}",
-        _DESCRIPTIONS[key],
-        f"Not fitted: {plain(model.skipped)}" if model.skipped else "",
-        table(header, rows, f"{name}: measured / predicted.") if rows else "",
-        key_values(settings, f"{name}, as fitted.") if settings else "",
-    )
+def _verdict(record: Record) -> str:
+    sentences = [sentence(s.words) for s in record.verdict]
+    if not sentences:
+        return ""
+    text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
+    return f"## Verdict\n\n{text}"
 
 
 def _thresholds(thresholds: Mapping[str, float | None]) -> str:
@@ -199,8 +196,8 @@ def _thresholds(thresholds: Mapping[str, float | None]) -> str:
         return ""
     return join(
         "## Thresholds",
-        "The thresholds at which the wording of the verdict changes. They are explained in the "
-        "documentation of `wgeo.analysis.verdict`.",
+        "The wording of the verdict changes at these values. The documentation of "
+        "`wgeo.analysis.THRESHOLDS` explains them.",
         table(("Threshold", "value"), rows, "Thresholds of the verdict."),
     )
 
@@ -218,11 +215,9 @@ def _provenance(record: Record, plots: Plots) -> str:
         "## Command",
         code(record.command) if record.command else "Not recorded.",
         "## Input",
-        key_values(pairs, "Network, data and settings.") if pairs else "Not recorded.",
+        key_values(pairs, "Network, data and settings.") or "Not recorded.",
         "## Versions",
-        key_values(versions, "Software that may affect the numbers.")
-        if versions
-        else "Not recorded.",
+        key_values(versions, "Software that may affect the numbers.") or "Not recorded.",
     )
 
 
@@ -230,7 +225,7 @@ _PAGES: dict[str, Callable[[Record, Plots], str]] = {
     "transport": transport,
     "straightness": straightness,
     "collapse": collapse,
-    "models": _models,
+    "models": models,
     "methods": lambda record, _: join(asset("methods.md"), _thresholds(record.thresholds)),
     "provenance": _provenance,
 }

@@ -15,8 +15,7 @@ import numpy as np
 from ..plots.paths import axis_labels, class_names, over_training
 from ..plots.style import CLASS_COLORS, clean
 from ..storage.record import AnalysisRow, Collapse, Layer, Record, Segment, SeriesRecord
-from .parts import layer_title, stage_title
-from .text import fixed, general, percent, raw_html
+from .markdown import fixed, general, layer_title, percent, raw_html, stage_title
 
 _DIGITS = 4  # enough for a picture a few hundred pixels wide
 
@@ -25,8 +24,8 @@ def scrubber(source: Record | SeriesRecord) -> str:
     """Return the animation as raw HTML in Markdown; empty if the record has no view.
 
     A segment's view contains ``class_means`` ([layer][class][2]) and may contain ``points``
-    ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). The view of a series
-    is that of the last layer, with epochs in place of layers.
+    ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). A series shows its
+    last layer, with epochs in place of layers.
     """
     if isinstance(source, SeriesRecord):
         record, step, metrics = over_training(source), "epoch", _epoch_metrics(source.analyses)
@@ -64,7 +63,6 @@ _CAPTIONS = {
 
 
 def _layer_metrics(layers: Sequence[Layer], segment: Segment) -> dict[str, list[str]]:
-    """Return the formatted metrics of a segment's layers, by name."""
     measured = {layer.name: layer.collapse for layer in layers}
     rows = [measured.get(name, Collapse()) for name in segment.layers]
     gaps = segment.interpolation_gap or [None] * len(rows)
@@ -85,10 +83,7 @@ def _epoch_metrics(analyses: Sequence[AnalysisRow]) -> dict[str, list[str]]:
 
 
 def _scene(
-    record: Record,
-    segment: Segment,
-    index: int,
-    metrics: Mapping[str, Sequence[str]],
+    record: Record, segment: Segment, index: int, metrics: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     view = segment.view
     scene: dict[str, Any] = {

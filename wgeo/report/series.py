@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -11,35 +12,32 @@ from ..plots.series import common_runs, runs_in, segment_count
 from ..plots.style import number, segment_name, short
 from ..storage.record import AnalysisRow, Segment, SeriesRecord
 from ..text import stage_number
-from .assets import asset
-from .first_screen import headline_box
-from .parts import (
+from .markdown import (
+    DASH,
     Plots,
+    asset,
     base_name,
+    code,
     correlation,
     figure_block,
+    fixed,
+    general,
+    headline_box,
     highest_null,
     join,
     path_descriptions,
-    score,
-    value_with_interval,
-)
-from .scrubber import scrubber
-from .text import (
-    DASH,
-    code,
-    fixed,
-    general,
     percent,
     plain,
+    score,
     sentence,
     table,
     term,
+    value_with_interval,
     with_interval,
 )
+from .scrubber import scrubber
 
-_COMMON = ("data", "split", "samples", "pool", "tap", "normalize")
-"""Settings in which analyses should agree to be comparable."""
+_COMMON = ("data", "split", "samples", "pool", "tap", "normalize")  # equal in comparable analyses
 
 
 def series_title(series: SeriesRecord) -> str:
@@ -78,7 +76,7 @@ def _name(series: SeriesRecord, row: AnalysisRow) -> str:
 
 
 def _linked(series: SeriesRecord, row: AnalysisRow) -> str:
-    """Return the name of an analysis, as a link to its own report if there is one."""
+    """Return the name of an analysis, linked to its own report if there is one."""
     name = _name(series, row)
     return f'<a href="{escape(quote(row.report))}">{name}</a>' if row.report else name
 
@@ -100,8 +98,8 @@ def _compared(series: SeriesRecord) -> str:
         header,
         body,
         "The analyses, followed by the differences from the first. Collapse is that of the last "
-        "layer; 95 % intervals in brackets. Names are links to the reports of the analyses, if "
-        "there are any.",
+        "layer; 95 % intervals in brackets. The name of an analysis is a link to its report, if "
+        "there is one.",
     )
 
 
@@ -125,25 +123,20 @@ def _values(row: AnalysisRow, count: int) -> list[str]:
 
 
 def _differences(first: AnalysisRow, row: AnalysisRow, count: int) -> list[str]:
-    def difference(values: tuple[Any, Any], show: Callable[[Any], str]) -> str:
-        before, after = map(number, values)
-        text = show(after - before)
+    def difference(value: Callable[[AnalysisRow], Any], show: Callable[[Any], str]) -> str:
+        text = show(number(value(row)) - number(value(first)))
         return text if text == DASH or text.startswith("−") else f"+{text}"
 
-    def of_last_layer(key: str) -> tuple[Any, Any]:
-        return first.last_layer.measure(key), row.last_layer.measure(key)
+    def length_ratio(i: int, each: AnalysisRow) -> float | None:
+        return each.segments[i].centred.length_ratio if i < len(each.segments) else None
 
     cells = [
-        difference((first.accuracy, row.accuracy), _points),
-        difference(of_last_layer("nc1"), general),
-        difference(of_last_layer("ncc_accuracy"), _points),
+        difference(lambda each: each.accuracy, _points),
+        difference(lambda each: each.last_layer.measure("nc1"), general),
+        difference(lambda each: each.last_layer.measure("ncc_accuracy"), _points),
     ]
     for i in range(count):
-        ratios = [
-            each.segments[i].centred.length_ratio if i < len(each.segments) else None
-            for each in (first, row)
-        ]
-        cells += [DASH, difference((ratios[0], ratios[1]), fixed)]
+        cells += [DASH, difference(partial(length_ratio, i), fixed)]
     return cells
 
 
@@ -159,8 +152,8 @@ def _introduction(series: SeriesRecord) -> str:
     text = f"{len(rows)} {kind}"
     if samples:
         text += f", each on {' or '.join(general(n) for n in samples)} samples"
-        if len(sets := {(each.data, each.split) for each in about}) == 1 and about[0].data:
-            ((data, split),) = sets
+        data, split = about[0].data, about[0].split
+        if data and len({(each.data, each.split) for each in about}) == 1:
             text += f" of {plain(base_name(data))}{f' ({plain(split)} split)' if split else ''}"
     differ = [key for key in _COMMON if len({str(each.json.get(key)) for each in about}) > 1]
     solvers = {block.solver for row in rows for block in row.blocks}
@@ -214,26 +207,26 @@ def _over_runs(series: SeriesRecord, segment: Segment, index: int) -> str:
 
 
 def _collapse(series: SeriesRecord, plots: Plots) -> str:
-    rows = []
-    for row in series.analyses:
-        last = row.last_layer
-        tau = row.trend("nc1")
-        rows.append(
-            [
-                _name(series, row),
-                percent(row.accuracy),
-                *(general(last.measure(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
-                percent(last.measure("ncc_accuracy")),
-                with_interval(tau.kendall_tau, tau.interval),
-                general(tau.violations),
-            ]
-        )
-    header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest mean")
+    rows = [
+        [
+            _name(series, row),
+            percent(row.accuracy),
+            *(general(row.last_layer.measure(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
+            percent(row.last_layer.measure("ncc_accuracy")),
+            with_interval(row.trend("nc1").kendall_tau, row.trend("nc1").interval),
+            general(row.trend("nc1").violations),
+        ]
+        for row in series.analyses
+    ]
+    header = (
+        *("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest mean"),
+        *("τ of NC1", "increases"),
+    )
     return join(
         "# Collapse",
         "Collapse at the last layer, and its trend: Kendall's τ of NC1 over depth is −1 if NC1 "
         "decreases at every layer.",
-        table((*header, "τ of NC1", "increases"), rows, "Collapse of every analysis."),
+        table(header, rows, "Collapse of every analysis."),
         figure_block(plots, "profiles"),
         *_training(series, plots),
     )
@@ -271,21 +264,17 @@ def _provenance(series: SeriesRecord) -> str:
     rows = [
         [
             _name(series, row),
-            plain(row.provenance.arch or "", 40),
-            plain(str(row.provenance.sha256 or "")[:16]),
-            plain(row.created or ""),
+            plain(row.provenance.arch or DASH, 40),
+            plain((row.provenance.sha256 or DASH)[:16]),
+            plain(row.created or DASH),
         ]
         for row in series.analyses
     ]
-    commands = list(dict.fromkeys(str(row.command or "") for row in series.analyses))
+    commands = dict.fromkeys(row.command for row in series.analyses)
     return join(
         "# Provenance",
         "All numbers: {download}`series.json <series.json>`.",
-        table(
-            ("Analysis", "architecture", "start of SHA-256", "created"),
-            rows,
-            "The analyzed networks.",
-        ),
+        table(("Analysis", "architecture", "start of SHA-256", "created"), rows, "The networks."),
         "## Commands",
         *(code(command) for command in commands if command),
     )

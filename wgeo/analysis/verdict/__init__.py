@@ -6,18 +6,16 @@ this package composes sentences of a verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...storage.record import Record
-from .depth import alignment, separation_law
-from .maps import blocks, optimality
-from .one_sentence import compose
+from .classes import collapse, separation_law
+from .headlines import compose, series_headline
+from .maps import alignment, blocks, optimality
 from .opening import reasons_to_doubt, silenced
-from .outcome import against_network, collapse, next_steps, reference
-from .paths import NO_COMMON_SPACE, straightness
-from .sentence import THRESHOLDS, Sentence
-from .several import series_headline
+from .paths import NO_COMMON_SPACE, against_network, reference, straightness
+from .sentence import THRESHOLDS, Sentence, listed
 
 __all__ = [
     "NO_COMMON_SPACE",
@@ -54,9 +52,9 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     next undecided
     """
     record = Record.of(record)
-    first = reasons_to_doubt(record)
+    doubts = reasons_to_doubt(record)
     if silenced(record.trust):
-        return tuple(first)
+        return tuple(doubts)
     body = [
         *straightness(record),
         *optimality(record),
@@ -66,7 +64,43 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
         *collapse(record),
         *separation_law(record),
     ]
-    return (*first, *body, *next_steps(record, body))
+    return (*doubts, *body, *_next_steps(record, body))
+
+
+def _next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
+    open_claims = [c for c in _QUESTIONS if any(s.claim == c and _leaves_open(s) for s in body)]
+    if not open_claims:
+        return
+    ways = ["more images"]
+    if record.provenance.pool == "gap":
+        ways.append("less pooling of the features (`pool='grid:2'`)")
+    tested = any(block.brenier.points for block in record.blocks)
+    if not tested:
+        ways.append("the Jacobians (`brenier=16`)")
+    undecided = sorted({s.claim for s in body if s.strength == "undecided"})
+    questions = listed([_QUESTIONS[claim] for claim in open_claims])
+    yield Sentence(
+        "next",
+        f"{questions[:1].upper()}{questions[1:]} could be decided by {listed(ways, 'or')}.",
+        {"open": undecided, "questions": open_claims, "tested": tested},
+        "undecided",
+    )
+
+
+_QUESTIONS = {  # claims that more evidence could decide
+    "straightness": "whether the path is straight",
+    "optimality": "from which layer the map to the last layer is optimal",
+    "blocks": "whether the undecided blocks are optimal maps",
+}
+
+
+def _leaves_open(sentence: Sentence) -> bool:
+    """Return whether more evidence could decide what a sentence leaves undecided."""
+    evidence = sentence.evidence
+    if sentence.claim == "straightness":
+        return bool(evidence.get("turns_unseen"))
+    parts = any(b["kind"] == "undecided" for b in evidence.get("blocks", []))
+    return sentence.strength == "undecided" or bool(evidence.get("later_undecided")) or parts
 
 
 def headline(record: Any) -> Sentence:
@@ -75,7 +109,6 @@ def headline(record: Any) -> Sentence:
     return compose(sentences(record), record.trust)
 
 
-def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:
-    """Return the text of a verdict: of sentences, or of their mappings in a record."""
-    words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in verdict)
-    return " ".join(part for part in words if part)
+def text(verdict: Iterable[Any]) -> str:
+    """Return the sentences of a verdict, or those in a record, as one text."""
+    return " ".join(sentence.words for sentence in verdict if sentence.words)

@@ -1,4 +1,4 @@
-"""Sentences on optimality.
+"""Sentences on maps: are they optimal, and do the blocks' Jacobians agree?
 
 Segments are judged by their correlation scores. Blocks are judged by their Jacobians or, if these
 were not computed, by their correlation scores.
@@ -10,11 +10,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...storage.record import Block, Brenier, Optimality, Record, Score, Segment
-from ...text import counted
+from ...storage.record import (
+    AlignedSegment,
+    Block,
+    Brenier,
+    Interval,
+    Optimality,
+    Record,
+    Score,
+    Segment,
+)
+from ...text import counted, percent
 from ...thresholds import clearly_above, margin
-from .sentence import THRESHOLDS, Sentence
-from .wording import ends, few_carrying, listed, ranged, segment_ends, spreads, start_of, unmoved
+from .sentence import (
+    THRESHOLDS,
+    Sentence,
+    Strength,
+    ends,
+    few_carrying,
+    listed,
+    ranged,
+    segment_ends,
+    spreads,
+    start_of,
+    unmoved,
+)
 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
@@ -32,11 +52,12 @@ def optimality(record: Record) -> Iterator[Sentence]:
     for segment in record.segments:
         if unmoved(segment) or segment.relative_displacement is None:
             continue
+        spread = spreads(segment)
         if segment.corr_score is not None:
             sentence = _end_to_end(segment, segment.corr_score, record.blocks)
             yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
             explained = True
-        elif _has_point_end(segment):
+        elif min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread):
             yield Sentence(
                 "optimality",
                 f"{segment_ends(segment.layers)} any map would be optimal, because all samples "
@@ -44,11 +65,6 @@ def optimality(record: Record) -> Iterator[Sentence]:
                 {"layers": ends(segment.layers), "spread": segment.spread},
                 "shown",
             )
-
-
-def _has_point_end(segment: Segment) -> bool:
-    spread = spreads(segment)
-    return min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread)
 
 
 def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sentence:
@@ -63,44 +79,39 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
     optimal = next((each for each in scores if each.word), None)
     tail = _near_point(segment)
     few = few_carrying(segment)
+    strength: Strength = "undecided"
     if few and (optimal is not None or not _refuted(first)):
-        return Sentence(
-            "optimality",
-            f"{subject} {few} the correlation score ({_score(first)}), so it is "
-            f"undecided whether the map is optimal for the others.{tail}",
-            {**evidence, "effective_samples": segment.effective_samples},
-            "undecided",
+        evidence["effective_samples"] = segment.effective_samples
+        words = (
+            f"{subject} {few} the correlation score ({_score(first)}), so it is undecided whether "
+            "the map is optimal for the others"
         )
-    if optimal is not None:
-        rest = "" if optimal is first else f"; {_below(first, segment)}"
-        start = subject if optimal is first else f"From {optimal.start} to {segment.layers[-1]}"
-        rest += _excluded_by_jacobians(optimal.start, segment, blocks)
-        return Sentence(
-            "optimality",
-            f"{start} the map is {optimal.word} for these samples (correlation score "
-            f"{_score(optimal)}; {_NULL_MAPS}: at most {optimal.null:.3f}){rest}.{tail}",
-            evidence,
-            "shown",
+    elif optimal is not None:
+        strength, rest = "shown", ""
+        if optimal is not first:
+            outcome = "it is not" if _refuted(first) else "this is undecided"
+            rest = f"; from {start_of(segment.layers)} {outcome} ({_score(first)})"
+            subject = f"From {optimal.start} to {segment.layers[-1]}"
+        words = (
+            f"{subject} the map is {optimal.word} for these samples (correlation score "
+            f"{_score(optimal)}; {_NULL_MAPS}: at most {optimal.null:.3f}){rest}"
+            f"{_excluded_by_jacobians(optimal.start, segment, blocks)}"
         )
-    if not _refuted(first):
-        return Sentence(
-            "optimality", f"{subject} {_undecided(first)}.{tail}", evidence, "undecided"
-        )
-    if few:
-        tail = f" {few.capitalize()} this score.{tail}"
-    later = next((each for each in scores if not _refuted(each)), None)
-    evidence["later_undecided"] = later is not None
-    rest = _best(scores) if later is None else f"; from {later.start} onward {_undecided(later)}"
-    return Sentence(
-        "optimality",
-        f"{subject} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
-        evidence,
-        "shown",
-    )
+    elif not _refuted(first):
+        words = f"{subject} {_undecided(first)}"
+    else:
+        later = next((each for each in scores if not _refuted(each)), None)
+        evidence["later_undecided"] = later is not None
+        rest = f"; from {later.start} onward {_undecided(later)}" if later else _best(scores)
+        strength = "shown"
+        words = f"{subject} the map is not optimal (correlation score {_score(first)}){rest}"
+        if few:
+            tail = f" {few.capitalize()} this score.{tail}"
+    return Sentence("optimality", f"{words}.{tail}", evidence, strength)
 
 
 def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]) -> str:
-    """Name the blocks of an optimal map whose Jacobians show that they are not optimal."""
+    """Name blocks whose Jacobians exclude an optimal map, although the whole map is called so."""
     inner = segment.layers[segment.layers.index(start) + 1 :]
     kinds = {block.target: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -110,8 +121,9 @@ def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]
     what = "this block is not an exactly optimal map"
     if count > 1:
         what = "these blocks are not exactly optimal maps"
-    many = f"all its {count} blocks" if count == len(inner) else f"{count} of its blocks"
-    named = listed(excluded) if count < 4 else many
+    named = f"all its {count} blocks" if count == len(inner) else f"{count} of its blocks"
+    if count < 4:
+        named = listed(excluded)
     return f"; but the Jacobians of {named}, computed before pooling, show that {what}"
 
 
@@ -121,7 +133,6 @@ def _refuted(map_score: MapScore) -> bool:
 
 
 def _undecided(map_score: MapScore) -> str:
-    """State why it is undecided whether a map is optimal or nearly optimal."""
     score = f"correlation score {_score(map_score)}"
     null = map_score.null
     if map_score.score.low < THRESHOLDS["nearly_optimal"]:
@@ -143,17 +154,10 @@ def _undecided(map_score: MapScore) -> str:
 
 def _best(scores: Sequence[MapScore]) -> str:
     best = max(scores, key=lambda each: each.score.value)
-    if len(scores) < 2 or best is scores[0]:
+    if best is scores[0]:
         return ""
     highest = f"at most {best.score.value:.3f}, from {best.start}"
     return f", and neither is the map from any later layer ({highest})"
-
-
-def _below(first: MapScore, segment: Segment) -> str:
-    start = start_of(segment.layers)
-    if not _refuted(first):
-        return f"from {start} this is undecided ({_score(first)})"
-    return f"from {start} it is not ({_score(first)})"
 
 
 def _score(map_score: MapScore) -> str:
@@ -162,7 +166,6 @@ def _score(map_score: MapScore) -> str:
 
 
 def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
-    """Return the scores of the maps from each layer to the last."""
     scores = [MapScore.of(segment.layers[0], score, segment.highest_null, segment)]
     pairs = segment.pairs
     for i, name in enumerate(pairs.layers[1:-1], 1):
@@ -178,8 +181,8 @@ class MapScore:
     """The correlation score of the map from the layer `start`, and the highest score of null maps.
 
     The score is evidence (`clear`) only if it exceeds that of null maps by more than `margin`. This
-    margin is for all distinct samples. That of the record's `power` is for the samples on which
-    null maps were scored, which can be fewer.
+    margin is computed from the number of all distinct samples, whereas the record's `power` uses
+    the number of samples on which null maps were scored, which can be smaller.
     """
 
     start: str
@@ -190,10 +193,9 @@ class MapScore:
 
     @classmethod
     def of(cls, start: str, score: Score, null: float | None, row: Optimality) -> MapScore:
-        """Compare the score of a segment or block (`row`) with that of null maps, if any."""
         samples = row.independent
-        clear = None if null is None else bool(clearly_above(score.low, null, samples))
-        return cls(start, score, null, float(margin(samples)), clear)
+        clear = None if null is None else clearly_above(score.low, null, samples)
+        return cls(start, score, null, margin(samples), clear)
 
     @property
     def word(self) -> Literal["optimal", "nearly optimal"] | None:
@@ -204,7 +206,6 @@ class MapScore:
         return "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
 
     def evidence(self) -> dict[str, Any]:
-        """Return the values as the evidence of a sentence."""
         return {
             "from": self.start,
             **self.score._asdict(),
@@ -252,16 +253,18 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """Return a clause such as ``2 are optimal maps``, or ``none is ...``."""
+    """Return a clause such as ``2 are optimal maps of these samples``, or ``none is ...``."""
     number = kinds.count(kind)
-    one, several, none = _KINDS[kind]
+    one, several, none, rest = _KINDS[kind]
     if len(kinds) == 1:
-        return one
-    if number < len(kinds):
-        return f"{number} {one if number == 1 else several}"
-    if none:
-        return f"{'neither' if number == 2 else 'none'} {none}"
-    return f"{'both' if number == 2 else 'all'} {several}"
+        verb = one
+    elif number < len(kinds):
+        verb = f"{number} {one if number == 1 else several}"
+    elif none:
+        verb = f"{'neither' if number == 2 else 'none'} {none}"
+    else:
+        verb = f"{'both' if number == 2 else 'all'} {several}"
+    return f"{verb} {rest}"
 
 
 def _jacobians(tests: Sequence[Brenier]) -> str:
@@ -288,39 +291,27 @@ def _from_to(numbers: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # predicates for one block and for several, and one after "none" in place of a negation
+_KINDS = {  # the verb for one block, for several, and after "none" in place of a negation; the rest
     "unmoved": (
-        "does not move these samples by more than rounding error",
-        "do not move these samples by more than rounding error",
-        "moves these samples by more than rounding error",
+        *("does not move", "do not move", "moves"),
+        "these samples by more than rounding error",
     ),
-    "gradient": (
-        "has Jacobians consistent with an optimal map",
-        "have Jacobians consistent with an optimal map",
-        "",
-    ),
+    "gradient": ("has", "have", "", "Jacobians consistent with an optimal map"),
     "nearly gradient": (
-        "has Jacobians consistent with a nearly optimal map but not with an optimal one",
-        "have Jacobians consistent with a nearly optimal map but not with an optimal one",
-        "",
+        *("has", "have", ""),
+        "Jacobians consistent with a nearly optimal map but not with an optimal one",
     ),
-    "not gradient": (
-        "has Jacobians that exclude even a nearly optimal map",
-        "have Jacobians that exclude even a nearly optimal map",
-        "",
-    ),
+    "not gradient": ("has", "have", "", "Jacobians that exclude even a nearly optimal map"),
     "not optimal": (
-        "is not an optimal map of these samples",
-        "are not optimal maps of these samples",
-        "is an optimal map of these samples",
+        *("is not an optimal map", "are not optimal maps", "is an optimal map"),
+        "of these samples",
     ),
-    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples", ""),
+    "optimal": ("is an optimal map", "are optimal maps", "", "of these samples"),
     "nearly optimal": (
-        "is a nearly optimal map of these samples",
-        "are nearly optimal maps of these samples",
-        "",
+        *("is a nearly optimal map", "are nearly optimal maps", ""),
+        "of these samples",
     ),
-    "undecided": ("is undecided with these samples", "are undecided with these samples", ""),
+    "undecided": ("is", "are", "", "undecided with these samples"),
 }
 
 
@@ -349,3 +340,67 @@ def _nearly_gradient(test: Brenier) -> bool:
     if low is None or high is None:
         return False
     return low <= threshold and high >= -threshold
+
+
+def alignment(record: Record) -> Iterator[Sentence]:
+    if record.alignment.reset_statistics:
+        return
+    explained = False
+    for segment in record.alignment.segments:
+        bounds, chance = segment.interval("overlap_uv"), segment.chance
+        if len(segment.blocks) > 2 and bounds is not None and chance is not None:
+            yield _alignment(segment, bounds, chance, record.alignment.points, explained)
+            explained = True
+
+
+def _alignment(
+    segment: AlignedSegment, bounds: Interval, chance: float, points: int, explained: bool
+) -> Sentence:
+    low, high = bounds
+    value, slope, slopes = segment.overlap_uv, segment.slope, segment.interval("slope")
+    word, decided = _aligned(low, high, chance)
+    definition = growth = ""
+    if not explained:
+        directions = counted(segment.vectors or 0, "direction")
+        definition = (
+            f" (overlap of the leading {directions} of one block's output with those of another's "
+            "input)"
+        )
+    if slope is not None and slopes is not None:
+        growth = (
+            "; over depth, the length of a block's step divided by its largest singular value has "
+            f"the slope {ranged(slope, slopes)}; a geodesic that expands has the slope 1"
+        )
+    words = (
+        f"{segment_ends(segment.blocks)} the residual Jacobians of the blocks are "
+        f"{word}{definition}: the overlap is {percent(value)} ({percent(low)} to {percent(high)}, "
+        f"95 % interval over {counted(points, 'image')}), and {percent(chance, 2)} for random "
+        f"directions{growth}."
+    )
+    evidence: dict[str, Any] = {
+        "blocks": ends(segment.blocks),
+        "overlap_uv": value,
+        "chance": chance,
+        "slope": slope,
+        "intervals": {"overlap_uv": bounds, "slope": slopes},
+        "points": points,
+    }
+    few = points < THRESHOLDS["fewest_samples"]
+    strength: Strength = "undecided" if not decided else "suggested" if few else "shown"
+    return Sentence("alignment", words, evidence, strength)
+
+
+def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
+    """Return words for the interval of an overlap, and whether they are a decision."""
+    # The excess over chance is 0 for random directions, and 1 for equal ones.
+    lower, upper = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
+    if lower >= THRESHOLDS["aligned"]:
+        return "aligned", True
+    if lower >= THRESHOLDS["partly_aligned"]:
+        return "partly aligned", True
+    if upper >= THRESHOLDS["partly_aligned"]:
+        return "perhaps aligned, but these images cannot tell", False
+    if low <= chance:
+        return "aligned no more than random ones", True
+    more = low > THRESHOLDS["above_chance"] * chance
+    return f"hardly aligned{', though more than random ones' if more else ''}", True

@@ -1,16 +1,18 @@
-"""Sentences on straightness."""
+"""Sentences on straightness, of the network itself and compared with a reference."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from ...storage.record import Centred, Interval, Record, Segment
-from ...text import percent, printable
-from .sentence import THRESHOLDS, Sentence, Strength
-from .wording import (
+from ...storage.record import Centred, Comparison, Interval, Rank, Record, Reference, Segment
+from ...text import UNDEFINED, percent, printable
+from .sentence import (
     OVER_IMAGES,
+    THRESHOLDS,
+    Sentence,
+    Strength,
     ends,
     few_carrying,
     least_motion,
@@ -34,37 +36,30 @@ def straightness(record: Record) -> Iterator[Sentence]:
     if record.transport_skipped:
         yield Sentence("straightness", record.transport_skipped, {}, "undecided")
     pool = record.provenance.pool
-    terms = Terms(
-        f" ({f'{printable(pool)} features; ' if pool else ''}each layer's mean is subtracted)",
+    features = f"{printable(pool)} features; " if pool else ""
+    # Explanations of "centered" and "geodesic", for the first sentence that uses these terms.
+    terms = (
+        f" ({features}each layer's mean is subtracted)",
         ", the shortest path in Wasserstein distance,",
     )
     for segment in record.segments:
         sentence = _path(segment, terms)
-        if "length_ratio_centred" in sentence.evidence:
-            terms = Terms()
+        if "shape" in sentence.evidence:
+            terms = ("", "")
         yield sentence
 
 
-class Terms(NamedTuple):
-    """Explanations of terms, for the first sentence that uses them."""
-
-    centered: str = ""
-    geodesic: str = ""
-
-
-def _path(segment: Segment, terms: Terms) -> Sentence:
+def _path(segment: Segment, terms: tuple[str, str]) -> Sentence:
     subject = segment_ends(segment.layers)
     spread = max(spreads(segment))
     if spread == 0:
-        return _silent(
-            segment, f"{subject} all samples have the same features.", {"spread": spread}
-        )
+        words = f"{subject} all samples have the same features."
+        return _silent(segment, words, {"spread": spread})
     if unmoved(segment):
         return _unmoved(segment, subject, spread)
     if len(segment.layers) < 3:
-        return _silent(
-            segment, f"{subject} there is only one block, whose path is a single step.", {}
-        )
+        words = f"{subject} there is only one block, whose path is a single step."
+        return _silent(segment, words, {})
     ratio, shift = segment.centred.length_ratio, segment.shift_share
     if ratio is None:
         is_shift = shift is not None and shift > 1 - THRESHOLDS["rounding"]
@@ -103,6 +98,7 @@ def _unmoved(segment: Segment, subject: str, spread: float) -> Sentence:
 
 
 def _silent(segment: Segment, words: str, evidence: dict[str, Any]) -> Sentence:
+    """Return a sentence on a segment whose path has no shape."""
     return Sentence("straightness", words, {**_place(segment), **evidence}, "undecided")
 
 
@@ -110,7 +106,7 @@ def _place(segment: Segment) -> dict[str, Any]:
     return {"layers": ends(segment.layers), "stage": segment.stage}
 
 
-def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> Sentence:
+def _judged_path(segment: Segment, subject: str, ratio: float, terms: tuple[str, str]) -> Sentence:
     centered = segment.centred
     interval = centered.interval("length_ratio")
     bound = centered.sqrt_moving_blocks or segment.sqrt_moving_blocks
@@ -129,31 +125,24 @@ def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> 
         "shift_share": segment.shift_share,
     }
     times = ranged(ratio, interval, note=OVER_IMAGES)
-    length = (
-        f"{subject} the path of the centered features{terms.centered} is "
-        f"{'' if times in ('1', '1.00') else f'{times} times '}as long as the geodesic"
-        f"{terms.geodesic} between its ends"
+    words = (
+        f"{subject} the path of the centered features{terms[0]} is "
+        f"{'' if times in ('1', '1.00') else f'{times} times '}as long as the geodesic{terms[1]} "
+        "between its ends"
     )
-    orthogonal = (
-        ""
-        if bound is None
-        else f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
-    )
-    return Sentence(
-        "straightness", f"{length}{orthogonal}{word}.{_shift(segment)}", evidence, strength
-    )
-
-
-_STRAIGHT = 2  # the first categories of `_category`, straight and close to straight
+    if bound is not None:
+        words += f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
+    return Sentence("straightness", f"{words}{word}.{_shift(segment)}", evidence, strength)
 
 
 def _shape(
     segment: Segment, interval: Interval | None, bound: float | None
 ) -> tuple[str, Strength, list[str]]:
-    """Return words for the shape of a path, their strength, and the names of possible shapes.
+    """Return the wording of a path's shape, its strength, and the names of possible shapes.
 
-    A path is called straight only if its interval is well below sqrt(B) and there is evidence that
-    these samples would show a turn. There are no names if the shape is not classified.
+    A path is called straight, or close to straight, only if its interval is well below sqrt(B) and
+    there is evidence that these samples would show a turn. There are no names if the shape is
+    undecided.
     """
     if interval is None:
         return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
@@ -162,23 +151,25 @@ def _shape(
         return f"; {few} this value, so it says nothing about the others", "undecided", []
     if bound is not None and bound < THRESHOLDS["few_moving"]:
         return "; one block accounts for nearly all of it, so this says little", "undecided", []
-    low, high = (_category(end) for end in interval)
-    if high[0] < _STRAIGHT:
+    low, high = interval
+    if high <= THRESHOLDS["close"]:
         reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
-        if interval.high > reach:
+        if high > reach:
             return ": short, but not clearly straighter than steps at right angles", "undecided", []
-        high = max(high, _category(_unseen(segment.centred, interval.high)))
-        if high[0] >= _STRAIGHT:
+        high = max(high, _unseen(segment.centred, high))
+        if high > THRESHOLDS["close"]:
             return _UNSEEN, "undecided", []
-    if low != high:
-        return f": between {low[1]} and {high[1]}", "suggested", [low[1], high[1]]
-    return f": {low[1]}", "shown", [low[1]]
+    first, last = _category(low), _category(high)
+    if first != last:
+        return f": between {first} and {last}", "suggested", [first, last]
+    return f": {first}", "shown", [first]
 
 
 def _unseen(centered: Centred, ratio: float) -> float:
-    """Return how large the true length ratio can be if the samples are too sparse to show it.
+    """Return how large the true length ratio can be, since sparse samples can hide turns.
 
-    It is 1 if null maps show that the samples would reveal a turn, and infinite if it is unknown.
+    It is 1 if null maps show that the samples would reveal a turn, and infinite if no bound is
+    known.
     """
     null, bound = centered.null_length_ratio, centered.length_ratio_at_most
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
@@ -189,16 +180,12 @@ def _unseen(centered: Centred, ratio: float) -> float:
 _UNSEEN = ": short, but these samples are too sparse to tell a straight path from one that turns"
 
 
-def _category(ratio: float) -> tuple[int, str]:
-    names = (
-        ("straight", f"straight to within {percent(THRESHOLDS['straight'] - 1, 0)}"),
-        ("close", "close to straight"),
-        ("bent", "bent"),
-    )
-    for k, (bound, name) in enumerate(names):
-        if ratio <= THRESHOLDS[bound]:
-            return k, name
-    return len(names), "far from straight"
+def _category(ratio: float) -> str:
+    if ratio <= THRESHOLDS["straight"]:
+        return f"straight to within {percent(THRESHOLDS['straight'] - 1, 0)}"
+    if ratio <= THRESHOLDS["close"]:
+        return "close to straight"
+    return "bent" if ratio <= THRESHOLDS["bent"] else "far from straight"
 
 
 def _shift(segment: Segment) -> str:
@@ -210,3 +197,82 @@ def _shift(segment: Segment) -> str:
         "which the centered path leaves out; with it the ratio is "
         f"{ranged(raw, segment.interval('length_ratio'))}."
     )
+
+
+def reference(record: Record) -> Iterator[Sentence]:
+    reference = record.reference
+    for k, row in enumerate(reference.segments):
+        yield _against_fresh(row, reference, explained=k > 0)
+    for test in reference.tests:
+        yield against_network(test, reference.kind or "network")
+
+
+def against_network(test: Any, kind: str = "network") -> Sentence:
+    """State the result of `wgeo.straighter_than` over images, for one segment of two networks.
+
+    `test` is a `StraighterThan` or a row of a record's ``reference.tests``, and `kind` is that of
+    the record's ``reference``. Two runs of one training recipe usually differ as clearly, so
+    nothing is stated about recipes.
+    """
+    row = Comparison.of(test)
+    difference = UNDEFINED if row.difference is None else f"{row.difference:+.3g}"
+    if row.interval is not None:
+        difference += f" ({row.interval.low:+.3g} to {row.interval.high:+.3g}{OVER_IMAGES})"
+    is_centered = row.statistic.endswith("_centred")
+    name = row.statistic.removesuffix("_centred").replace("_shape", "-shape").replace("_", " ")
+    differs = row.direction != "neither"
+    other, scope = _SCOPE.get(kind, _SCOPE["network"])
+    outcome = scope if differs else "These images do not show a difference"
+    return Sentence(
+        "reference",
+        f"{segment_ends(row.layers)} the {name}{' of the centered paths' if is_centered else ''} "
+        f"is {rounded(row.value)} for this network and {rounded(row.reference)} for {other}, a "
+        f"difference of {difference}. {outcome}.",
+        row.json,
+        "shown" if differs else "undecided",
+    )
+
+
+_SCOPE = {  # names of the other network, and what a difference over images means
+    "network": (
+        "the network it is compared with",
+        "This is about these two networks on these images, not about how they were trained: two "
+        "runs of one recipe with different seeds usually differ as clearly",
+    ),
+    "shuffled": (
+        "its own layers in another order",
+        "So on these images the path depends on the order of the layers",
+    ),
+}
+
+
+def _against_fresh(row: Rank, reference: Reference, explained: bool) -> Sentence:
+    networks, segments = len(reference.networks), len(reference.segments)
+    keys = ("layers", "value", "median", "low", "high", "adjusted_p")
+    ratio = (
+        f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row.value)}, compared "
+        f"with a median of {rounded(row.median)} (range {rounded(row.low)} to "
+        f"{rounded(row.high)}) of the others"
+    )
+    differs = row.direction in ("straighter", "less straight")
+    outcome = f"{row.direction} than" if differs else "not distinguishable in straightness from"
+    images = reference.images
+    on_images = "" if images is None else f", on {images:,} of these images"
+    adjusted = f", adjusted for testing {segments} segments" if segments > 1 else ""
+    p = math.nan if row.adjusted_p is None else row.adjusted_p
+    extreme = networks and p <= 1.001 / (networks + 1)
+    return Sentence(
+        "reference",
+        f"{segment_ends(row.layers)} the network is {outcome} {networks} randomly initialized "
+        f"networks of this architecture{on_images}: {ratio}; p = {p:.2g}, from its rank among all "
+        f"{networks + 1}{adjusted}"
+        f"{' (the smallest possible p)' if extreme else ''}.",
+        {**row.only(*keys), "networks": networks},
+        "shown" if differs else "undecided",
+    )
+
+
+_LINE_SHAPE = (
+    " (length of an image's own centered path over the distance between its ends, averaged over "
+    "images; 1 is a straight line)"
+)

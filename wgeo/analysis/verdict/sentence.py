@@ -1,8 +1,9 @@
-"""A sentence with its evidence, and the thresholds at which the wording changes."""
+"""A sentence with its evidence, the thresholds of the wording, and the wording of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from ...geodesic.gradient_maps import CONVEX, NEARLY_SYMMETRIC, SYMMETRIC
 from ...geodesic.significance import SIGNIFICANT
 from ...neural_collapse.small_samples import FEW_SAMPLES
 from ...results import Result, plain
+from ...storage.record import Optimality
+from ...text import UNDEFINED, counted
 from ...thresholds import LOW_RESOLUTION, NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
 
 Strength = Literal["shown", "suggested", "undecided", "warning"]
@@ -56,9 +59,9 @@ straight, close, bent
     Largest centered length ratios at which a path is called straight, close to straight, and bent.
     The ratio of a quarter circle is 1.11, that of a zigzag of 45 degrees 1.41.
 orthogonal
-    A path is called straight only if the interval of its length ratio ends within this fraction of
-    the way from 1 to sqrt(B). B is the effective number of moving blocks, and sqrt(B) the length
-    ratio of mutually orthogonal steps.
+    A path is called straight, or close to straight, only if the interval of its length ratio ends
+    at or below 1 + ``orthogonal`` (sqrt(B) - 1). B is the effective number of moving blocks, and
+    sqrt(B) the length ratio of mutually orthogonal steps.
 few_moving
     If sqrt(B) is below this, one block accounts for nearly all of the path, and the length ratio
     says little.
@@ -69,9 +72,9 @@ optimal, nearly_optimal
     optimal.
 power_margin
     A correlation score is evidence of an optimal map only if it exceeds the scores of null maps by
-    more than this and by more than 1 / sqrt(n) for n samples. A path is called straight only if its
-    length ratio is below that of null maps by more than this, or if a bound on the true length
-    ratio excludes a turn.
+    more than this, and by more than 1 / sqrt(n) for n samples. A path is called straight, or close
+    to straight, only if the interval of its length ratio ends more than this below the length ratio
+    of null maps, or if a bound on the true length ratio excludes a turn.
 low_resolution
     If the resolution is below this, an OT score is not evidence, and is printed in parentheses.
 nearly_a_point
@@ -80,18 +83,18 @@ nearly_a_point
 mostly_shift
     A common shift is mentioned if it makes up at least this fraction of the squared displacement.
 rounding, above_rounding
-    A displacement relative to the spread counts as zero below ``rounding``, and below
+    A displacement, divided by the spread, counts as zero if it is below ``rounding``, or below
     ``above_rounding`` times the largest displacement that rounding of the features can cause.
-    Scatter relative to other scatter counts as zero below the square of ``rounding``.
+    Scatter, divided by other scatter, counts as zero below the square of ``rounding``.
 fewest_samples, few_a_class
-    With fewer samples than ``fewest_samples``, the verdict makes no statement, and one based on the
-    Jacobians at fewer images is only ``suggested``. With fewer samples per class than
-    ``few_a_class``, there is a warning.
+    With fewer samples than ``fewest_samples``, the verdict makes no statement. If the Jacobians
+    were computed at fewer images, a statement based on them is only ``suggested``. If a class has
+    fewer samples than ``few_a_class``, there is a warning.
 carrying_share
     A value is judged only if the effective number of samples that determine it is at least this
     fraction of all samples, and at least ``fewest_samples``.
 chance_level
-    Level of the one-sided binomial test of "better than chance".
+    Significance level of the one-sided binomial test of "better than chance".
 good_accuracy
     If the accuracy is at least this, no other normalization is tried.
 below_claim, near_claim, claim_deviations
@@ -99,15 +102,16 @@ below_claim, near_claim, claim_deviations
     ``below_claim``. There is also one if the difference is more than ``near_claim`` and more than
     ``claim_deviations`` standard deviations of a binomial proportion.
 gradient_map, convex
-    Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
-    largest eigenvalue, at which a map may be the gradient of a convex function.
+    A map may be the gradient of a convex function if the asymmetry of its Jacobian is at most
+    ``gradient_map``, and no negative eigenvalue, divided by the largest, exceeds ``convex`` in
+    size.
 nearly_gradient_map
     Largest value of both quantities at which a map may nearly be such a gradient. A planar rotation
     with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has a score of 0.995.
 collapsed, partly_collapsed
     Largest NC1 of the last layer at which classes are called collapsed, and partly collapsed.
 significant
-    Level of tests against a reference, and of tests of other normalizations.
+    Significance level of tests against a reference, and of tests of other normalizations.
 fewest_layers
     Smallest number of layers for which the rate of separation is judged.
 law_correlation, law_curvature
@@ -118,8 +122,8 @@ aligned, partly_aligned
     Blocks are called aligned, or partly aligned, if the overlap of their singular directions
     exceeds that of random directions by at least this fraction of the largest possible excess.
 above_chance
-    A smaller overlap is called more than random if it is more than this many times that of random
-    directions.
+    A smaller overlap is called larger than that of random directions only if it is more than this
+    many times as large.
 """
 
 
@@ -134,9 +138,9 @@ class Sentence(Result):
         ``optimality``, ``blocks``, ``alignment``, ``reference``, ``collapse``, ``separation``,
         ``next`` or ``headline``.
     words : str
-        The text.
+        The sentence.
     evidence : dict
-        The numbers on which the text is based.
+        The numbers that determine the words.
     strength : {"shown", "suggested", "undecided", "warning"}
         ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported only
         by a value without an interval, a wide interval or few images. ``undecided``: not decided by
@@ -160,3 +164,92 @@ class Sentence(Result):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evidence", plain(self.evidence))
+
+
+OVER_IMAGES = ", 95 % interval over images"  # a note for `ranged`
+
+
+def listed(parts: Sequence[str], last: str = "and") -> str:
+    """Join ``["a", "b", "c"]`` as ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def rounded(value: float | None) -> str:
+    """Format with three significant digits; from 1,000 to 10 million, as a whole number."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def decimals_of(low: float, high: float, minimum: int = 2) -> int:
+    """Return the smallest number of decimals, at most 8, at which `low` and `high` differ."""
+    for decimals in range(minimum, 9):
+        if round(low, decimals) != round(high, decimals):
+            return decimals
+    return minimum
+
+
+def ranged(value: float | None, interval: Any, *, certified: bool = False, note: str = "") -> str:
+    """Format a value and its interval with enough decimals to show that the ends differ.
+
+    ``1.3384, (1.3381, 1.3392)`` becomes ``1.338 (1.338 to 1.339)``. The interval is left out if its
+    ends are equal or if it is `certified` and narrower than 1e-4; otherwise `note` follows it.
+    """
+    if interval is None or value is None:
+        return rounded(value)
+    low, high = interval
+    if certified and abs(high - low) <= 1e-4:
+        return f"{value:z.4f}"  # z: no negative zero
+    if not certified and low == high:
+        return f"{value:.2f}" if 1 <= value < 10 else rounded(value)
+    if high >= 1000 or 0 < high < 0.01:
+        return f"{rounded(value)} ({rounded(low)} to {rounded(high)}{note})"
+    # At least two significant digits of the value or the interval's width, whichever is larger.
+    magnitude = max(abs(value), abs(high - low))
+    d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(magnitude))))
+    return f"{value:z.{d}f} ({low:z.{d}f} to {high:z.{d}f}{note})"
+
+
+def start_of(layers: Sequence[str]) -> str:
+    """Return the first layer's name, or a description if it is the output of a shortcut."""
+    block = layers[0].removesuffix(".shortcut")
+    return layers[0] if block == layers[0] else f"the input of {block}, mapped by its shortcut,"
+
+
+def segment_ends(layers: Sequence[str]) -> str:
+    return f"From {start_of(layers)} to {layers[-1]}"
+
+
+def ends(layers: Sequence[str]) -> list[str]:
+    return [layers[0], layers[-1]]
+
+
+def spreads(row: Optimality) -> list[float]:
+    """Return the defined spreads at the layers of a block or segment; [1] if there are none."""
+    return [spread for spread in row.spread if spread is not None] or [1.0]
+
+
+def least_motion(row: Optimality) -> float:
+    """Return the relative displacement below which samples count as unmoved."""
+    rounding = THRESHOLDS["above_rounding"] * (row.relative_rounding or 0.0)
+    return max(THRESHOLDS["rounding"], rounding)
+
+
+def unmoved(row: Optimality) -> bool:
+    moved = row.relative_displacement
+    return moved is not None and moved < least_motion(row)
+
+
+def few_carrying(row: Optimality) -> str:
+    """Return ``about 1 sample of 300 determines`` if few samples determine the values, else ""."""
+    number, samples = row.effective_samples, row.independent
+    if number is None or not samples:
+        return ""
+    minimum = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)
+    if number >= minimum:
+        return ""
+    number = round(number)
+    verb = "determines" if number == 1 else "determine"
+    return f"about {counted(number, 'sample')} of {samples:,} {verb}"

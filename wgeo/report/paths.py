@@ -1,40 +1,33 @@
-"""Pages of a report with measurements: transport, straightness, collapse."""
+"""The pages that describe the path through the layers: transport and straightness."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
-from ..storage.record import Collapse, Comparison, Layer, Record, Reference, Segment
-from ..storage.record.layers import PENULTIMATE
+from ..storage.record import Comparison, Rank, Record, Reference, Segment
 from ..thresholds import LOW_RESOLUTION
-from .depth_laws import alignment, separation_law
-from .parts import (
+from .markdown import (
+    DASH,
     Plots,
     correlation,
     figure_block,
+    fixed,
+    general,
     highest_null,
     join,
     last_means,
     names_of,
-    score,
-    value_with_interval,
-)
-from .scrubber import scrubber
-from .text import (
-    DASH,
-    fixed,
-    general,
-    key_values,
     percent,
     plain,
+    score,
     sentence,
     table,
+    value_with_interval,
     with_interval,
 )
+from .scrubber import scrubber
 
 
 def transport(record: Record, plots: Plots) -> str:
@@ -42,6 +35,7 @@ def transport(record: Record, plots: Plots) -> str:
     if not blocks:
         return ""
     certified = sum(block.status == "certified" for block in blocks)
+    names = names_of(block.target for block in blocks)
     rows = [
         [
             name,
@@ -56,7 +50,7 @@ def transport(record: Record, plots: Plots) -> str:
             general(b.resolution),
             plain(b.status or DASH),
         ]
-        for name, b in zip(names_of(block.target for block in blocks), blocks, strict=True)
+        for name, b in zip(names, blocks, strict=True)
     ]
     header = (
         *("Block", "W2", "bounds", "own pairing", "correlation score", "highest null"),
@@ -76,31 +70,28 @@ def transport(record: Record, plots: Plots) -> str:
         f"{LOW_RESOLUTION} or undefined.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
-        _gradient_maps(record, plots),
+        _gradient_maps(record, names, plots),
         "## Are there enough samples?" if "sample-sizes" in plots else "",
         figure_block(plots, "sample-sizes"),
     )
 
 
-def _gradient_maps(record: Record, plots: Plots) -> str:
+def _gradient_maps(record: Record, names: Sequence[str], plots: Plots) -> str:
     if "gradient-maps" not in plots:
         return ""
-    tests = [
-        (name, row.brenier)
-        for name, row in (
-            *zip(names_of(block.target for block in record.blocks), record.blocks, strict=True),
-            *((plain(segment_name(s.layers, i)), s) for i, s in enumerate(record.segments)),
-        )
-        if row.brenier
-    ]
     keys = ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
+    maps = (
+        *zip(names, record.blocks, strict=True),
+        *zip(_segment_names(record.segments), record.segments, strict=True),
+    )
     rows = [
         [
             name,
-            *(value_with_interval(test, key, 3) for key in keys),
-            percent(test.negative_share),
+            *(value_with_interval(row.brenier, key, 3) for key in keys),
+            percent(row.brenier.negative_share),
         ]
-        for name, test in tests
+        for name, row in maps
+        if row.brenier
     ]
     header = (
         *("Map", "asymmetry", "asymmetry of the displacement"),
@@ -143,7 +134,7 @@ def straightness(record: Record, plots: Plots) -> str:
             ("largest interpolation gap", lambda s: fixed(_largest_gap(s))),
         )
     ]
-    header = ("", *(plain(segment_name(s.layers, i)) for i, s in enumerate(segments)))
+    header = ("", *_segment_names(segments))
     last = last_means(record)
     means = [stem for stem in plots if stem.startswith("class-means-") and stem != last]
     moving = scrubber(record)
@@ -161,7 +152,7 @@ def straightness(record: Record, plots: Plots) -> str:
             "those of null maps.",
         ),
         *_pairs(segments, plots),
-        alignment(record, plots),
+        _alignment(record, plots),
         _reference(record),
         _embedded(record),
         "## Paths of the classes" if moving or means or last in plots else "",
@@ -171,13 +162,30 @@ def straightness(record: Record, plots: Plots) -> str:
     )
 
 
+def _segment_names(rows: Iterable[Segment | Rank | Comparison]) -> list[str]:
+    return [plain(segment_name(row.layers, i)) for i, row in enumerate(rows)]
+
+
+def _value(key: str) -> Callable[[Segment], str]:
+    return lambda segment: value_with_interval(segment, key)
+
+
+def _centered(key: str) -> Callable[[Segment], str]:
+    return lambda segment: value_with_interval(segment.centred, key)
+
+
 def _over_runs(k: int) -> Callable[[Segment], str]:
     return lambda segment: fixed(segment.length_over_runs.get(k), 3)
 
 
+def _largest_gap(segment: Segment) -> float | None:
+    gaps = [gap for gap in segment.interpolation_gap if gap is not None]
+    return max(gaps, default=None)
+
+
 def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
     parts = []
-    for i, segment in enumerate(segments):
+    for title, segment in zip(_segment_names(segments), segments, strict=True):
         pairs = segment.pairs
         if not pairs.corr_score:
             continue
@@ -187,38 +195,40 @@ def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
             for j, (name, scores) in enumerate(zip(names, pairs.corr_score, strict=True))
         ]
         caption = (
-            f"{plain(segment_name(segment.layers, i))}: correlation score of the map from the "
-            "row's layer to the column's layer; 1 for an optimal map."
+            f"{title}: correlation score of the map from the row's layer to the column's layer; 1 "
+            "for an optimal map."
         )
         parts.append(table(("from", *names), rows[:-1], caption))
-    title = "## Between which layers is the map optimal?"
-    figures = [figure_block(plots, stem) for stem in ("correlation-pairs", "distance-pairs")]
-    return [title, figures[0], *parts, figures[1]] if parts else []
+    if not parts:
+        return []
+    return [
+        "## Between which layers is the map optimal?",
+        figure_block(plots, "correlation-pairs"),
+        *parts,
+        figure_block(plots, "distance-pairs"),
+    ]
 
 
 def _reference(record: Record) -> str:
     reference = record.reference
     if reference.skipped:
         return f"Not compared with a reference: {plain(reference.skipped)}"
-    kept = reference.kept
     body = _fresh_table(reference) or _tests_table(reference.tests)
     if not body:
         return ""
+    kept = ", ".join(reference.kept[:5])
     return join(
         "## Straighter than a reference?",
         *(sentence(s.words) for s in record.verdict if s.claim == "reference"),
-        f"Parameters that kept their trained values: {plain(', '.join(kept[:5]), 200)}."
-        if kept
-        else "",
+        f"Parameters that kept their trained values: {plain(kept, 200)}." if kept else "",
         body,
     )
 
 
 def _fresh_table(reference: Reference) -> str:
-    """Compare the network with randomly initialized networks of its architecture."""
     rows = [
         [
-            plain(segment_name(row.layers, i)),
+            name,
             fixed(row.value),
             f"{fixed(row.median)} [{fixed(row.low)}, {fixed(row.high)}]",
             general(row.as_straight),
@@ -227,39 +237,33 @@ def _fresh_table(reference: Reference) -> str:
             general(row.adjusted_p, 2),
             plain(row.direction or DASH),
         ]
-        for i, row in enumerate(reference.segments)
+        for name, row in zip(_segment_names(reference.segments), reference.segments, strict=True)
     ]
-    if not rows:
-        return ""
     header = (
         *("Segment", "this network", "random: median [range]", "as straight", "as bent"),
         *("rank p", "adjusted p", "direction"),
     )
-    count = len(reference.networks)
     return table(
         header,
         rows,
-        f"Line-shape ratio of the centered paths compared with those of {count} randomly "
-        f"initialized networks, on {general(reference.images)} images; 1 is straight. As "
+        f"Line-shape ratio of the centered paths compared with those of {len(reference.networks)} "
+        f"randomly initialized networks, on {general(reference.images)} images; 1 is straight. As "
         "straight, as bent: the number of these networks whose ratio is at most, or at least, that "
         "of this network. Adjusted: for multiple segments.",
     )
 
 
 def _tests_table(tests: Sequence[Comparison]) -> str:
-    """Compare the network with one other network, over images."""
-    if not tests:
-        return ""
     rows = [
         [
-            plain(segment_name(test.layers, i)),
+            name,
             fixed(test.value),
             fixed(test.reference),
             with_interval(test.difference, test.interval, 3),
             fixed(test.effect_size, 2),
             general(test.p_value, 2),
         ]
-        for i, test in enumerate(tests)
+        for name, test in zip(_segment_names(tests), tests, strict=True)
     ]
     header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
     return table(
@@ -275,7 +279,6 @@ def _embedded(record: Record) -> str:
     segments = embedded.segments
     if not segments:
         return ""
-    names = [plain(segment_name(s.layers, i)) for i, s in enumerate(segments)]
     rows = [
         [label, *(value_with_interval(s, key) for s in segments)] for key, label in RATIOS.items()
     ]
@@ -285,126 +288,63 @@ def _embedded(record: Record) -> str:
         f"Unlike in the network itself, all layers are embedded in one space "
         f"({plain(embedded.space)}).",
         *(sentence(s.words) for s in embedded.verdict),
-        table(("", *names), rows, "Embedded."),
+        table(("", *_segment_names(segments)), rows, "Embedded."),
     )
 
 
-def _value(key: str) -> Callable[[Segment], str]:
-    return lambda segment: value_with_interval(segment, key)
-
-
-def _centered(key: str) -> Callable[[Segment], str]:
-    return lambda segment: value_with_interval(segment.centred, key)
-
-
-def _largest_gap(segment: Segment) -> float | None:
-    gaps = [gap for gap in segment.interpolation_gap if gap is not None]
-    return max(gaps, default=None)
-
-
-_LAYER_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "nc1": ("NC1", general),
-    "cdnv": ("CDNV", general),
-    "nc2_equinorm": ("norms", general),
-    "nc2_equiangle": ("angles", general),
-    "nc2_etf": ("to ETF", general),
-    "ncc_accuracy": ("nearest mean", percent),
-    "effective_rank": ("eff. rank", general),
-}
-_CORRECTED: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "nc1_corrected": ("NC1 corrected", general),
-    "cdnv_corrected": ("CDNV corrected", general),
-    "ncc_accuracy_corrected": ("nearest mean corrected", percent),
-}
-
-
-def collapse(record: Record, plots: Plots) -> str:
-    layers = record.layers
-    if not layers:
+def _alignment(record: Record, plots: Plots) -> str:
+    comparison = record.alignment
+    if comparison.skipped:
+        return f"Residual Jacobians were not compared: {plain(comparison.skipped)}"
+    if not comparison.segments:
         return ""
-    names = names_of(layer.name for layer in layers)
-    metrics = [layer.collapse for layer in layers]
-    has_corrected = any(m.measure(key) is not None for m in metrics for key in _CORRECTED)
-    columns = {**_LAYER_COLUMNS, **(_CORRECTED if has_corrected else {})}
+    runs = [
+        [
+            f"{plain(s.blocks[0], 40)} to {plain(s.blocks[-1], 40)}",
+            *(value_with_interval(s, key, 3) for key in ("overlap_uv", "overlap_uu", "overlap_vv")),
+            general(s.chance, 2),
+            value_with_interval(s, "coupling", 3),
+            general(s.chance_coupling, 3),
+            with_interval(s.slope, s.interval("slope")),
+        ]
+        for s in comparison.segments
+    ]
+    keys = ("overlap", "sign", "share", "participation", "asymmetry", "along", "residual")
     rows = [
         [
             name,
-            general(layer.width),
-            *(show(m.measure(k)) for k, (_, show) in columns.items()),
+            general(block.singular_values[0]) if block.singular_values else DASH,
+            *(general(block.measure(key)) for key in keys),
         ]
-        for name, layer, m in zip(names, layers, metrics, strict=True)
+        for name, block in zip(
+            names_of(block.name for block in comparison.blocks), comparison.blocks, strict=True
+        )
     ]
-    header = ("Layer", "width", *(name for name, _ in columns.values()))
-    corrected = " Corrected: estimates for few samples per class." if has_corrected else ""
     return join(
-        "# Collapse",
-        "The degree of neural collapse at each layer: of samples to their class mean (NC1, CDNV), "
-        "of class means to a simplex equiangular tight frame (NC2: equal norms, equal angles, "
-        "distance to the frame), and of decisions to the nearest class mean. All metrics "
-        "except the accuracy and the rank are 0 at complete collapse. [Definitions](methods.md).",
-        figure_block(plots, "collapse"),
-        _penultimate(layers[-1]),
-        _progress(record),
-        figure_block(plots, "class-variability"),
-        separation_law(record, plots),
-        table(header, rows, f"Collapse metrics of every layer.{corrected}"),
-        _last_layer(metrics[-1]),
-        _undefined(layers),
+        "## Do the blocks do the same thing?",
+        "The residual Jacobian is the derivative of a block's output with respect to its input, "
+        "without the shortcut. Along a geodesic, the Jacobians of all blocks have the same "
+        "singular vectors, and the slope is 1. [Definitions](methods.md).",
+        "The statistics of batch normalization were never estimated, so the analyzed function is "
+        "not the one with which training starts."
+        if comparison.reset_statistics
+        else "",
+        figure_block(plots, "alignment"),
+        table(
+            (
+                *("Blocks", "overlap", "of outputs", "of inputs", "by chance"),
+                *("coupling", "by chance", "slope"),
+            ),
+            runs,
+            f"Overlap of the {general(comparison.vectors)} leading singular directions of "
+            "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
+            f"{general(comparison.points)} images.",
+        ),
+        table(
+            ("Block", "largest singular value", *keys[:5], "along the step", "error"),
+            rows,
+            "Residual Jacobian of every block: means over images. The overlap is that of the "
+            "block's own output and input directions. Error: the largest relative error of the "
+            "singular vectors at any image.",
+        ),
     )
-
-
-def _penultimate(last: Layer) -> str:
-    if last.name != PENULTIMATE:
-        return ""
-    return (
-        f"The layer `{PENULTIMATE}` is the input of the classifier. It differs from the output of "
-        "the last block if, for example, a final normalization follows that block, or the "
-        "classifier reads only one token. No block leads to it, so transport, straightness, models "
-        "and the trend over depth end at the last block."
-    )
-
-
-def _progress(record: Record) -> str:
-    rows = []
-    for metric, p in record.progress.items():
-        monotone = {True: "yes", False: "no", None: DASH}[p.monotone]
-        tau = with_interval(p.kendall_tau, p.interval)
-        reached = plain(p.reached, 40) if p.reached else DASH
-        increases = general(p.violations)
-        rows.append([plain(METRICS.get(metric, metric)), monotone, tau, increases, reached])
-    if not rows:
-        return ""
-    header = (
-        *("Metric", "never increases", "Kendall's τ"),
-        *("increases", "90 % of the decrease at"),
-    )
-    return table(header, rows, "Progressive collapse: does each metric decrease with depth?")
-
-
-_LAST: dict[str, str] = {
-    "nc3": "NC3, classifier to class means (Zhu et al.)",
-    "nc3_papyan": "NC3, classifier to class means (Papyan et al.)",
-    "ncc_mismatch": "NC4, disagreement with the nearest class mean",
-    "nc5": "NC5, class means to out-of-distribution mean",
-}
-
-
-def _last_layer(metrics: Collapse) -> str:
-    values = ((name, metrics.measure(key)) for key, name in _LAST.items())
-    rows = [(plain(name), general(value)) for name, value in values if value is not None]
-    return key_values(rows, "At the last layer.") if rows else ""
-
-
-def _undefined(layers: Sequence[Layer]) -> str:
-    """List every reason for undefined values once, with its layers."""
-    reasons: dict[str, list[str]] = {}
-    for layer in layers:
-        for metric, reason in layer.collapse.undefined.items():
-            reasons.setdefault(f"{plain(metric)}: {plain(reason)}", []).append(
-                plain(layer.name, 40)
-            )
-    lines = [
-        f"- {reason} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
-        for reason, names in reasons.items()
-    ]
-    return join("Undefined values:", "\n".join(lines)) if lines else ""
