@@ -48,7 +48,7 @@ class Recorder:
         tap: str,
         probe: torch.Tensor,
     ) -> Recorder:
-        """Create a recorder, with the layouts detected from a few images."""
+        """Create a recorder; the layouts and the classifier are found from a few images."""
         layouts = find_layouts(module, specs, tap, probe, pool.partition("@")[2] or None)
         if not _keeps_all(pool):
             _require_channels(layouts, pool)
@@ -66,8 +66,8 @@ class Recorder:
     def record(self, x: torch.Tensor, device: torch.device) -> Batch:
         """Pass a batch through the network, in smaller parts if the device runs out of memory.
 
-        Return features and entries by their keys in a store. If the classifier is known, its input
-        and output are added, as `HEAD_INPUT` and `LOGITS`.
+        Return features and entries by their keys in a store; also the classifier's input as
+        `HEAD_INPUT` and the logits as `LOGITS`, if they are known.
         """
         parts: list[Batch] = []
         start = 0
