@@ -12,7 +12,7 @@ from wgeo import blocks, collapse, stream, trace
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.features.head import Head, find_head
 from wgeo.features.network import module_of
-from wgeo.features.pooling import pooling
+from wgeo.features.recorder import pooling
 from wgeo.features.residual_blocks import find_blocks
 from wgeo.models import build
 from wgeo.neural_collapse import collapse_of
@@ -458,6 +458,33 @@ def test_a_scaled_projection_is_not_taken_for_logits(returns, head):
 
     torch.manual_seed(0)
     assert find_head(Net().eval(), torch.rand(4, 8)) == head
+
+
+class CosineHead(nn.Module):
+    """Logits that are cosines, and a projection by a linear layer with the name `projection`."""
+
+    def __init__(self, projection):
+        super().__init__()
+        self.prototypes, self.projection = nn.Parameter(torch.randn(3, 8)), projection
+
+    def forward(self, x):
+        cosines = nn.functional.normalize(x) @ nn.functional.normalize(self.prototypes).T
+        return cosines, self.projection(x)
+
+
+def test_a_projection_beside_cosines_is_not_taken_for_logits():
+    torch.manual_seed(0)
+    assert find_head(CosineHead(nn.Linear(8, 5)), torch.rand(4, 8)) == Head()
+
+    class Returning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cls = nn.Linear(3, 5)
+
+        def forward(self, x):
+            return x, self.cls(x)  # narrower than the logits, but their layer's input
+
+    assert find_head(Returning(), torch.rand(4, 3)) == Head("cls", 1)
 
 
 class Autocast(Heads):

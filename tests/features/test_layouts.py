@@ -10,7 +10,8 @@ from torch import nn
 
 from wgeo import trace
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.features.pooling import pooling
+from wgeo.features.layout import Layout, _with_channels
+from wgeo.features.recorder import pooling
 
 N, CLASSES, SIDE, WIDTH = 9, 3, 8, 8  # a map of 8 x 8 with 8 channels: lengths tell nothing
 
@@ -227,6 +228,13 @@ def test_undetermined_axis_is_refused_and_can_be_specified():
     assert trace(net, (x, y), layers=["0", "1"], pool="flat").last.shape == (N, 3 * SIDE * SIDE)
     with pytest.raises(ArgumentError, match="@first"):
         trace(net, (x, y), layers=["0", "1"], pool="gap@middle")
+
+
+def test_a_parameter_of_the_network_itself_is_named_without_a_dot():
+    unknown = Layout((4, 6), channels=None, evidence="")
+    net = nn.LayerNorm(6)
+    found = _with_channels(unknown, torch.zeros(2, 4, 6), [("", net)])
+    assert (found.channels, found.evidence) == (2, "the only axis as long as weight")
 
 
 def test_a_layer_without_samples_is_refused():

@@ -181,6 +181,31 @@ def test_sums_in_place_are_taken_as_they_are():
         np.testing.assert_allclose(p.features, q.features, rtol=1e-5, atol=1e-6)
 
 
+def test_two_sums_may_both_await_their_activations():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = (nn.Conv2d(c, WIDTH, 3, 1, 1) for c in (3, WIDTH, WIDTH))
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def streams(self, x):
+            x = self.stem(x)
+            first, second = x + self.a(x), x + self.b(x)
+            second = functional.relu(second)
+            return functional.relu(first), second
+
+        def forward(self, x):
+            return self.head(torch.cat(self.streams(x), 3).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, (x, y) = Parallel().eval(), pair()
+    traj = trace(net, (x, y))
+    assert [layer.name for layer in traj.staged[1:]] == ["a+x", "b+x"]
+    with torch.no_grad():
+        for layer, maps in zip(traj.staged[1:], net.streams(x), strict=True):
+            np.testing.assert_allclose(layer.features, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_of_one_does_not_shift_the_sums():
     class Net(InForward):
         def __init__(self):

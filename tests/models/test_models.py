@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import sys
 import textwrap
@@ -351,6 +352,22 @@ def test_error_for_nearly_fitting_weights_names_the_closest_architecture():
     assert models.matching.closest({}) is None
 
 
+def test_not_quite_all_tensors_are_less_than_100_percent():
+    with torch.device("meta"):
+        state = models.build("torchvision:resnet152", num_classes=3).state_dict()
+    state["bn1.weight"] = torch.ones(63)  # one of several hundred
+    with pytest.raises(CheckpointError, match="closest is torchvision:resnet152, with 99% of"):
+        models.matching.from_state("torchvision:resnet101", state)
+    assert models.matching.KeyReport(matched=3).percent == "100%"
+
+
+def test_a_number_of_classes_is_checked_for_every_architecture():
+    for name in ("mlp", "torchvision:resnet18"):
+        state = models.build(name, num_classes=3, image_size=8).state_dict()
+        with pytest.raises(ArgumentError, match="num_classes must be a whole number of at least 1"):
+            models.matching.from_state(name, state, 0)
+
+
 def test_integers_are_not_weights():
     state = small("mlp").state_dict()
     state["head.weight"] = (100 * state["head.weight"]).to(torch.int8)
@@ -697,9 +714,11 @@ def test_other_torchvision_networks_round_trip(name):
 
 
 def test_a_vit_saved_whole_by_an_earlier_version_finds_its_block():
-    from wgeo.models import transformer, vit
+    from wgeo.models import vit
 
-    assert vit.TransformerBlock is transformer.TransformerBlock
+    block = small("vit").encoder.layers[0]
+    assert isinstance(block, vit.TransformerBlock)
+    assert pickle.loads(pickle.dumps(type(block))) is vit.TransformerBlock
     with pytest.raises(AttributeError, match="no attribute 'Block2'"):
         _ = vit.Block2
 

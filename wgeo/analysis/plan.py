@@ -140,7 +140,7 @@ class Reading(_Group):
     `layers` may also be one text with commas between the names.
     """
 
-    pool: str = _setting("gap", _by("features.pooling", "pooling"), network=True)
+    pool: str = _setting("gap", _by("features.recorder", "pooling"), network=True)
     tap: str = _setting("post", _by("features.tracing", "check_tap"), network=True)
     layers: str | Sequence[str] | None = _setting(None, _layers, network=True)
     device: str = _setting("auto", lambda *_: None, keyed=False)  # checked by `wgeo.trace`

@@ -204,6 +204,6 @@ def _recognize(view: View) -> tuple[str, str]:
     closest, report = best
     raise CheckpointError(
         f"its architecture was not recognized: pass `arch=`. The closest is {closest}, with "
-        f"{report.matched_fraction:.0%} of the tensors in common; the differences are: "
+        f"{report.percent} of the tensors in common; the differences are: "
         f"{report.describe()}."
     )

@@ -7,12 +7,7 @@ from .network import blocks
 from .projection import Projection
 from .tracing import stream, trace
 
-__all__ = [
-    "Projection",
-    "blocks",
-    "stream",
-    "trace",
-]
+__all__ = ["Projection", "blocks", "stream", "trace"]
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name
     __getattr__ = moved_names(__name__)

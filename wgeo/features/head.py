@@ -1,8 +1,8 @@
 """Find a network's classifier by what it computes: the linear layer whose outputs are the logits.
 
 The network is run on a few images, and its outputs are compared with those of its linear layers.
-The order of layers or outputs is no guide: a network may also return its features, or register an
-auxiliary head after the classifier.
+The order of outputs or layers does not help: a network may return its features first, or register
+an auxiliary head last.
 """
 
 from __future__ import annotations
@@ -10,12 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..models.parts import evaluating, first_tensor, hooked, logits_of, tables_in, usual_head
+from ..models.parts import (
+    evaluating,
+    first_tensor,
+    hooked,
+    logits_of,
+    named_logits,
+    tables_in,
+    usual_head,
+)
 from .residual_blocks import run
 
 # Relative to the largest logit. In 15 networks of torchvision and timm, the classifier's outputs
@@ -32,13 +41,10 @@ _Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier of a network: the linear layer that computes the logits.
+    """The linear layer that computes a network's logits, up to a scale or (log-)softmax."""
 
-    It computes them up to a scale or (log-)softmax. What is unknown is None.
-    """
-
-    name: str | None = None
-    output: int | None = None  # index of the logits among the tensors of the output (`tables_in`)
+    name: str | None = None  # None if unknown
+    output: int | None = None  # index of the logits in `tables_in(output)`; None if unknown
 
 
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
@@ -46,57 +52,49 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
 
     The logits are the output named ``logits``, if there is one. Otherwise they are
 
-    - the only output that a linear layer computes;
-    - if several layers compute outputs: that of the layer with a usual name (`usual_head`), or else
-      that of the only layer whose values, or their (log-)softmax, are returned without a scale;
+    - if one linear layer computes outputs: the output of this layer. But if it has an unusual name
+      (`usual_head`), and another output is narrower and is not its input, that one may be the
+      logits, which are then unknown;
+    - if several layers compute outputs: that of the layer with a usual name, or else that of the
+      only layer whose values, or their (log-)softmax, are returned without a scale;
     - if no layer computes an output: the only output.
 
     In all other cases, the logits are unknown.
-
-    Raises
-    ------
-    FeatureError
-        The network cannot process the images.
     """
     calls: list[_Call] = []
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], y: Any) -> None:
-            x = first_tensor(args)
-            if x is not None and isinstance(y, torch.Tensor) and x.ndim == y.ndim == 2:
-                calls.append((name, x.clone(), y.clone()))
-
-        return hook
+    def record(name: str, _: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        x = first_tensor(args)
+        if x is not None and isinstance(y, torch.Tensor) and x.ndim == y.ndim == 2:
+            calls.append((name, x.clone(), y.clone()))
 
     with evaluating(module), torch.no_grad(), hooked() as keep:
         for name, part in module.named_modules():
             if isinstance(part, nn.Linear):
-                keep(part.register_forward_hook(record(name)))
+                keep(part.register_forward_hook(partial(record, name)))
         output = run(module, images.clone())
     if logits_of(module, output) is None:  # no logits, or loaded without its classifier
         return Head()
     tables = tables_in(output)
-    if _is_named(output, tables[0]):
+    if named_logits(output) is tables[0]:
         tables = tables[:1]
-    exact, rescaled = (
-        [
-            (index, *call)
-            for index, table in enumerate(tables)
-            for call in _closest_first(calls, table, distance)
-        ]
-        for distance in (_distance, _distance_rescaled)
-    )
+    exact, rescaled = (_matches(calls, tables, each) for each in (_distance, _distance_rescaled))
     matches = exact + rescaled
     if not matches:
         return Head(None, 0 if len(tables) == 1 else None)
-    if len(_layers(matches)) > 1:
-        usual = usual_head(module)
-        named = [each for each in matches if usual is not None and each[1] == usual[0]]
+    usual = usual_head(module)
+    named = [each for each in matches if usual is not None and each[1] == usual[0]]
+    alone = len(_layers(matches)) == 1
+    if not alone:
         normalized = [each for each in rescaled if _is_normalized(tables[each[0]])]
         matches = named or (exact and exact + normalized)
         if len(_layers(matches)) != 1:
             return Head()
     index, name, x, y = matches[0]
+    if alone and not named:
+        narrower = [table for table in tables if table.shape[1] < y.shape[1]]
+        if any(_distance(x, table) > _TOLERANCE for table in narrower):
+            return Head()
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     parts = [None if t is None else t.detach().to(y.dtype) for t in (x, layer.weight, layer.bias)]
@@ -105,13 +103,18 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     return Head(name if linear else None, index)
 
 
-def _is_named(output: Any, table: torch.Tensor) -> bool:
-    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    return named is table
+def _matches(calls: list[_Call], tables: list[torch.Tensor], distance: _Distance) -> list[_Match]:
+    """Return the calls that match each table, the closest first; among equals, the last first."""
+    matches: list[_Match] = []
+    for index, table in enumerate(tables):
+        candidates = [(distance(y, table), (index, name, x, y)) for name, x, y in reversed(calls)]
+        candidates.sort(key=lambda pair: pair[0])
+        matches += [match for d, match in candidates if d <= _TOLERANCE]
+    return matches
 
 
 def _layers(matches: list[_Match]) -> set[str]:
-    """Return the layer of every output's first match."""
+    """Return the names of the layers that match the outputs best."""
     closest: dict[int, str] = {}
     for index, name, *_ in matches:
         closest.setdefault(index, name)
@@ -125,12 +128,6 @@ def _is_normalized(table: torch.Tensor) -> bool:
     return any(bool(((each - 1).abs() <= _TOLERANCE).all()) for each in sums)
 
 
-def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:
-    """Return the calls that match a table, the closest first; among equals, the last call first."""
-    candidates = [(distance(call[2], table), call) for call in reversed(calls)]
-    return [call for d, call in sorted(candidates, key=lambda pair: pair[0]) if d <= _TOLERANCE]
-
-
 def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
     """Return the largest difference relative to the table's largest entry; inf if undefined."""
     if y.shape != table.shape or not y.numel():
@@ -140,7 +137,7 @@ def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
 
 
 def _distance_rescaled(y: torch.Tensor, table: torch.Tensor) -> float:
-    """Return `_distance` for a y + b, fitted to a table or its log; a > 0, one b per sample."""
+    """Return `_distance` for a y + b, fitted to the table or its log: a > 0, one b per sample."""
     if y.shape != table.shape or not y.numel():
         return math.inf
     distances = [math.inf]

@@ -6,10 +6,11 @@ cases, and a mean over the wrong axes is meaningless.
 
 To find the samples, one image is changed: along the sample axis, only one sample changes.
 
-To find the channels, the map is differentiated with respect to one entry of a bias (or one row of a
-weight). Along the channel axis, and no other, the derivative is confined to one slice. The token
-axis of a mixer has weights too, so the last conclusive parameter before the map decides. If no
-parameter is conclusive, the only axis that is as long as a parameter of the last modules is used.
+To find the channels, the map is differentiated with respect to one entry of a bias, or one row of a
+weight. The derivative is 0 except in one slice along the channel axis; along other axes, it is not
+confined to a slice. Weights that mix tokens point to the token axis instead. The last conclusive
+parameter before the map therefore decides. If none is conclusive, the channel axis is the only axis
+that is as long as a parameter of one of the last modules.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,19 +36,22 @@ from .taps import tensor_hooks
 _MAX_IMAGES = 2  # for derivatives
 _MAX_DERIVATIVES = 16  # modules, from the last, whose parameters' derivatives are tried
 _MAX_LENGTHS = 4  # modules, from the last, whose parameters' lengths are tried
-_MIN_CONFINED = 0.95  # of a derivative's squared norm in one slice; gates may spread the rest
+_MIN_CONFINED = 0.95  # of a derivative's squared norm, in one slice; gates may spread the rest
 _MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
+
+
+_Modules = list[tuple[str, nn.Module]]  # with their names
 
 
 @dataclass(frozen=True, repr=False)
 class Layout(Result):
     """The sample axis and channel axis of a tensor.
 
-    If the sample axis also contains parts of samples, such as windows, `folded` is ``outer`` (the
-    parts of one sample are consecutive) or ``inner`` (the samples of one part are).
+    The sample axis may contain parts of samples, such as windows. Then `folded` is ``outer`` if the
+    parts of one sample are consecutive, ``inner`` if the first parts of all samples are.
     """
 
-    shape: tuple[int, ...]  # of one sample's map; its parts, if any, are the first axis
+    shape: tuple[int, ...]  # of one sample's map; the first axis is that of its parts, if any
     samples: int = 0  # axis of the tensor
     folded: str = ""
     channels: int | None = 1  # axis of a sample's map, counted from 1; None if unknown
@@ -82,30 +88,28 @@ def find_layouts(
 ) -> dict[str, Layout]:
     """Return the layout of every tensor that `tensor_hooks` records, by its key.
 
-    At least two images are needed. If `channels` is given, it is the channel axis: ``first`` or
-    ``last``.
-
-    Raises
-    ------
-    FeatureError
-        A tensor has no sample axis, or the network cannot process the images.
+    At least two images are needed. If `channels` is ``first`` or ``last``, the channel axis is not
+    searched for, but is the first or last axis after the samples.
     """
     n = len(images)
     with evaluating(module):
         with torch.no_grad():
-            maps = _maps(module, specs, tap, images)
-            others = _maps(module, specs, tap, _one_replaced(images))
+            replaced = images.clone()
+            replaced[1] = images[2 % n]
+            maps, _ = _maps(module, specs, tap, images)
+            others, _ = _maps(module, specs, tap, replaced)
         layouts = {key: _with_samples(maps[key], others[key], n, key) for key in maps}
         for key, tensor in maps.items():  # the input of the first block may be the images
             if layouts[key].channels is None and torch.equal(tensor, images):
                 layouts[key] = replace(layouts[key], channels=1, evidence="the images themselves")
         if channels is not None:
-            return {key: _with_given_axis(layout, channels) for key, layout in layouts.items()}
+            return {key: _with_given_axis(each, channels) for key, each in layouts.items()}
         unknown = [key for key, layout in layouts.items() if layout.channels is None]
         if not unknown:
             return layouts
         with _differentiable(module), torch.enable_grad():
-            graph = _Graph(module, specs, tap, images[:_MAX_IMAGES])
+            few = images[:_MAX_IMAGES]
+            graphs, last_modules = _maps(module, specs, tap, few)
             for key in sorted(unknown, key=lambda key: key.startswith(entry_key(""))):
                 block = layouts.get(key.replace(entry_key(""), features_key(""), 1))
                 # A shortcut's output has the same layout as the sum to which it is added.
@@ -113,33 +117,38 @@ def find_layouts(
                     layouts[key] = replace(
                         layouts[key], channels=block.channels, evidence=block.evidence
                     )
-                else:
-                    layouts[key] = graph.with_channels(key, layouts[key])
+                elif key in graphs:
+                    samples = layouts[key].samples_first(graphs[key], len(few))
+                    layouts[key] = _with_channels(layouts[key], samples, last_modules[key])
     return layouts
 
 
 def _maps(
     module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict[str, _Modules]]:
+    """Return the tensors of `tensor_hooks`, and the last modules with parameters before each."""
     maps: dict[str, torch.Tensor] = {}
+    last_modules: dict[str, _Modules] = {}
+    calls: _Modules = []
 
     def put(key: str, value: torch.Tensor) -> None:
         maps[key] = value.clone()
+        last_modules[key] = list(dict.fromkeys(reversed(calls)))[:_MAX_DERIVATIVES]
 
-    with tensor_hooks(module, specs, tap, put):
-        run(module, images.clone())
-    return maps
+    def end(name: str, part: nn.Module, *_: Any) -> None:
+        calls.append((name, part))
 
-
-def _one_replaced(images: torch.Tensor) -> torch.Tensor:
-    """Replace the image at index 1 by the next one, or of two images, by the first."""
-    others = images.clone()
-    others[1] = images[2 % len(images)]
-    return others
+    with hooked() as keep:
+        for name, part in module.named_modules():
+            if any(True for _ in part.parameters(recurse=False)):
+                keep(part.register_forward_hook(partial(end, name)))
+        with tensor_hooks(module, specs, tap, put):
+            run(module, images.clone())
+    return maps, last_modules
 
 
 def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> Layout:
-    """Find the axis along which a change of the image at index 1 changes only one sample."""
+    """Find the axis along which only one sample changes if the image at index 1 does."""
     changed = (maps - other).abs() > _MIN_CHANGE * maps.abs().max()
     for fold in ("", "outer", "inner"):
         for axis, size in enumerate(maps.shape):
@@ -151,7 +160,7 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
             slices = changed.movedim(axis, 0).flatten(1).any(1) if maps.ndim > 1 else changed
             if bool(slices.any()) and not bool(slices[~in_sample].any()):
                 return _layout_of(maps, axis, fold, n)
-    if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
+    if maps.shape[0] == n:  # samples affect each other, or the layer is independent of the images
         return _layout_of(maps, 0, "", n)
     name = key.partition(":")[2]
     if not bool(torch.isfinite(maps).all()):
@@ -163,15 +172,13 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
 
 
 def _layout_of(maps: torch.Tensor, axis: int, folded: str, n: int) -> Layout:
-    layout = Layout((), axis, folded)
-    shape = tuple(layout.samples_first(maps, n).shape[1:])
+    shape = tuple(Layout((), axis, folded).samples_first(maps, n).shape[1:])
     long_axes = [k for k, size in enumerate(shape, 1) if size > 1]
     if len(shape) <= 1:
-        return replace(layout, shape=shape or (1,))
+        return Layout(shape or (1,), axis, folded)
     if len(long_axes) == 1:
-        evidence = "the only axis longer than 1"
-        return replace(layout, shape=shape, channels=long_axes[0], evidence=evidence)
-    return replace(layout, shape=shape, channels=None, evidence="")
+        return Layout(shape, axis, folded, long_axes[0], "the only axis longer than 1")
+    return Layout(shape, axis, folded, None, "")
 
 
 def _with_given_axis(layout: Layout, channels: str) -> Layout:
@@ -194,56 +201,28 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(previous)
 
 
-class _Graph:
-    """The maps of a few images, with derivatives, and the modules that ran before each map."""
+def _with_channels(layout: Layout, maps: torch.Tensor, last_modules: _Modules) -> Layout:
+    """Return a layout with the channel axis of `maps`, whose first axis is that of the samples.
 
-    def __init__(
-        self, module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
-    ) -> None:
-        self.n = len(images)
-        self.maps: dict[str, torch.Tensor] = {}
-        self.calls: list[tuple[str, nn.Module]] = []
-        self.calls_before: dict[str, int] = {}
-
-        def put(key: str, value: torch.Tensor) -> None:
-            self.maps[key] = value.clone()
-            self.calls_before[key] = len(self.calls)
-
-        def end(name: str, part: nn.Module) -> None:
-            self.calls.append((name, part))
-
-        with hooked() as keep:
-            for name, part in module.named_modules():
-                if any(True for _ in part.parameters(recurse=False)):
-                    keep(part.register_forward_hook(lambda own, *_, name=name: end(name, own)))
-            with tensor_hooks(module, specs, tap, put):
-                run(module, images.clone())
-
-    def with_channels(self, key: str, layout: Layout) -> Layout:
-        """Return a map's layout with its channel axis, from derivatives or else from lengths.
-
-        If both are inconclusive, the layout is unchanged.
-        """
-        if key not in self.maps:
-            return layout
-        maps = layout.samples_first(self.maps[key], self.n)
-        last = list(dict.fromkeys(reversed(self.calls[: self.calls_before[key]])))
-        if maps.requires_grad:
-            for name, part in last[:_MAX_DERIVATIVES]:
-                for kind, parameter in _test_parameters(part):
-                    axis = _channel_axis(maps, parameter)
-                    if axis is not None:
-                        evidence = f"one entry of {name}.{kind} acts on one slice of this axis"
-                        evidence = evidence.replace(" .", " ")
-                        return replace(layout, channels=axis, evidence=evidence)
-        for name, part in last[:_MAX_LENGTHS]:
-            for kind, parameter in part.named_parameters(recurse=False):
-                length = parameter.shape[0] if parameter.ndim else 1
-                axes = [k for k, size in enumerate(layout.shape, 1) if size == length > 1]
-                if len(axes) == 1:
-                    evidence = f"the only axis as long as {name}.{kind}"
-                    return replace(layout, channels=axes[0], evidence=evidence)
-        return layout
+    The axis is found from derivatives, or else from lengths; or else the layout is unchanged.
+    """
+    if maps.requires_grad:
+        for name, part in last_modules:
+            for kind, parameter in _test_parameters(part):
+                axis = _channel_axis(maps, parameter)
+                if axis is not None:
+                    label = f"{name}.{kind}".removeprefix(".")
+                    evidence = f"one entry of {label} acts on one slice of this axis"
+                    return replace(layout, channels=axis, evidence=evidence)
+    for name, part in last_modules[:_MAX_LENGTHS]:
+        for kind, parameter in part.named_parameters(recurse=False):
+            length = parameter.shape[0] if parameter.ndim else 1
+            axes = [k for k, size in enumerate(layout.shape, 1) if size == length > 1]
+            if len(axes) == 1:
+                label = f"{name}.{kind}".removeprefix(".")
+                evidence = f"the only axis as long as {label}"
+                return replace(layout, channels=axes[0], evidence=evidence)
+    return layout
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -256,8 +235,8 @@ def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis along which one entry (or row) of a parameter changes only one slice.
 
-    Different entries must change different slices: entries that all change the class token do not
-    show which axis has the channels. None if there is no such axis, or more than one.
+    Different entries must change different slices, since entries that all change the class token do
+    not show the channel axis. Return None if there is no such axis, or more than one.
 
     The derivative of the maps along a direction u of the parameter p is the derivative of
     <d<maps, v>/dp, u> with respect to v.
@@ -282,7 +261,7 @@ def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
         return axes.pop() if len(axes) == 1 else None
     except OUT_OF_MEMORY:
         raise
-    except RuntimeError:  # a function without a second derivative; the next parameter may work
+    except RuntimeError:  # some function has no second derivative; the next parameter may work
         return None
 
 

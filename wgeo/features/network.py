@@ -27,12 +27,12 @@ from .residual_blocks import find_blocks, returned, run
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
-    """Return the explicit normalization of pixels, or else the network's, or else the data's."""
+    """Return the normalization given with the images, or else the network's, or the data set's."""
     return images.normalize or normalization(declared_normalization(net) or images.preset)
 
 
 def declared_normalization(net: Network | nn.Module) -> str | None:
-    """Return the normalization that a network declares or contains; None if unknown."""
+    """Return the normalization that a network declares, or contains as a module, or None."""
     if isinstance(net, Network) and net.normalize is not None:
         return net.normalize
     own = own_normalization(module_of(net))
@@ -133,9 +133,9 @@ def _without_addresses(value: Any) -> str:
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
     """Return a few inputs for probing: the first two images, and both with noise.
 
-    The noise makes inputs differ even if the images are equal, and some pixels negative. If it
-    leaves the network's domain, as for a logarithm, the other inputs are noise in the range of each
-    channel's pixels, or else further images.
+    With noise, inputs differ even if the images are equal, and some pixels are negative. If the
+    network cannot process such pixels, for example their logarithm, then uniform noise in the range
+    of each channel's pixels is used instead, or else the next two images.
     """
     x, _ = next(iter(images.batches(4, normalization_for(net, images))))
     x, generator = x.to(*device_and_dtype(module)), torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch
 
 
 def _count_faults(module: nn.Module, x: torch.Tensor) -> float:
-    """Return how many of a network's modules return NaN or infinity; infinity if it fails."""
+    """Return how many modules of a network return NaN or infinity; infinity if the pass fails."""
     finite: list[bool] = []
 
     def check(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:

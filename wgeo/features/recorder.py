@@ -1,24 +1,24 @@
-"""Record pooled features of every layer during a forward pass, in host memory."""
+"""Record the features of every layer in a forward pass, pooled to vectors, in host memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..arrays.checks import as_numpy
-from ..errors import FeatureError
+from ..errors import ArgumentError, FeatureError
 from ..models.parts import evaluating, first_tensor, hooked, tables_in
 from ..storage.record.layers import PENULTIMATE
 from ..trajectory.trajectory import entry_key, features_key
 from .head import Head, find_head
 from .layout import Layout, find_layouts
 from .network import device_and_dtype
-from .pooling import channel_axis, keeps_all, pooling
 from .residual_blocks import BlockSpec, run
 from .taps import tensor_hooks
 
@@ -35,25 +35,24 @@ class Recorder:
     pool: str
     tap: str
     layouts: dict[str, Layout]  # of every recorded layer and entry
-    head: Head = field(default_factory=Head)
+    head: Head
     penultimate: bool = False  # whether the classifier's input differs from the last block's output
     max_batch: int | None = None  # images per pass; None until the device has run out of memory
-    _rows: Batch = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         module: nn.Module,
-        specs: Sequence[BlockSpec],
+        specs: tuple[BlockSpec, ...],
         pool: str,
         tap: str,
         probe: torch.Tensor,
     ) -> Recorder:
-        """Create a recorder, with the layouts detected from a few images."""
-        layouts = find_layouts(module, specs, tap, probe, channel_axis(pool))
-        if not keeps_all(pool):
+        """Create a recorder; the layouts and the classifier are found from a few images."""
+        layouts = find_layouts(module, specs, tap, probe, pool.partition("@")[2] or None)
+        if not _keeps_all(pool):
             _require_channels(layouts, pool)
-        recorder = cls(module, tuple(specs), pool, tap, layouts, find_head(module, probe))
+        recorder = cls(module, specs, pool, tap, layouts, find_head(module, probe))
         recorder._drop_entries()
         rows = recorder.record(probe, probe.device)
         names = [spec.name for spec in specs]
@@ -67,8 +66,8 @@ class Recorder:
     def record(self, x: torch.Tensor, device: torch.device) -> Batch:
         """Pass a batch through the network, in smaller parts if the device runs out of memory.
 
-        Return features and entries by their keys in a store; also the classifier's input and
-        output, if known, as `HEAD_INPUT` and `LOGITS`.
+        Return features and entries by their keys in a store; also the classifier's input as
+        `HEAD_INPUT` and the logits as `LOGITS`, if they are known.
         """
         parts: list[Batch] = []
         start = 0
@@ -106,7 +105,7 @@ class Recorder:
 
     def _space(self, key: str) -> tuple[int, ...]:
         layout = self.layouts[key]
-        return layout.shape if keeps_all(self.pool) else layout.space
+        return layout.shape if _keeps_all(self.pool) else layout.space
 
     def _drop_entries(self) -> None:
         """Drop the entries of identity shortcuts, which usually repeat the previous layer.
@@ -125,46 +124,44 @@ class Recorder:
 
     def _pass(self, x: torch.Tensor, device: torch.device) -> Batch:
         _, dtype = device_and_dtype(self.module)
-        self._rows = {}
-        count = len(x)
+        rows = {features_key("input"): _on_host(x.flatten(1))}
 
         def put(key: str, maps: torch.Tensor) -> None:
             if key in self.layouts:
-                self._keep(key, self._pool(key, maps, count))
+                rows[key] = _on_host(self._pool(key, maps, len(x)))
+
+        def put_head_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+            value = first_tensor(args)
+            if value is not None and value.ndim > 1:
+                rows[HEAD_INPUT] = _on_host(value.flatten(1))
 
         with evaluating(self.module), torch.no_grad(), hooked() as register:
             if self.head.name is not None:
                 layer = self.module.get_submodule(self.head.name)
-                register(layer.register_forward_pre_hook(self._keep_head_input))
-            self._keep(features_key("input"), x.flatten(1))
+                register(layer.register_forward_pre_hook(put_head_input))
             with tensor_hooks(self.module, self.specs, self.tap, put):
-                # A copy, since the network may work in place on the caller's images.
+                # A copy, since the network may overwrite its input.
                 out = run(self.module, x.to(device, dtype, copy=True))
         if self.head.output is not None:
-            self._keep(LOGITS, tables_in(out)[self.head.output])
+            rows[LOGITS] = _on_host(tables_in(out)[self.head.output])
         if self.penultimate:
-            self._rows[features_key(PENULTIMATE)] = self._rows[HEAD_INPUT]
-        return self._rows
+            rows[features_key(PENULTIMATE)] = rows[HEAD_INPUT]
+        return rows
 
     def _pool(self, key: str, maps: torch.Tensor, count: int) -> torch.Tensor:
         layout = self.layouts[key]
-        if keeps_all(self.pool):
+        if _keeps_all(self.pool):
             return layout.samples_first(maps, count).flatten(1)
         return pooling(self.pool)(layout.channels_first(maps, count))
 
-    def _keep_head_input(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        x = first_tensor(args)
-        if x is not None and x.ndim > 1:
-            self._keep(HEAD_INPUT, x.flatten(1))
 
-    def _keep(self, key: str, rows: torch.Tensor) -> None:
-        kind = np.float64 if rows.dtype == torch.float64 else np.float32
-        # A copy, so that a later in-place activation does not change it.
-        self._rows[key] = np.array(as_numpy(rows), dtype=kind)
+def _on_host(rows: torch.Tensor) -> np.ndarray:
+    """Return a copy in host memory, which a later in-place activation does not change."""
+    return np.array(as_numpy(rows), np.float64 if rows.dtype == torch.float64 else np.float32)
 
 
 def _close(x: np.ndarray, y: np.ndarray) -> bool:
-    """Return whether a classifier's input is equal to a layer's features, up to rounding."""
+    """Return whether features are equal up to rounding."""
     return x.shape == y.shape and np.allclose(x, y, rtol=1e-4, atol=1e-4 * float(np.abs(x).max()))
 
 
@@ -179,3 +176,72 @@ def _require_channels(layouts: dict[str, Layout], pool: str) -> None:
                 f"`pool='{method}@first'` for (n, c, ...), `pool='{method}@last'` for (n, ..., c); "
                 "or keep every value with `pool='flat'`."
             )
+
+
+def pooling(pool: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function that turns a batch of feature maps into a matrix (n, d).
+
+    Maps have the axes (n, c, h, w), tokens (n, c, t), and video (n, c, t, h, w). Features (n, d)
+    are unchanged.
+
+    ``gap``
+        Mean over space (as before a convolutional network's classifier) or over tokens.
+    ``flat``
+        All entries.
+    ``grid:K``
+        Averages over the cells of a grid of K x K (for video, K x K x K), flattened. Along an axis
+        shorter than K, every pixel is kept.
+    ``cls``
+        The first token.
+
+    The name may end in ``@first`` or ``@last``, which gives the channel axis of the network's
+    outputs. The returned function does not depend on it.
+
+    Raises
+    ------
+    ArgumentError
+        The name is unknown.
+    FeatureError
+        The returned function raises it if features are not tokens (``cls``), or if they are tokens
+        or have more than three axes of space (``grid:K``).
+    """
+    method, separator, axis = pool.partition("@")
+    kind, _, size = method.partition(":")
+    valid = method in ("gap", "flat", "cls") or (
+        kind == "grid" and size.isascii() and size.isdecimal() and int(size) > 0
+    )
+    if not valid or (separator and axis not in ("first", "last")):
+        raise ArgumentError(
+            f"Unknown pool {pool!r}; choose gap, flat, cls or grid:K (such as grid:2), with @first "
+            "or @last if the channel axis cannot be determined."
+        )
+    grid = int(size) if size else 0
+    return lambda maps: _pooled(maps, kind, grid)
+
+
+def _keeps_all(pool: str) -> bool:
+    """Return whether all entries are kept, so that the channel axis is not needed."""
+    return pool.partition("@")[0] == "flat"
+
+
+def _pooled(maps: torch.Tensor, kind: str, grid: int) -> torch.Tensor:
+    if maps.ndim == 2 or kind == "flat":
+        return maps.flatten(1)
+    space = tuple(range(2, maps.ndim))
+    if kind == "gap":
+        return maps.mean(space)
+    if kind == "cls":
+        if len(space) > 1:
+            raise FeatureError(
+                "`pool='cls'` needs tokens (n, t, c); these are feature maps. Use `pool='gap'`."
+            )
+        return maps[:, :, 0]
+    if len(space) == 1:
+        raise FeatureError("`pool='grid:K'` needs feature maps (n, c, h, w); these are tokens.")
+    if len(space) > 3:
+        raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use `pool='flat'`.")
+    sizes = [min(grid, maps.shape[axis]) for axis in space]  # a finer grid would repeat pixels
+    average: Callable[..., torch.Tensor] = (
+        functional.adaptive_avg_pool2d if len(sizes) == 2 else functional.adaptive_avg_pool3d
+    )
+    return average(maps, sizes).flatten(1)

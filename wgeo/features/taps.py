@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +23,10 @@ Put = Callable[[str, torch.Tensor], None]
 def tensor_hooks(
     module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put
 ) -> Iterator[None]:
-    """Call ``put(key, tensor)`` for the stem, and every block's features and entry, during a pass.
+    """Call ``put(key, tensor)`` for the stem and for every block's features and entry, in a pass.
 
-    Keys are those of a store. The stem is the input of the first block. The entry of a block is its
-    shortcut's output, or the input of an identity shortcut. The network may overwrite tensors
-    later, so `put` must copy them at once.
-
-    Raises
-    ------
-    FeatureError
-        A block does not take or return a tensor.
-    ArgumentError
-        `tap` is ``"pre"``, and the activation that ends a block cannot be traced.
+    Keys are those of a store. The stem is the input of the first block. The entry of a block is the
+    output of its shortcut. The network may overwrite tensors later, so `put` must copy them.
     """
     parts = dict(module.named_modules())
     with hooked() as keep, ExitStack() as stack:
@@ -59,7 +52,7 @@ def _on_modules(
         if spec.sum is None:
             by_module[spec.module][spec.call] = spec
 
-    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if activations is not None:
             activations.forget()
         spec = by_module[name].get(calls[name])
@@ -73,31 +66,22 @@ def _on_modules(
             value = kwargs.get(key) if isinstance(key, str) else (*args, None)[min(key, len(args))]
             put(entry_key(spec.name), _tensor(value, name))
 
-    def entry(name: str, value: Any) -> None:
+    def entry(name: str, _: nn.Module, args: Any, value: Any) -> None:
         spec = by_module[name].get(calls[name] - 1)
         if spec is not None:
             put(entry_key(spec.name), _tensor(value, name))
 
-    def after(name: str, value: Any) -> None:
+    def after(name: str, _: nn.Module, args: Any, value: Any) -> None:
         spec = by_module[name].get(calls[name] - 1)
         if spec is not None:
             put(features_key(spec.name), _tapped(spec, _tensor(value, name), activations))
 
     for name, by_call in by_module.items():
         spec = next(iter(by_call.values()))  # all calls of a module are recorded in the same way
-        part = parts[name]
-        keep(
-            part.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: before(name, args, kwargs), with_kwargs=True
-            )
-        )
+        keep(parts[name].register_forward_pre_hook(partial(before, name), with_kwargs=True))
         if spec.shortcut is not None:
-            keep(
-                parts[spec.shortcut].register_forward_hook(
-                    lambda _, args, out, name=name: entry(name, out)
-                )
-            )
-        keep(part.register_forward_hook(lambda _, args, out, name=name: after(name, out)))
+            keep(parts[spec.shortcut].register_forward_hook(partial(entry, name)))
+        keep(parts[name].register_forward_hook(partial(after, name)))
 
 
 def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None) -> torch.Tensor:
@@ -117,28 +101,22 @@ def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None)
 
 
 def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:
-    sums = {}
-    for spec in specs:
-        if spec.sum is None:
-            continue
+    def on_sum(
+        spec: BlockSpec, operands: list[torch.Tensor], before: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        assert isinstance(spec.argument, int)
+        identity = operands[spec.argument]
+        if spec is specs[0]:
+            put(features_key("stem"), identity)
+        put(entry_key(spec.name), identity)
+        put(features_key(spec.name), value if tap == "post" else before)
 
-        def on_sum(
-            operands: list[torch.Tensor], before: torch.Tensor, value: torch.Tensor,
-            spec: BlockSpec = spec,
-        ) -> None:  # fmt: skip
-            assert isinstance(spec.argument, int)
-            identity = operands[spec.argument]
-            if spec is specs[0]:
-                put(features_key("stem"), identity)
-            put(entry_key(spec.name), identity)
-            put(features_key(spec.name), value if tap == "post" else before)
-
-        sums[spec.sum] = spec.tail, on_sum
+    sums = {spec.sum: (spec.tail, partial(on_sum, spec)) for spec in specs if spec.sum is not None}
     return SumTap(sums) if sums else None
 
 
 def _tensor(value: Any, name: str) -> torch.Tensor:
     tensor = returned(value)
-    if tensor is None:  # in the pass that found the blocks, it was a tensor
+    if tensor is None:  # only in this pass: the pass that found the blocks was with tensors
         raise FeatureError(f"{name!r} takes or returns {type(value).__name__}, not a tensor.")
     return tensor

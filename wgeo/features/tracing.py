@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import nn
 
 from ..arrays.checks import OF_NETWORK, as_count, as_labels, as_numpy, check_finite, pick_device
 from ..checkpoints import Network
 from ..data import Images
-from ..data.images import Normalization
 from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
 from ..runtime import processes
 from ..runtime.memory import available_bytes, total_memory
 from ..runtime.progress import track
 from ..storage.store import DTYPES, Column, Writer, holds, shards
+from ..text import first_names
 from ..trajectory.trajectory import (
     PREDICTIONS,
     Classifier,
@@ -35,9 +34,8 @@ from ..trajectory.trajectory import (
     whole_arrays,
 )
 from .network import identity, module_of, normalization_for, on_device, provenance, sample
-from .pooling import pooling
 from .projection import Projection
-from .recorder import HEAD_INPUT, LOGITS, Batch, Recorder
+from .recorder import HEAD_INPUT, LOGITS, Batch, Recorder, pooling
 from .residual_blocks import Blocks, survey
 
 
@@ -146,17 +144,20 @@ def trace(
         labels = as_labels(images.y, len(images))
         _require_classes(probe_rows, labels)
         whole = whole_arrays(labels, _classifier(recorder, columns, stages[-1][0]))
-        row_writer = _RowWriter(
-            recorder, images, normalization_for(net, images), target, projection
-        )
+        normalize = normalization_for(net, images)
+
+        def rows_of(batch: slice) -> Batch:
+            rows = recorder.record(normalize(images.x[batch]), target)
+            return _stored_rows(rows, projection, batch.start)
+
         if store is None:
             sink = processes.raise_on_any(partial(_MemorySink, columns, len(images)))
-            row_writer.write_to(sink, batch_size)
+            _write(sink, rows_of, batch_size)
             arrays = {key: processes.all_reduce_sum(array) for key, array in sink.arrays.items()}
             return assemble({**arrays, **whole}, about)
         formats = {key: _column(row, dtype) for key, row in columns.items()}
         with _shared_store(store, job, len(images), formats) as writer:
-            row_writer.write_to(writer, batch_size)
+            _write(writer, rows_of, batch_size)
             processes.on_rank_zero(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
@@ -223,15 +224,14 @@ def stream(
 
 
 def _other_sums(blocks: Blocks) -> dict[str, Any]:
-    """Warn of sums outside the blocks, which may be missed blocks; return them for the record."""
+    """Warn of sums outside the blocks; return them as an entry of the settings."""
     if not blocks.other_sums:
         return {}
     names = [f"{name or 'the network itself'} ({n})" for name, n in blocks.other_sums.items()]
-    listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     warnings.warn(
         f"{len(blocks.specs)} residual blocks are followed. Tensors of equal shapes are also "
-        f"added in the forward of {listing}, outside them. If these are residual blocks too, pass "
-        "the names of all blocks as `layers=`.",
+        f"added in the forward of {first_names(names, 8)}, outside them. If these are residual "
+        "blocks too, pass the names of all blocks as `layers=`.",
         WgeoWarning,
         stacklevel=3,
     )
@@ -252,20 +252,11 @@ def check_tap(tap: str) -> None:
         raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
 
 
-@runtime_checkable
-class _Sink(Protocol):
-    """A destination of rows: this process's memory, or a store."""
-
-    @property
-    def row_bytes(self) -> int: ...
-
-    def missing(self) -> list[slice]: ...
-
-    def write(self, start: int, arrays: Batch) -> None: ...
-
-
 class _MemorySink:
-    """Rows in this process's memory; raises `FeatureError` if there is not enough."""
+    """The counterpart of a store's `Writer` in this process's memory.
+
+    Raises `FeatureError` if there is not enough memory.
+    """
 
     def __init__(self, columns: Batch, rows: int) -> None:
         self.rows = rows
@@ -290,40 +281,32 @@ class _MemorySink:
             self.arrays[key][start : start + len(rows)] = rows
 
 
-@dataclass(frozen=True, eq=False)
-class _RowWriter:
-    """Computes the rows of images and writes them to a sink."""
+_Sink: TypeAlias = _MemorySink | Writer
 
-    recorder: Recorder
-    images: Images
-    normalization: Normalization
-    device: torch.device
-    projection: Projection | None
 
-    def write_to(self, sink: _Sink, batch_size: int) -> None:
-        """Write this process's part of the missing rows, and wait for all processes."""
-        spans = _local_spans(processes.on_rank_zero(sink.missing), batch_size)
-        processes.raise_on_any(partial(self._write, sink, spans, batch_size))
+def _write(sink: _Sink, rows_of: Callable[[slice], Batch], batch_size: int) -> None:
+    """Write this process's part of the missing rows, and wait for all processes."""
+    spans = _local_spans(processes.on_rank_zero(sink.missing), batch_size)
+    processes.raise_on_any(partial(_write_spans, sink, rows_of, spans, batch_size))
 
-    def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
-        """Compute and write rows, one shard (a few batches) at a time."""
-        batches = [
-            (part, batch)
-            for span in spans
-            for part in shards(span, batch_size, sink.row_bytes)
-            for batch in _split(part, batch_size)
-        ]
-        pending: list[Batch] = []
-        for part, batch in track(batches, "tracing features"):
-            x = self.normalization(self.images.x[batch])
-            rows = self.recorder.record(x, self.device)
-            pending.append(_stored_rows(rows, self.projection, batch.start))
-            if batch.stop == part.stop:
-                arrays = {
-                    key: np.concatenate([each[key] for each in pending]) for key in pending[0]
-                }
-                sink.write(part.start, arrays)
-                pending = []
+
+def _write_spans(
+    sink: _Sink, rows_of: Callable[[slice], Batch], spans: list[slice], batch_size: int
+) -> None:
+    """Compute and write rows, one shard (a few batches) at a time."""
+    batches = [
+        (part, batch)
+        for span in spans
+        for part in shards(span, batch_size, sink.row_bytes)
+        for batch in _split(part, batch_size)
+    ]
+    pending: list[Batch] = []
+    for part, batch in track(batches, "tracing features"):
+        pending.append(rows_of(batch))
+        if batch.stop == part.stop:
+            arrays = {key: np.concatenate([each[key] for each in pending]) for key in pending[0]}
+            sink.write(part.start, arrays)
+            pending = []
 
 
 def _split(span: slice, size: int) -> list[slice]:
@@ -333,10 +316,7 @@ def _split(span: slice, size: int) -> list[slice]:
 
 
 def _local_spans(spans: Sequence[slice], batch_size: int) -> list[slice]:
-    """Return this process's part of ranges of rows, in whole batches.
-
-    Batches are the same for any number of processes.
-    """
+    """Return this process's part of the spans, in batches that do not depend on the processes."""
     batches = [batch for span in spans for batch in _split(span, batch_size)]
     local: list[slice] = []
     for batch in batches[processes.shard(len(batches))]:
@@ -368,7 +348,7 @@ def _shared_store(
 
 
 def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) -> Batch:
-    """Check that rows are finite; return them as a trajectory stores them."""
+    """Return rows as a trajectory stores them; raise `FeatureError` if they are not finite."""
     stored: Batch = {}
     for key, rows in batch.items():
         if key in (HEAD_INPUT, LOGITS):
@@ -377,7 +357,7 @@ def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) ->
         check_finite(torch.from_numpy(rows), layer, start, OF_NETWORK)
         stored[key] = rows if projection is None else projection(rows)
     if LOGITS in batch:
-        stored[PREDICTIONS] = decisions(batch[LOGITS])
+        stored[PREDICTIONS] = batch[LOGITS].argmax(1).astype(np.int64)
     return stored
 
 
@@ -385,11 +365,6 @@ def _column(row: np.ndarray, dtype: str | None) -> Column:
     if row.ndim == 1:
         return Column("int64")
     return Column(row.dtype.name if dtype is None else dtype, row.shape[1])
-
-
-def decisions(logits: Float[np.ndarray, "n K"]) -> Int[np.ndarray, " n"]:
-    """Return the predicted classes."""
-    return logits.argmax(1).astype(np.int64)
 
 
 def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
@@ -403,14 +378,14 @@ def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
 
 
 def _classifier(recorder: Recorder, stored: Batch, last: str) -> Classifier | None:
-    """Return the classifier; None if unknown, or if the last layer is stored projected."""
+    """Return the classifier; None if it is unknown, or the last layer is projected."""
     name = recorder.head.name
     if name is None:
         return None
     layer = recorder.module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     weight = as_numpy(layer.weight)
-    if weight.shape[1] != stored[features_key(last)].shape[1]:  # projected
+    if weight.shape[1] != stored[features_key(last)].shape[1]:
         return None
     bias = np.zeros(len(weight), weight.dtype) if layer.bias is None else as_numpy(layer.bias)
     return Classifier(weight.copy(), bias.copy())

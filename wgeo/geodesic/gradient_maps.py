@@ -26,7 +26,7 @@ from torch import nn
 from ..arrays.checks import as_array, as_count, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import BlockSpec
-from ..features.residual_blocks.activations import is_clamped
+from ..features.residual_blocks.functions import is_clamped
 from ..results import Result
 from ..runtime.memory import OUT_OF_MEMORY
 from ..runtime.progress import track

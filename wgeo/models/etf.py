@@ -36,8 +36,9 @@ def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
 
     W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), where J is the
     K x K matrix of ones, and the columns of P are the normalized indicators of K consecutive groups
-    of features. With this P, nonnegative features (after a ReLU) can align with every class: P e_k
-    and row k of W give proportional logits. A random P could require negative features.
+    of features. With this P, features after a ReLU can align with every class k, since P e_k has no
+    negative entry, and gives the same logits as row k of W up to a factor. A random P could require
+    negative features.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def _last_block(net: nn.Module, width: int) -> ResidualBlock:
 
 
 def _last_conv(block: ResidualBlock) -> tuple[str, nn.Conv2d]:
-    """Return the number of the last convolution of a block's branch, and the convolution."""
+    """Return the last convolution of a block's branch, and the number in its name."""
     from torchvision.models.resnet import Bottleneck
 
     number = "3" if isinstance(block, Bottleneck) else "2"

@@ -37,13 +37,13 @@ class Arch:
     build : callable
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
     infer : callable
-        ``infer(state, options)`` returns the arguments of `build` that fit a state dict;
-        ``options`` are settings that its shapes do not determine.
+        ``infer(state, options)`` returns the arguments of `build` that fit a state dict.
+        ``options`` are the settings that its shapes do not determine.
     normalize : str or None
         The normalization of its published checkpoints, in the format of
         `wgeo.data.images.normalization`.
     rename : tuple of (pattern, replacement)
-        Regular expressions that convert other common names of keys to those of this architecture.
+        Regular expressions that convert keys of other implementations to this architecture's.
     required_key : str
         Regular expression that matches at least one key of every such network. An architecture is
         tried automatically only if a key of the state dict matches. The default matches nothing.
@@ -51,11 +51,11 @@ class Arch:
         Whether the shapes of a state dict determine the network, including its activation and
         number of heads. Only then is the architecture chosen automatically.
     user_code : bool
-        Whether its code is the user's, which may not support the meta device.
+        Whether the code is the user's, which may not support the meta device.
     imports : str
-        A module that `build` imports and that must not be imported on the meta device first.
+        A module that `build` imports. Its first import must not be on the meta device.
     translate : callable or None
-        ``translate(state, settings)`` converts the names in older files to those of today.
+        ``translate(state, settings)`` converts the names in older files to today's.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Arch:
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
-_DEEPEST_MODULE = {  # a module that each torchvision ResNet has and shallower ones lack
+_DEEPEST_MODULE = {  # of each torchvision ResNet: a module that shallower ones lack
     "resnet18": "layer3.1.conv2",
     "resnet34": "layer3.5.conv2",
     "resnet50": "layer3.5.conv3",
@@ -112,15 +112,13 @@ _NUMBERED_RESNET = (
 
 
 def torchvision_arch(name: str) -> Arch:
-    """Return one of torchvision's classification networks as an `Arch`.
-
-    Raises
-    ------
-    ArgumentError
-        torchvision has no such network.
-    """
+    """Return one of torchvision's classification networks as an `Arch`."""
     if name not in RESNETS:
-        _require_torchvision_name(name)
+        from torchvision import models  # takes seconds to import, and most networks do not need it
+
+        names = models.list_models(module=models)
+        if name not in names:
+            raise ArgumentError(f"torchvision has no network {name!r}{suggestion(name, names)}.")
         return Arch(
             f"torchvision:{name}",
             partial(_build_torchvision, name),
@@ -144,14 +142,6 @@ def torchvision_arch(name: str) -> Arch:
             (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
         ),
     )
-
-
-def _require_torchvision_name(name: str) -> None:
-    from torchvision import models  # takes seconds to import, and most networks do not need it
-
-    names = models.list_models(module=models)
-    if name not in names:
-        raise ArgumentError(f"torchvision has no network {name!r}{suggestion(name, names)}.")
 
 
 def _build_torchvision_resnet(
@@ -226,9 +216,9 @@ def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any
 def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the probable number of classes and of input channels of an unknown network.
 
-    The classes are the rows of the head's weight. The head has one of the usual names (the last
-    layer of a ``classifier`` with several), or else is the last weight with two or four axes. The
-    channels are those of the first convolution, or 3 if it has neither 1 nor 3 but another has 3.
+    The classes are the rows of the head's weight. The head is a layer with a usual name (`HEADS`),
+    or else the last weight with two or four axes. The channels are those of the first convolution.
+    If these are neither 1 nor 3, but those of another are 3, there are 3.
     """
     usual = [f"{name}.weight" for name in HEADS]
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
@@ -236,7 +226,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     if head.startswith("classifier."):  # the last of several, as in AlexNet
         head = next((key for key in reversed(kernels) if key.startswith("classifier.")), head)
     channels = [int(state[key].shape[1]) for key in kernels if state[key].ndim == 4] or [3]
-    # The tensors of a safetensors file are not in the network's order: 3 is likelier than 64.
+    # A safetensors file does not keep the network's order, and 3 is likelier than 64.
     first = channels[0] if channels[0] in (1, 3) or 3 not in channels else 3
     return {"num_classes": axis_length(state, head, 0, 1000), "in_channels": max(1, first)}
 
@@ -244,7 +234,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 def _infer_timm(config: Any, state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the classes and channels of the layers that timm's config names.
 
-    Shapes need not determine the image size, so it is taken from `options`.
+    Shapes may not determine the image size, so it is taken from `options`.
     """
     settings = infer_head(state, options)
     named = (("num_classes", "classifier", 0), ("in_channels", "first_conv", 1))
@@ -284,12 +274,7 @@ def _with_channels(net: nn.Module, channels: int) -> nn.Module:
 def timm_arch(name: str) -> Arch:
     """Return one of timm's networks as an `Arch`.
 
-    Raises
-    ------
-    DependencyError
-        timm is not installed.
-    ArgumentError
-        timm has no such network. Names that would download (``hf-hub:...``) are not accepted.
+    Names of networks that timm would download (``hf-hub:...``) are not accepted.
     """
     try:
         import timm
@@ -332,7 +317,7 @@ def _build_timm(
 
 
 def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """Return means and standard deviations in the format of `wgeo.data.images.normalization`."""
+    """Return the text that `wgeo.data.images.normalization` reads as this mean and deviation."""
     if tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225):
         return "imagenet"
     if set(mean) == {0.5} and set(std) == {0.5}:
@@ -343,14 +328,9 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 def user_arch(name: str) -> Arch:
     """Return a user's ``package.module:factory`` as an `Arch`.
 
-    The module may also be in the current folder. The factory must return a network. Of
-    num_classes, in_channels, image_size and activation, it receives those in its signature; it must
-    accept every option.
-
-    Raises
-    ------
-    ArgumentError
-        The module cannot be imported or has no such factory.
+    The module may also be in the current folder. The factory must return a network, and accept
+    every option. Of num_classes, in_channels, image_size and activation, it receives those in its
+    signature.
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:

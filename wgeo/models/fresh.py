@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 from torch import nn
 
 from ..errors import WgeoError
+from .parts import evaluating
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -16,9 +18,9 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a randomly initialized copy, on the CPU, and the names of parameters left unchanged.
 
-    The ``reset_parameters`` method of every module is called. In PyTorch's layers, it draws weights
-    from their default initialization, which the network's author may not have used, and resets
-    batch statistics. Parameters that no such method resets (a class token, a layer scale, a
+    The method ``reset_parameters`` of every module is called. In PyTorch's layers, it resets batch
+    statistics and draws weights from the default initialization, which the network's author may
+    not have used. Parameters that no such method resets (a class token, a layer scale, a
     parametrized weight) keep their trained values. A checkpoint of epoch 0 is therefore a better
     reference, if there is one.
 
@@ -54,7 +56,11 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
                 parameter.fill_(torch.nan)  # a value that is still NaN afterwards was not reset
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
         for submodule in fresh.modules():
-            _reset(submodule)
+            private = getattr(submodule, "_reset_parameters", None)
+            reset = getattr(submodule, "reset_parameters", private)
+            if callable(reset):
+                with suppress(TypeError, RuntimeError):  # it needs arguments, or fails
+                    reset()
         unchanged_names = []
         for name, parameter in fresh.named_parameters():
             if bool(parameter.isnan().any()):
@@ -63,27 +69,18 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
     return fresh, tuple(unchanged_names)
 
 
-def _reset(module: nn.Module) -> None:
-    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-    if callable(reset):
-        try:
-            reset()
-        except (TypeError, RuntimeError):  # it needs arguments, or fails
-            return
-
-
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Set the running statistics of batch normalization to averages over `batches`, in one pass.
 
     After a reset, the running statistics are mean 0 and variance 1. With these, a network in eval
     mode is not the function from which training starts, since training normalizes with the
     statistics of each batch. In this pass, batch normalization does so too; everything else,
-    including dropout, is in eval mode. Networks without running statistics are not changed.
+    including dropout, is in eval mode. Afterwards, every module is in its previous mode. Networks
+    without running statistics are not changed.
 
     Parameters
     ----------
     module : nn.Module
-        Its modules return to their previous modes.
     batches : iterable of Tensor, (b, ...)
         Normalized inputs on the network's device; each batch has the same weight in the averages.
     """
@@ -94,19 +91,15 @@ def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) ->
     ]
     if not norms:
         return
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
     momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average over batches, not a moving one
-        norm.training = True
     try:
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the average over batches, not a moving one
+                norm.training = True
             for batch in batches:
                 module(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for submodule, training in modes:
-            submodule.training = training

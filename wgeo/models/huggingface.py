@@ -21,16 +21,16 @@ from .parts import State, head_of, shapes_only
 
 _MAX_BYTES = 10_000_000  # of a config; the names of 20,000 classes take 2 million
 _MAX_LAYERS = 1_000
-_DEPTHS = ("depth", "layers", "repeats")  # in the names of settings that multiply layers
-# Settings that select code, weights or paths rather than shapes.
+_DEPTHS = ("depth", "layers", "repeats")  # words in the names of settings that count layers
+# Words in the names of settings that select code, weights or paths, not shapes.
 _NOT_SHAPES = ("attn", "dtype", "backbone", "quantization", "auto_map", "path", "timm", "return")
 
 
 def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
-    """Return the architecture named in a checkpoint's ``config.json``, or None.
+    """Return the architecture that a checkpoint's ``config.json`` names, or None.
 
-    A ResNet of transformers in a standard size also gives None: it is torchvision's with other
-    names, and is recognized by its tensors. `path` is the checkpoint, or its folder.
+    None is also returned for a ResNet of transformers in a standard size: it is torchvision's with
+    other names, and is recognized by its tensors. `path` is the checkpoint, or its folder.
     """
     kind, timm_name = config.get("model_type"), config.get("architecture")
     if isinstance(timm_name, str) and kind is None:  # a folder written by timm
@@ -41,10 +41,10 @@ def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> s
 
 
 def normalization_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
-    """Return the normalization stored in the folder of a checkpoint; None if it has none.
+    """Return the normalization stored with a checkpoint, or None.
 
-    It is in timm's ``config.json``, or in the ``preprocessor_config.json`` of transformers. `path`
-    is the checkpoint, or its folder; without a ``config.json``, `config` is empty.
+    timm stores it in ``config.json``, transformers in ``preprocessor_config.json``. `path` is the
+    checkpoint, or its folder. Without a ``config.json``, `config` is empty.
     """
     timm_settings = config.get("pretrained_cfg")
     if isinstance(timm_settings, dict):
@@ -71,17 +71,10 @@ def _is_torchvision_resnet(config: Mapping[str, Any]) -> bool:
 
 
 def huggingface_arch(folder: str) -> Arch:
-    """Return the `Arch` described by a folder's ``config.json``.
+    """Return the `Arch` that a folder's ``config.json`` describes.
 
-    Weights, code and paths that the file may name are ignored.
-
-    Raises
-    ------
-    ArgumentError
-        There is no such file, it is damaged or does not describe an image classifier of
-        transformers, or it claims more than 1,000 layers.
-    DependencyError
-        transformers is not installed.
+    If the file names weights, code or paths, they are ignored. It is rejected if it claims more
+    than 1,000 layers.
     """
     name = f"hf:{folder}"
     config = _read(Path(folder) / "config.json", name)
@@ -121,7 +114,7 @@ def huggingface_arch(folder: str) -> Arch:
 def _require_few_layers(shapes: Mapping[str, Any], name: str) -> None:
     for key, value in shapes.items():
         counts = value if isinstance(value, list) else [value]
-        # A number of any size is counted as a little more than the limit, so that no sum overflows.
+        # Numbers are cut just above the limit, so that no sum overflows.
         numbers = [min(n, _MAX_LAYERS + 1) for n in counts if isinstance(n, int | float) and n > 0]
         if any(word in key for word in _DEPTHS) and sum(numbers) > _MAX_LAYERS:
             raise ArgumentError(
@@ -158,8 +151,8 @@ def _translate(
 ) -> State:
     """Return a state under the names that transformers uses today; unchanged if it does not fit.
 
-    transformers itself loads the state and maps older names. An encoder saved without a head gets
-    the names that it has within the classifier.
+    transformers itself loads the state, and renames its tensors. An encoder saved without a head
+    gets the names that it has in the classifier.
     """
     with shapes_only():
         net = _build(config_class, shapes, **settings)

@@ -18,7 +18,7 @@ from ..results import Result
 from ..text import printable
 from .etf import with_etf_classifier
 from .external import ANY_HEAD, HEADS, TIMM_SIZES, VITS, Arch
-from .parts import State, count_children, head_of, shapes_only, without_head
+from .parts import State, count_children, head_of, require_positive, shapes_only, without_head
 from .registry import ARCHS, find
 
 _MAX_LISTED = 5  # names in a message
@@ -42,14 +42,16 @@ class KeyReport(Result):
 
     Attributes
     ----------
-    missing, unexpected : tuple of str
-        Names only in the network, and only in the file.
+    missing : tuple of str
+        Names only in the network.
+    unexpected : tuple of str
+        Names only in the file.
     misshapen : tuple of str
-        Names in both whose shapes differ, or whose tensor in the file has integers; both shapes or
-        dtypes follow the name.
+        Names in both for which the shapes differ, or the file has integers instead of floats. Both
+        shapes or dtypes follow the name.
     ignored : tuple of str
-        Names on one side only that do not matter: bookkeeping tensors and, if `no_head` is set,
-        the parts that the file has instead of the head.
+        Names in one only that do not matter: bookkeeping tensors and, if `no_head` is set, the
+        parts that the file has instead of the head.
     matched : int
         Number of tensors that fit.
     no_head : str
@@ -71,8 +73,17 @@ class KeyReport(Result):
     @property
     def matched_fraction(self) -> float:
         """Tensors that fit, as a fraction of all names that are not ignored; in [0, 1]."""
+        return self.matched / self._total
+
+    @property
+    def percent(self) -> str:
+        """`matched_fraction` as a percentage, rounded down: 100% only if all tensors fit."""
+        return f"{100 * self.matched // self._total}%"
+
+    @property
+    def _total(self) -> int:
         others = len(self.missing) + len(self.unexpected) + len(self.misshapen)
-        return self.matched / max(1, self.matched + others)
+        return max(1, self.matched + others)
 
     def describe(self) -> str:
         """Return the differences as text, the first five of each kind."""
@@ -90,15 +101,11 @@ class KeyReport(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the number of names of each kind, and the first five."""
-        kinds = ("missing", "unexpected", "misshapen", "ignored")
-        counts: dict[str, Any] = {
-            kind: {
-                "count": len(getattr(self, kind)),
-                "first": list(getattr(self, kind)[:_MAX_LISTED]),
-            }
-            for kind in kinds
-        }
-        return {"matched": self.matched, **counts}
+        counts: dict[str, Any] = {"matched": self.matched}
+        for kind in ("missing", "unexpected", "misshapen", "ignored"):
+            keys = getattr(self, kind)
+            counts[kind] = {"count": len(keys), "first": list(keys[:_MAX_LISTED])}
+        return counts
 
 
 def _list_names(kind: str, keys: tuple[str, ...], separator: str = ", ") -> str:
@@ -179,6 +186,8 @@ def from_state(
 
 def fit(name: str, state: State, num_classes: int | None = None, **options: Any) -> Fit:
     """Build a network as `from_state` does, and return details of the match as well."""
+    if num_classes is not None:
+        require_positive(num_classes=num_classes)
     arch = find(name)
     names = _new_names(arch, state)
     state = {names[key]: tensor for key, tensor in state.items()}
@@ -205,9 +214,10 @@ def fit(name: str, state: State, num_classes: int | None = None, **options: Any)
 
 
 def exact_fits(state: State) -> list[str]:
-    """Return the names of all searched architectures that fit a state dict exactly.
+    """Return the names of all architectures that fit a state dict exactly.
 
-    If none fits completely, return those that fit except for a missing head.
+    The same architectures are searched as by `closest`. If none fits completely, those that fit
+    except for a missing head are returned.
     """
     reports = {name: report for name, report in _rank(state) if report.fits}
     complete = [name for name, report in reports.items() if not report.no_head]
@@ -217,8 +227,8 @@ def exact_fits(state: State) -> list[str]:
 def closest(state: State) -> tuple[str, KeyReport] | None:
     """Return the architecture with the most tensors in common with a state, and its report.
 
-    wgeo's own architectures and torchvision's ResNets and vision transformers are searched. Return
-    None if all differ too much.
+    wgeo's own architectures, torchvision's ResNets and its vision transformers are searched. Return
+    None if all of them differ too much.
     """
     ranking = _rank(state)
     return ranking[0] if ranking and ranking[0][1].matched_fraction >= _MIN_MATCHED else None
@@ -276,9 +286,9 @@ def _compare(
     """Compare a state with the network that the settings describe.
 
     The network is built on the meta device, so that no file can exhaust memory. Users' factories
-    may not support this, nor do torchvision's RegNets, which compute their widths with tensors.
-    Their networks are built in memory and returned as well. The third result maps the file's names
-    of the head's tensors to the network's, if they differ.
+    may not support this, and torchvision's RegNets do not, since they compute their widths with
+    tensors. Such a network is built in memory and is the second result. If the file has other names
+    for the head's tensors, the third result maps them to the network's.
     """
     if not arch.user_code:
         if arch.imports:
@@ -298,10 +308,7 @@ def _compare(
 
 
 def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
-    """Compare a network and a state.
-
-    The state's head may have another of the usual names (`HEADS`), or be missing.
-    """
+    """Compare a network with a state whose head may be missing, or have another name of `HEADS`."""
     net_state, named_head = net.state_dict(), head_of(net)
     if named_head is None:
         return compare_keys(net_state, state), {}
@@ -313,7 +320,7 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # Tensors that have the head's name but are not a linear layer belong to a projector.
+    # Without a weight of the head, other tensors with its name belong to a projector.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
@@ -325,14 +332,14 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
     return report, head_names
 
 
-# A search, the fit after it, and several checkpoints of one network use the same shapes.
+# A search, the fit that follows, and other checkpoints of the same network use the same shapes.
 @lru_cache(maxsize=32)
 def _shapes(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
     return find(name).build(**dict(settings))
 
 
 def _with_fixed_head(net: nn.Module, state: State) -> nn.Module:
-    """Give the network a fixed simplex-ETF head if the state's head has no bias."""
+    """Give a network a fixed simplex-ETF head if the state's head has no bias."""
     named_head = head_of(net)
     if named_head is None:
         return net
@@ -362,10 +369,10 @@ def _new_names(arch: Arch, state: State) -> dict[str, str]:
 
 
 def _other_head(state: State) -> str:
-    """Return the name of a head with an unusual name; empty if it is not certain.
+    """Return the unusual name of a head; empty if it is not certain.
 
-    It is the only linear layer outside the backbone whose name suggests a classifier. Its shape
-    alone would not distinguish it from a projector used in training.
+    It is the only linear layer outside the backbone whose name suggests a classifier. By its shape
+    alone, it might be a projector used in training.
     """
     linear = [key.removesuffix(".weight") for key, t in state.items() if t.ndim == 2]
     short = [name for name in linear if len(name) <= _MAX_HEAD_NAME]
@@ -404,8 +411,4 @@ def _misfit_message(
         return message + " No other built-in architecture is closer."
     if best_report.fits:
         return message + f" It fits {name}: use `arch={name!r}`."
-    return (
-        message
-        + f" The closest is {name}, with {best_report.matched_fraction:.0%} of the tensors in "
-        "common."
-    )
+    return message + f" The closest is {name}, with {best_report.percent} of the tensors in common."

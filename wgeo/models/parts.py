@@ -27,31 +27,24 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# He et al. 2015 for ReLU and similar functions; 5 / 3 as usual for tanh. For sigmoid the inverse of
-# the slope at zero (Glorot and Bengio 2010): with gain 1, six layers never start to learn.
-_GAINS = {
-    "linear": 1.0,
-    "relu": 2**0.5,
-    "leaky_relu": 2**0.5,
-    "tanh": 5 / 3,
-    "sigmoid": 4.0,
-    "silu": 2**0.5,
-    "gelu": 2**0.5,
-}
+# For ReLU and similar functions as in He et al. 2015; 5 / 3 as usual for tanh. For sigmoid the
+# inverse of its slope at zero (Glorot and Bengio 2010): with gain 1, six layers do not learn.
+_GAINS = {"linear": 1.0, "tanh": 5 / 3, "sigmoid": 4.0}
+_RELU_GAIN = 2**0.5
 
 
 class Block(nn.Module):
-    """A module that is one map between two layers.
+    """A block of one of wgeo's own networks.
 
     Residual blocks are recognized by what they compute, whatever their class. Plain blocks, which
-    add nothing to their branch, are recognized by this class.
+    have no shortcut, are recognized by this class.
     """
 
     shortcut: nn.Module | None  # its output is added to the branch; None in a plain block
 
 
 def activation(name: str) -> nn.Module:
-    """Return a new activation module, so that each use can have its own hook."""
+    """Return a new module of the activation `name`."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ArgumentError(f"Unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]()
@@ -68,9 +61,10 @@ def conv_stem(inputs: int, width: int, kernel: int, stride: int) -> nn.Sequentia
 def initialize(module: nn.Module, activation: str) -> None:
     """Draw weights that preserve the signal's variance through the layers (He et al. 2015).
 
-    Weights are normal with variance gain^2 / fan_in, with the gain of the activation; biases are 0.
+    Weights are normal with variance gain^2 / fan_in, where the gain is that of the activation.
+    Biases are 0.
     """
-    gain = _GAINS[activation]
+    gain = _GAINS.get(activation, _RELU_GAIN)
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             fan_in = part.weight[0].numel()
@@ -80,7 +74,7 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Skips drawing initial weights, for which torch would load its compiler on the meta device."""
+    """Draws no initial weights: to do so on the meta device, torch would load its compiler."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -98,9 +92,9 @@ def shapes_only() -> Iterator[None]:
 
 
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the outermost linear layer with a usual name of classifiers, and its full name.
+    """Return the outermost linear layer with a name of `USUAL_HEADS`, and its full name.
 
-    The name may have a prefix. Return None if there is not exactly one such layer.
+    The full name may have a prefix. Return None if there is not exactly one such layer.
     """
     layers = [
         (name, part)
@@ -113,11 +107,11 @@ def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
 
 
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the name of a network's classifier and the layer, without running the network.
+    """Return a network's probable classifier, and its name, without running the network.
 
-    The classifier is the layer of `usual_head` if its name has no prefix, otherwise the linear
-    layer that was registered last. Return None if there is no linear layer, or the network was
-    loaded without its head.
+    It is the layer of `usual_head` if its name has no prefix, otherwise the linear layer that was
+    registered last. Return None if there is no linear layer, or the network was loaded without its
+    head.
     """
     if getattr(module, _HEADLESS, False):
         return None
@@ -126,6 +120,12 @@ def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
     if usual is not None and usual[0] in USUAL_HEADS:
         return usual
     return layers[-1] if layers else None
+
+
+def classifier_of(module: nn.Module) -> nn.Linear | None:
+    """Return the layer that `head_of` finds, without its name."""
+    head = head_of(module)
+    return None if head is None else head[1]
 
 
 def without_head(module: nn.Module, name: str) -> nn.Module:
@@ -137,13 +137,16 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
 
 def tables_in(output: Any) -> list[torch.Tensor]:
     """Return the distinct tensors of shape (n, k) in an output, one named ``logits`` first."""
-    if isinstance(output, torch.Tensor):
-        return [output] if output.ndim == 2 else []
-    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     values = output.values() if isinstance(output, dict) else output
-    parts = list(values) if isinstance(output, dict | tuple | list) else []
-    tables = [part for part in (named, *parts) if isinstance(part, torch.Tensor) and part.ndim == 2]
+    parts = list(values) if isinstance(output, dict | tuple | list) else [output]
+    parts = [named_logits(output), *parts]
+    tables = [part for part in parts if isinstance(part, torch.Tensor) and part.ndim == 2]
     return [part for k, part in enumerate(tables) if not any(part is each for each in tables[:k])]
+
+
+def named_logits(output: Any) -> Any:
+    """Return what an output names ``logits``; None if there is no such name."""
+    return output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
 
 
 def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
@@ -164,26 +167,20 @@ def require_positive(**settings: Any) -> None:
 def axis_length(state: State, key: str, axis: int, default: int) -> int:
     """Return a tensor's length along one axis; `default` if the axis is missing or empty.
 
-    The comparison with the network reports missing tensors later.
+    Missing tensors are reported later, when the state is compared with the network.
     """
     shape = state[key].shape if key in state else ()
     return int(shape[axis]) if -len(shape) <= axis < len(shape) and shape[axis] > 0 else default
 
 
 def count_children(state: State, prefix: str) -> int:
-    """Return the number of distinct numbers i in keys ``prefix.i.*``.
+    """Return the number of different numbers i in keys ``prefix.i.*``.
 
-    Unlike the largest i, it cannot exceed the number of keys.
+    In a damaged file, the largest i could be huge; this number is at most that of the keys.
     """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
     return sum(child.isdigit() for child in children)
-
-
-def classifier_of(module: nn.Module) -> nn.Linear | None:
-    """Return a network's classifier as `head_of` does, without its name."""
-    head = head_of(module)
-    return None if head is None else head[1]
 
 
 @contextmanager
@@ -200,7 +197,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked() -> Iterator[Callable[[Any], None]]:
-    """Collect hook handles, and remove all of them on exit, even after an exception."""
+    """Return a function that collects the handles of hooks; they are removed on exit."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -210,5 +207,5 @@ def hooked() -> Iterator[Callable[[Any], None]]:
 
 
 def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
-    """Return a module's input: the first tensor among its arguments."""
+    """Return the first tensor among a module's arguments."""
     return next((a for a in args if isinstance(a, torch.Tensor)), None)

@@ -1,8 +1,8 @@
-"""Small networks without convolutional shortcuts: MLPs, plain and residual, and a VGG."""
+"""Small networks: plain and residual MLPs, and a VGG."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,21 @@ class DenseResidualBlock(Block):
 class MLP(nn.Module):
     """Flat pixels, a linear stem, blocks of one width, a linear head."""
 
-    def __init__(self, inputs: int, width: int, blocks: list[Block], num_classes: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        blocks: Sequence[Block],
+        num_classes: int,
+        activation_name: str,
+    ) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(width, num_classes)
+        initialize(self, "linear")
+        initialize(self.blocks, activation_name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(self.stem(self.flatten(x))))
@@ -77,11 +86,12 @@ def mlp(
 ) -> nn.Module:
     """Build a plain MLP of `depth` hidden layers.
 
-    By default, `inputs` is in_channels x image_size^2; one of `inputs` and `image_size` is needed.
+    By default, `inputs` is in_channels x image_size^2.
     """
     require_positive(width=width, depth=depth)
-    blocks: list[Block] = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
-    return _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
+    blocks = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
+    inputs = _count_inputs(inputs, in_channels, image_size)
+    return MLP(inputs, width, blocks, num_classes, activation)
 
 
 def resmlp(
@@ -99,38 +109,23 @@ def resmlp(
     """Build a residual MLP of `depth` blocks, each with `hidden` (default `width`) units inside."""
     hidden = width if hidden is None else hidden
     require_positive(width=width, depth=depth, hidden=hidden)
-    blocks: list[Block] = [
-        DenseResidualBlock(width, hidden, activation, bool(batch_norm)) for _ in range(depth)
-    ]
-    net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
+    blocks = [DenseResidualBlock(width, hidden, activation, bool(batch_norm)) for _ in range(depth)]
+    inputs = _count_inputs(inputs, in_channels, image_size)
+    net = MLP(inputs, width, blocks, num_classes, activation)
     for block in blocks:
-        # Each branch adds variance; this scale bounds the sum for any depth, even without a norm.
-        assert isinstance(block, DenseResidualBlock)
+        # Each branch adds variance. This scale bounds the sum at any depth, even without a norm.
         initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)
     return net
 
 
-def _mlp(
-    blocks: list[Block],
-    num_classes: int,
-    in_channels: int,
-    image_size: int | None,
-    activation: str,
-    width: int,
-    inputs: int | None,
-) -> nn.Module:
-    require_positive(num_classes=num_classes, in_channels=in_channels)
+def _count_inputs(inputs: int | None, in_channels: int, image_size: int | None) -> int:
     if inputs is None:
         if image_size is None:
             raise ArgumentError("An MLP needs image_size: its first layer reads every pixel.")
-        require_positive(image_size=image_size)
         inputs = in_channels * image_size**2
     require_positive(inputs=inputs)
-    net = MLP(inputs, width, blocks, num_classes)
-    initialize(net, "linear")
-    initialize(net.blocks, activation)
-    return net
+    return inputs
 
 
 def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +192,7 @@ def vgg(
     depth: int = 6,
 ) -> nn.Module:
     """Build a plain CNN of `depth` convolutions after the stem, in three stages."""
-    require_positive(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+    require_positive(width=width, depth=depth)
     if depth < 3:
         raise ArgumentError(f"A vgg has three stages and needs a depth of at least 3, not {depth}.")
     net = VGG(num_classes, in_channels, width, depth, activation)

@@ -48,38 +48,21 @@ _OWN = (
     Arch("vit", vit, infer_vit, required_key=r"^encoder\.layers\.", imports="torchvision.models"),
 )
 
+_LIBRARIES = {"torchvision": torchvision_arch, "timm": timm_arch, "hf": huggingface_arch}
+
 ARCHS: Mapping[str, Arch] = {
     arch.name: arch for arch in (*_OWN, *(torchvision_arch(name) for name in RESNETS))
 }
 
 
 def find(name: str) -> Arch:
-    """Return an architecture by its name.
-
-    Parameters
-    ----------
-    name : str
-        One of `ARCHS`, ``cifar_resnetN`` with N = 6n + 2, ``torchvision:NAME``, ``timm:NAME``,
-        ``hf:FOLDER`` with a ``config.json`` of transformers, or your own function as
-        ``package.module:factory``.
-
-    Raises
-    ------
-    ArgumentError
-        The name is unknown, or the factory cannot be imported.
-    DependencyError
-        timm or transformers is needed but not installed.
-    """
+    """Return the architecture of a name that `build` accepts; it raises the same errors."""
     if name in ARCHS:
         return ARCHS[name]
     library, colon, rest = name.partition(":")
-    if colon and library == "torchvision":
-        return torchvision_arch(rest)
-    if colon and library == "timm":
-        return timm_arch(rest)
-    if colon and library == "hf":
-        return huggingface_arch(rest)
-    if colon and rest and re.fullmatch(r"[\w.]+", library):
+    if colon and library in _LIBRARIES:
+        return _LIBRARIES[library](rest)
+    if rest and re.fullmatch(r"[\w.]+", library):
         return user_arch(name)
     depth = re.fullmatch(r"cifar_resnet(\d{1,5})", name)
     if depth and 8 <= int(depth[1]) <= _MAX_DEPTH and int(depth[1]) % 6 == 2:
@@ -105,8 +88,9 @@ def build(
     Parameters
     ----------
     name : str
-        A name from ``wgeo list archs``, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER``, or your
-        own function as ``package.module:factory``.
+        A name from ``wgeo list archs``, ``cifar_resnetN`` with N = 6n + 2, ``torchvision:NAME``,
+        ``timm:NAME``, ``hf:FOLDER`` with a ``config.json`` of transformers, or your own function as
+        ``package.module:factory``.
     num_classes, in_channels : int
         At least 1.
     image_size : int, optional

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from math import isqrt
 from typing import Any
 
 from torch import nn
 
 from ..errors import ArgumentError
-from .parts import State, axis_length, require_positive
+from .parts import Block, State, activation, axis_length, require_positive
 
 _HEAD_WIDTH = 16  # default number of features per attention head
 
@@ -28,32 +29,14 @@ def vit(
 ) -> nn.Module:
     """Build a small ViT (Dosovitskiy et al. 2021) of `depth` blocks with a class token.
 
-    Parameters
-    ----------
-    num_classes, in_channels : int
-    image_size : int
-        Pixels per side; required.
-    activation : str
-        Name of the activation in each block's MLP.
-    width, depth : int
-        Number of features of a token, and of blocks.
-    heads : int, optional
-        A divisor of `width`; by default the largest for which a head has at least 16 features.
-    hidden : int, optional
-        Units inside each block's MLP; default twice `width`.
-    patch : int, optional
-        Pixels per side of a patch; default the largest divisor of `image_size` that leaves at
-        least six patches per side (4 for 28 and 32 pixels), or 1 if there is none.
-
-    Raises
-    ------
-    ArgumentError
-        `image_size` is not passed, `patch` does not divide it, `heads` does not divide `width`, or
-        a value is not a whole number of at least 1.
+    - `heads`: by default the largest divisor of `width` that leaves each head at least 16 features,
+      or else 1.
+    - `hidden`: units inside each block's MLP, by default twice `width`.
+    - `patch`: pixels per side of a patch, by default the largest divisor of `image_size` that
+      leaves at least six patches per side (4 for 28 and 32 pixels), or else 1.
     """
     if image_size is None:
         raise ArgumentError("A vit needs image_size: it has a position embedding for every patch.")
-    require_positive(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
     require_positive(width=width, depth=depth)
     heads = _largest_divisor(width, width // _HEAD_WIDTH) if heads is None else heads
     hidden = 2 * width if hidden is None else hidden
@@ -64,14 +47,14 @@ def vit(
             f"`patch={patch}` must divide `image_size={image_size}`, "
             f"and `heads={heads}` must divide `width={width}`."
         )
-    from .transformer import TransformerBlock, VisionTransformer
+    from torchvision.models import VisionTransformer
 
     net = VisionTransformer(image_size, patch, depth, heads, width, hidden, num_classes=num_classes)
     for name, _ in list(net.encoder.layers.named_children()):
-        setattr(net.encoder.layers, name, TransformerBlock(heads, width, hidden, activation))
+        setattr(net.encoder.layers, name, _block_class()(heads, width, hidden, activation))
     if in_channels != 3:
         net.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
-    # torchvision initializes the head to zero, so that features get no gradient in the first step.
+    # With torchvision's head of zeros, features would get no gradient in the first step.
     nn.init.normal_(net.heads.head.weight, std=width**-0.5)
     return net
 
@@ -99,9 +82,24 @@ def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "TransformerBlock":  # whole networks saved by version 0.1 refer to it here
-        from .transformer import TransformerBlock
+@cache
+def _block_class() -> type[Block]:
+    """Return `TransformerBlock`, whose base class takes seconds to import."""
+    from torchvision.models.vision_transformer import EncoderBlock
 
-        return TransformerBlock
+    class TransformerBlock(EncoderBlock, Block):
+        """torchvision's block with any activation: u + MLP(norm(u)), u = x + attention(norm(x))."""
+
+        def __init__(self, heads: int, width: int, hidden: int, activation_name: str) -> None:
+            super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)
+            setattr(self.mlp, "1", activation(activation_name))
+            self.shortcut = nn.Identity()
+
+    TransformerBlock.__qualname__ = "TransformerBlock"
+    return TransformerBlock
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransformerBlock":  # a file of a whole network names it as this module's class
+        return _block_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

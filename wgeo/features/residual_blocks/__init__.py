@@ -1,15 +1,19 @@
 """Find the residual blocks of a network by what they compute, not by their names.
 
-A residual block computes s(x) + F(x), with a shortcut s and a branch F. The branch is silenced by
-setting every weight outside the shortcut to zero. A module that then computes s(x), up to a scaling
-and a final activation, is a residual block. This test also recognizes pre-activation blocks and
-transformers. Sums in the forward of other modules are found by tracing the data flow.
+A residual block computes s(x) + F(x), with a shortcut s and a branch F. To test a module, every
+weight outside its shortcut is set to zero. If the module then computes s(x), up to a scaling and a
+final activation, it is a residual block. This test also recognizes pre-activation blocks and
+transformers.
+
+A residual sum can also be outside all such modules, as ``self.res(x) + x`` in a network's own
+forward. It is found by tracing the data flow: one summand is computed from the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,19 +23,9 @@ from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
 from ...models.parts import evaluating
 from ...text import first_names
-from .activations import Activations
-from .forward import forward_sums
-from .probing import (
-    Call,
-    Probe,
-    copied,
-    probe_network,
-    returned,
-    run,
-)
-from .residual import Residual, as_residual, has_weights
-from .spec import BlockSpec
-from .sums import SumTap, follow_running
+from .functions import Activations, Node, Sum, SumTap, SumWatch, follow_running
+from .probing import Call, Probe, copied, probe_network, returned, run
+from .residual import BlockSpec, block_spec, has_weights
 
 __all__ = [
     "Activations",
@@ -48,22 +42,20 @@ __all__ = [
 
 _MAX_NAMES = 12  # layers listed in an error
 
+_Ordered = list[tuple[int, BlockSpec]]  # each with the time at which its call or its sum ended
+
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a network, and its other sums.
+    """The blocks of a network in execution order, and its other sums.
 
-    Attributes
-    ----------
-    specs : tuple of BlockSpec
-        In execution order.
-    other_sums : dict of str to int
-        Number of sums outside the blocks, of two tensors of equal shape, by the module whose
-        forward computes them. They may be missed residual blocks. Empty if `layers` was given.
+    The other sums are those of two tensors of equal shape outside the blocks, which may be missed
+    residual blocks. They are counted by the name of the module whose forward computes them. If
+    `layers` was given, they are not recorded.
     """
 
     specs: tuple[BlockSpec, ...]
-    other_sums: dict[str, int] = field(default_factory=dict)
+    other_sums: dict[str, int]
 
 
 def find_blocks(
@@ -103,7 +95,7 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
             if not residual:
                 _require_finite(probe)
             names = {spec.module for _, spec in residual}
-            sums, others, crossed = forward_sums(modules, probe, names)
+            sums, others, crossed = _forward_sums(modules, probe, names)
             if crossed and layers is None:
                 raise FeatureError(_two_streams(crossed))
             ordered = residual + sums
@@ -113,9 +105,6 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     if not ordered:
         raise FeatureError(_no_blocks(module, probe, others))
     return Blocks(tuple(spec for _, spec in ordered), others)
-
-
-_Ordered = list[tuple[int, BlockSpec]]  # each with the time at which its call or its sum ended
 
 
 def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
@@ -161,13 +150,89 @@ def _select(
 
 def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered:
     """Return one block per call of a module."""
-    residual = as_residual(name, part, call, probe)
-    is_residual, fields = residual is not None, vars(residual or Residual())
+    spec = block_spec(name, part, call, probe)
     names = [name] if call.count == 1 else [f"{name}[{k}]" for k in range(call.count)]
-    return [
-        (order, BlockSpec(names[k], is_residual, module=name, call=k, **fields))
-        for k, order in enumerate(call.orders)
-    ]
+    return [(order, replace(spec, name=names[k], call=k)) for k, order in enumerate(call.orders)]
+
+
+def _forward_sums(
+    modules: Mapping[str, nn.Module], probe: Probe, blocks: Collection[str]
+) -> tuple[_Ordered, dict[str, int], list[str]]:
+    """Return the residual sums outside the block modules, and the other sums.
+
+    A sum is residual if one summand was computed from the other by modules with weights, and no
+    block lies between them. A sum of two parallel branches is not residual: one of them may be a
+    shortcut with weights, but nothing shows which one.
+
+    The other sums are counted by the name of the module whose forward computes them. The third
+    result names those of these modules that update two streams alternately (`_crosses`).
+    """
+    watch = probe.watch
+    specs: _Ordered = []
+    others: Counter[str] = Counter()
+    crossed: list[str] = []
+    roots: dict[Node, Node] = {}  # from the result of each residual sum to its identity summand
+    ends = {call.y for call in watch.calls if call.name in blocks}
+    names: Counter[str] = Counter()
+    for total in watch.sums:
+        if any(name in blocks for name in total.running):
+            continue
+        residual = _as_residual(total, modules, watch, ends)
+        if residual is None:
+            others[total.running[-1]] += 1
+            if _crosses(total, watch, roots) and total.running[-1] not in crossed:
+                crossed.append(total.running[-1])
+            continue
+        name, identity = residual
+        names[name] += 1
+        name += f".{names[name]}" * (names[name] > 1)
+        ends.add(total.result)
+        roots[total.result] = total.nodes[identity]
+        tail = tuple(total.tail)
+        spec = BlockSpec(name, True, None, argument=identity, sum=total.address, tail=tail)
+        specs.append((total.order, spec))
+    return specs, dict(others), crossed
+
+
+def _as_residual(
+    total: Sum, modules: Mapping[str, nn.Module], watch: SumWatch, ends: Collection[Node | None]
+) -> tuple[str, int] | None:
+    """Return the name of a residual sum and the index of its identity summand, or None."""
+    if total.partial:
+        return None
+    for identity, between, _ in _shortcuts(total, watch):
+        path = [c for c in watch.calls if c.y in between and has_weights(modules[c.name])]
+        if path and between.isdisjoint(ends):
+            last = [call for call in path if call.y == total.nodes[1 - identity]]
+            return f"{(last or path)[-1].name}+x", identity
+    return None
+
+
+def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
+    """Return whether a sum updates one stream with a value computed from a sum in another stream.
+
+    A reversible network computes ``a = a + f(b)`` and then ``b = b + g(a)``. The second sum looks
+    like a shortcut around the first, since g(a) is computed from b. But the first sum's identity
+    summand, the old a, is not computed from b. If b were the input of a shortcut, it would be.
+    """
+    return any(
+        node in between and other not in results
+        for _, between, results in _shortcuts(total, watch)
+        for node, other in roots.items()
+    )
+
+
+def _shortcuts(total: Sum, watch: SumWatch) -> Iterator[tuple[int, set[Node], set[Node]]]:
+    """Yield each summand from which the other is computed: its index, and two sets of tensors.
+
+    The first set lies between the two summands. The second was computed from the summand.
+    """
+    for identity in (1, 0):
+        root, branch = total.nodes[identity], total.nodes[1 - identity]
+        sources = watch.sources(branch)
+        if root in sources:
+            results = watch.results(root)
+            yield identity, (sources & results) - {root}, results
 
 
 def _require_finite(probe: Probe) -> None:
@@ -180,10 +245,9 @@ def _require_finite(probe: Probe) -> None:
 def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
     modules = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children()) or "none"
-    texts = first_names([_module_text(name) for name in others], _MAX_NAMES)
     added = (
-        f" Tensors of equal shapes are added in the forward of {texts}, but no summand is computed "
-        "from the other by separate modules."
+        f" Tensors of equal shapes are added in the forward of {_listing(others)}, but no summand "
+        "is computed from the other by separate modules."
         if others
         else ""
     )
@@ -196,17 +260,16 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
 
 
 def _two_streams(crossed: Sequence[str]) -> str:
-    texts = first_names([_module_text(name) for name in crossed], _MAX_NAMES)
     return (
-        f"The forward of {texts} updates two streams of features alternately, each from the other, "
-        "as in RevNet. Neither stream is a map from layer to layer. Let each block take and return "
-        "both streams as one tensor, concatenated along the channels, or choose the modules to "
-        "analyze: `layers=['name', ...]`."
+        f"The forward of {_listing(crossed)} updates two streams of features alternately, each "
+        "from the other, as in RevNet. Neither stream is a map from layer to layer. Let each block "
+        "take and return both streams as one tensor, concatenated along the channels, or choose "
+        "the modules to analyze: `layers=['name', ...]`."
     )
 
 
-def _module_text(name: str) -> str:
-    return name or "the network itself"
+def _listing(modules: Iterable[str]) -> str:
+    return first_names([name or "the network itself" for name in modules], _MAX_NAMES)
 
 
 def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:

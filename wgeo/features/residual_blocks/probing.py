@@ -1,9 +1,9 @@
-"""Probe a network with a few images: record all module calls and all sums of two tensors."""
+"""Run a network on a few images, and record all calls of its modules and all sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,22 +12,21 @@ from torch import nn
 from ...errors import FeatureError, WgeoError
 from ...models.parts import first_tensor, hooked
 from ...runtime.memory import OUT_OF_MEMORY
-from .sums import SumWatch
+from .functions import SumWatch
 
 
 @dataclass
 class Call:
-    """A module's calls in a probing pass; tensors are copies, since a branch may overwrite them."""
+    """A module's calls in one pass; tensors are copies, since the network may overwrite them."""
 
     args: tuple[Any, ...]  # of the first call
     kwargs: dict[str, Any]
     y: torch.Tensor | None  # the output of the first call; None if it is no tensor, or several
-    last: torch.Tensor | None  # the output of the last call
     orders: list[int] = field(default_factory=list)  # time at which each call ended
 
     @property
     def x(self) -> torch.Tensor | None:
-        """The first tensor among the arguments."""
+        """The first tensor among the first call's arguments."""
         return first_tensor((*self.args, *self.kwargs.values()))
 
     @property
@@ -38,7 +37,7 @@ class Call:
 
 @dataclass
 class Probe:
-    """Results of probing a network: calls by the module's name, and sums."""
+    """What `probe_network` records: the calls of each module that ran, and the sums."""
 
     calls: dict[str, Call]
     watch: SumWatch
@@ -69,38 +68,31 @@ def copied(value: Any) -> Any:
 
 
 def probe_network(module: nn.Module, images: torch.Tensor) -> Probe:
-    """Run a few images, and record every module's input and output, and every sum."""
+    """Run a network on a few images, and record every module's calls and every sum."""
     probe = Probe({}, SumWatch(images))
     watch, calls = probe.watch, probe.calls
     arguments: dict[str, Any] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name not in calls:
-                with watch.silent():
-                    arguments[name] = copied(args), copied(kwargs)
-            watch.begin(name, first_tensor((*args, *kwargs.values())))
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            y = returned(out)
+    def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name not in calls:
             with watch.silent():
-                last = None if y is None else y.clone()
-            if name not in calls:
-                args, kwargs = arguments.pop(name)
-                calls[name] = Call(args, kwargs, last, last)
-            calls[name].last = last
-            calls[name].orders.append(watch.end(name, y))
+                arguments[name] = copied(args), copied(kwargs)
+        watch.begin(name, first_tensor((*args, *kwargs.values())))
 
-        return hook
+    def after(name: str, _: nn.Module, args: Any, out: Any) -> None:
+        y = returned(out)
+        if name not in calls:
+            first_args, first_kwargs = arguments.pop(name)
+            with watch.silent():
+                copy = None if y is None else y.clone()
+            calls[name] = Call(first_args, first_kwargs, copy)
+        calls[name].orders.append(watch.end(name, y))
 
     with hooked() as keep:
         for name, part in module.named_modules():
             if name:
-                keep(part.register_forward_pre_hook(before(name), with_kwargs=True))
-                keep(part.register_forward_hook(after(name)))
+                keep(part.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+                keep(part.register_forward_hook(partial(after, name)))
         with watch:
             run(module, images)
     watch.finish()
@@ -111,7 +103,7 @@ def run(module: nn.Module, images: torch.Tensor) -> Any:
     """Call a network on images; its errors become a `FeatureError`."""
     try:
         return module(images)
-    except (WgeoError, OUT_OF_MEMORY):  # WgeoError is raised by wgeo's hooks
+    except (WgeoError, OUT_OF_MEMORY):  # wgeo's own hooks raise a WgeoError
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

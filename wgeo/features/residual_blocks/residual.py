@@ -1,4 +1,7 @@
-"""Test whether a module is a residual block: with its branch silenced, it equals its shortcut."""
+"""Test whether a module is a residual block: with its branch silenced, it equals its shortcut.
+
+A `BlockSpec` is the result for a module, or for a sum in a network's forward.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .functions import Address, Node
 from .probing import Call, Probe, copied, returned
-from .sums import Node
 
 _TOLERANCE = 1e-5  # relative to the largest entry: rounding of one block in float32
 _ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
@@ -29,27 +32,40 @@ _ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 
 @dataclass(frozen=True)
-class Residual:
-    """The shortcut of a residual block; for the attributes, see `BlockSpec`."""
+class BlockSpec:
+    """A block of a network: a module, one of several calls of a module, or a sum in a forward."""
 
-    shortcut: str | None = None
-    argument: int | str = 0
-    scale: float = 1.0
+    # The module's name; ``block[1]`` for the second call of a module that runs several times;
+    # ``res1+x`` for the sum of x and the output of the module ``res1`` for x.
+    name: str
+    residual: bool  # whether the block adds a shortcut to its branch
+    shortcut: str | None  # name of the module that is the shortcut; None for the identity
+    # Whether an activation changed the sum for the images of the probe. A ReLU does not change it
+    # if the shortcut's values are not negative.
     activated: bool = False
+    # Position or keyword of the argument that is an identity shortcut; of a sum, index of the
+    # identity summand.
+    argument: int | str = 0
+    module: str = ""  # name of the module that is the block; empty for a sum
+    call: int = 0  # index of the module's call
+    sum: Address | None = None  # None for a module
+    tail: tuple[str, ...] = ()  # functions directly after the sum: a scaling, an activation
+    scale: float = 1.0  # factor c of a block c (x + F(x))
 
 
-def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
-    """Return the shortcut of a residual block; None if a module is not detected as one.
+def block_spec(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec:
+    """Return a module's specification, which says whether it is a residual block.
 
-    A module that cannot be copied, or fails when its weights are zero, is not detected.
+    A module that cannot be copied, or fails when its weights are zero, counts as not residual.
     """
-    if not any(part.children()):
-        return None
-    return _identity(name, part, call, probe) or _by_child(name, part, call, probe)
+    spec = None
+    if any(part.children()):
+        spec = _identity(name, part, call, probe) or _by_child(name, part, call, probe)
+    return spec or BlockSpec(name, False, None, module=name)
 
 
 def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
-    """Return whether a sum inside a module has one of these tensors, or a multiple, as summand."""
+    """Return whether a sum inside a module adds one of these tensors, or a multiple of it."""
     return any(
         name in total.running and not nodes.isdisjoint(probe.watch.multiples(node))
         for total in probe.watch.sums
@@ -57,10 +73,10 @@ def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
     )
 
 
-def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
+def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec | None:
+    """Return the block if its shortcut is the identity of an argument, else None."""
     assert call.y is not None
-    arguments: list[tuple[int | str, Any]] = [*enumerate(call.args)]
-    arguments += call.kwargs.items()
+    arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     tensors = [
         (key, value)
         for key, value in arguments
@@ -73,35 +89,37 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
     for key, value in tensors:
         end = _end_of(out, value, part, scaled=adds)
         if end is not None:
-            return Residual(None, key, *end)
+            scale, activated = end
+            return BlockSpec(name, True, None, activated, key, module=name, scale=scale)
     return None
 
 
-def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
-    """Find the child that is the shortcut; None if no child passes the test.
+def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec | None:
+    """Return the block if its shortcut is one of its children, else None.
 
-    The child at the end of the branch passes too, because a block with a silenced shortcut equals
-    its branch. The shortcut is therefore preferably a child that reads the block's own input; among
-    equals, the one with the fewest activations, then the fewest parameters.
+    Several children can pass the test: with a silenced shortcut, the block equals the last child of
+    its branch. A child that reads the block's own input is preferred; among equals, the one with
+    the fewest activations, then the fewest parameters.
     """
     x, y = call.x, call.y
     assert x is not None
     assert y is not None
     candidates = []
     for child_name, child in part.named_children():
-        inner = probe.get(f"{name}.{child_name}")
+        shortcut = f"{name}.{child_name}"
+        inner = probe.get(shortcut)
         if inner is None or inner.count != call.count:
             continue
         assert inner.x is not None
         assert inner.y is not None
         if inner.y.shape != y.shape:
             continue
-        outputs = {run.y for run in probe.watch.calls if run.name == f"{name}.{child_name}"}
+        outputs = {run.y for run in probe.watch.calls if run.name == shortcut}
         if not _adds(name, outputs, probe):
-            continue  # not a summand, such as the last projection in an attention
+            continue  # not a summand: for example, the last projection of an attention
         reads_input = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         kept_children = {child_name}
-        if not reads_input:  # the shortcut follows the block's pre-activation: keep its inputs
+        if not reads_input:  # it follows other children, such as a pre-activation, which are kept
             kept_children |= {
                 other
                 for other, _ in part.named_children()
@@ -114,7 +132,7 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             weight = sum(p.numel() for p in child.parameters())
             activations = sum(_is_activation(m) for m in child.modules())
             rank = (not reads_input, activations, weight, child_name)
-            candidates.append((rank, Residual(f"{name}.{child_name}", activated=end[1])))
+            candidates.append((rank, BlockSpec(name, True, shortcut, end[1], module=name)))
     return min(candidates, key=lambda item: item[0])[1] if candidates else None
 
 
@@ -128,7 +146,7 @@ def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
 def _run_silenced(
     part: nn.Module, call: Call, kept_children: Set[str] = frozenset()
 ) -> torch.Tensor | None:
-    """Run a copy with zero weights and buffers, except in `kept_children`; None if it fails."""
+    """Run a copy whose weights outside `kept_children` are 0; return None if it fails."""
     try:
         clone = copy.deepcopy(part)
         for key, value in [*clone.named_parameters(), *clone.named_buffers()]:
@@ -147,7 +165,8 @@ def _end_of(
     """Compare the output of a silenced block with `target`, the shortcut's value.
 
     Return (c, activated) if the output is c `target`, or an activation of it; otherwise None.
-    Unless `scaled`, c is 1: a silenced gate x * sigmoid(f(x)) is a multiple, x / 2, without a sum.
+    Unless `scaled`, only c = 1 is accepted: a silenced gate x * sigmoid(f(x)) computes x / 2, but
+    adds nothing.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return None
@@ -167,9 +186,9 @@ def _end_of(
 def _two_slopes(
     out: torch.Tensor, target: torch.Tensor, scaled: bool
 ) -> tuple[float, torch.Tensor]:
-    """Fit a max(t, 0) + b min(t, 0), a scaling or (leaky) ReLU of the target t, to `out`.
+    """Fit a max(t, 0) + b min(t, 0) to `out`: a scaling or (leaky) ReLU of the target t.
 
-    Return a, which is 1 unless `scaled`, and the fit, which is all NaN if it flips signs.
+    Return a, which is 1 unless `scaled`, and the fit; if it flips signs, it is all NaN.
     """
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))

@@ -1,13 +1,14 @@
-"""Sums of two tensors in a forward pass, such as ``self.res(x) + x``.
+"""Intercept the functions of torch that a network calls: sums of two tensors, and activations.
 
 A `SumWatch` records all sums and the data flow of a pass. A `SumTap` finds selected sums again in
-later passes, by their address: the module, its call, and the index of the sum.
+later passes, by their address: the module, its call, and the index of the sum. `Activations`
+records the last activation, or skips one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +17,18 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+_ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SCALE = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
-ACTIVATIONS = frozenset(
+_ACTIVATIONS = frozenset(
     {"relu", "relu_", "leaky_relu", "leaky_relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_"}
     | {"celu", "selu", "hardswish", "hardsigmoid", "hardtanh", "hardshrink", "prelu", "tanh"}
     | {"sigmoid", "log_sigmoid", "softplus", "softsign", "softshrink", "tanhshrink"}
     | {"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"}
 )
 _MAX_TAIL = 2  # a scaling and an activation
+_CLAMPED = 0.01  # smallest fraction of exact zeros after a ReLU
 
+_Compute = Callable[[], Any]  # calls the intercepted function
 Address = tuple[str, int, int]  # module, index of its call, index of the sum in the call
 Node = tuple[int, int]  # id of a tensor, and the number of times it was overwritten
 
@@ -36,11 +39,12 @@ class Sum:
 
     address: Address
     running: tuple[str, ...]  # the modules, the innermost last
-    order: int  # time on the pass's clock
+    order: int  # time at which it was computed
     nodes: tuple[Node, Node]  # the two summands
-    partial: bool = False  # whether a summand is a slice of a larger tensor
-    # Names of at most two scalings or activations directly after the sum. The value before each of
-    # them has no other use.
+    result: Node
+    partial: bool  # whether a summand is a slice of a larger tensor
+    # Names of at most two scalings or activations directly after the sum, if nothing else uses the
+    # value before each of them.
     tail: list[str] = field(default_factory=list)
 
 
@@ -49,13 +53,12 @@ class ModuleCall:
     """A module's call: its input and output, as nodes of the data flow."""
 
     name: str
-    order: int
     x: Node | None
     y: Node | None
 
 
 class _Addressed(TorchFunctionMode):
-    """Assigns an address to every sum of two tensors; hooks report the running module."""
+    """Assigns an address to every sum of two tensors; hooks on modules call `enter` and `leave`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,56 +76,54 @@ class _Addressed(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         address: Address | None = None
         # All sums are counted, since equality of shapes may depend on the batch size.
-        if name in ADDITIONS and len(args) > 1 and all(_is_float_tensor(a) for a in args[:2]):
+        if name in _ADDITIONS and len(args) > 1 and all(_is_float_tensor(a) for a in args[:2]):
             call = self.running[-1]
             address = (*call, self._sum_counts[call])
             self._sum_counts[call] += 1
         return self._intercept(name, address, lambda: func(*args, **kwargs), args, kwargs)
 
     def _intercept(
-        self,
-        name: str,
-        address: Address | None,
-        compute: Callable[[], Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, address: Address | None, compute: _Compute, args: Any, kwargs: Any
     ) -> Any:
         raise NotImplementedError
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Ignore computations inside a ``with`` block."""
-        previous, self._silent = self._silent, True
+        """Ignore all functions inside the ``with`` block."""
+        self._silent = True
         try:
             yield
         finally:
-            self._silent = previous
+            self._silent = False
 
     def enter(self, name: str) -> None:
         self.running.append((name, self._calls[name]))
         self._calls[name] += 1
 
     def leave(self, name: str) -> None:
-        while self.running[-1][0] != name:  # modules whose exceptions were caught
+        while self.running[-1][0] != name:  # a module that raised an exception does not leave
             self.running.pop()
         self.running.pop()
 
 
 class SumWatch(_Addressed):
-    """Records the data flow of a pass as a graph of tensors, and all sums."""
+    """Records the data flow of a pass, as a graph of tensors, and all sums.
+
+    The graph is complete after `finish`.
+    """
 
     def __init__(self, images: torch.Tensor) -> None:
         super().__init__()
         self.sums: list[Sum] = []
         self.calls: list[ModuleCall] = []
         self._clock = 0
-        self._alive: list[torch.Tensor] = [images]  # prevents reuse of a tensor's id
+        self._alive: list[torch.Tensor] = [images]  # so that no tensor's id is used again
         self._versions: Counter[int] = Counter()
         self._parents: dict[Node, set[Node]] = {self._node(images): set()}
         self._inputs: dict[int, Node | None] = {}  # by nesting depth of the module
-        self._children: dict[Node, set[Node]] = {}
-        self._uses: dict[Node, list[tuple[str, Node, bool]]] = {}
-        self._results: dict[Node, Sum] = {}
+        self._children: defaultdict[Node, set[Node]] = defaultdict(set)
+        # Functions of a tensor: name, result, and whether it is a scaling or an activation.
+        self._uses: defaultdict[Node, list[tuple[str, Node, bool]]] = defaultdict(list)
         self._scaled: dict[Node, Node] = {}  # from a multiple to its source
 
     def begin(self, name: str, x: torch.Tensor | None) -> None:
@@ -140,25 +141,25 @@ class SumWatch(_Addressed):
             assert y is not None
             self._alive.append(y)
             self._parents[node] = {x}  # compiled code, whose functions are not intercepted
-        self.calls.append(ModuleCall(name, self._clock, x, node))
+        self.calls.append(ModuleCall(name, x, node))
         return self._clock
 
     def sources(self, node: Node) -> set[Node]:
-        """Return all nodes from which a tensor was computed, including itself."""
+        """Return all tensors from which a tensor was computed, and itself."""
         return _reachable(node, self._parents)
 
     def results(self, node: Node) -> set[Node]:
-        """Return all nodes computed from a tensor, including itself; requires `finish`."""
+        """Return all tensors computed from a tensor, and itself."""
         return _reachable(node, self._children)
 
     def finish(self) -> None:
-        """Complete the graph, and find the functions that directly follow each sum."""
+        """Find what was computed from each tensor, and which functions directly follow a sum."""
         for node, parents in self._parents.items():
             for parent in parents:
-                self._children.setdefault(parent, set()).add(node)
-        for result, total in self._results.items():
-            node = result
-            while len(total.tail) < _MAX_TAIL and len(uses := self._uses.get(node, [])) == 1:
+                self._children[parent].add(node)
+        for total in self.sums:
+            node = total.result
+            while len(total.tail) < _MAX_TAIL and len(uses := self._uses[node]) == 1:
                 name, output, elementwise = uses[0]
                 if not elementwise:
                     break
@@ -166,12 +167,7 @@ class SumWatch(_Addressed):
                 node = output
 
     def _intercept(
-        self,
-        name: str,
-        address: Address | None,
-        compute: Callable[[], Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, address: Address | None, compute: _Compute, args: Any, kwargs: Any
     ) -> Any:
         inputs = list(_tensors((args, kwargs)))
         nodes = [self._node(t) for t in inputs]
@@ -189,17 +185,14 @@ class SumWatch(_Addressed):
                 self._parents[node] = set(sources)
                 if name in _SCALE and _elementwise(name, args):
                     self._scaled[node] = sources[0]
-            for source in sources[:1]:
-                self._uses.setdefault(source, []).append((name, node, _elementwise(name, args)))
-            for source in sources[1:]:
-                self._uses.setdefault(source, []).append((name, node, False))
+            for k, source in enumerate(sources):
+                self._uses[source].append((name, node, k == 0 and _elementwise(name, args)))
         summands = nodes[:2]
         if is_sum and all(n in self._parents for n in summands) and isinstance(out, torch.Tensor):
             assert address is not None
             running = tuple(module for module, _ in self.running)
-            total = Sum(address, running, self._clock, (summands[0], summands[1]), partial)
-            self.sums.append(total)
-            self._results[self._node(out)] = total
+            pair = summands[0], summands[1]
+            self.sums.append(Sum(address, running, self._clock, pair, self._node(out), partial))
         return out
 
     def _node(self, tensor: torch.Tensor) -> Node:
@@ -213,32 +206,23 @@ class SumWatch(_Addressed):
             nodes.add(node)
         return nodes
 
-    def result_of(self, total: Sum) -> Node:
-        """Return the node of a sum's value."""
-        return next(node for node, other in self._results.items() if other is total)
-
 
 class SumTap(_Addressed):
-    """Calls functions with the summands and values of selected sums, whenever they are computed.
+    """Reports selected sums whenever they are computed.
 
-    `sums` maps the address of a sum to (tail, put). The tap calls ``put(operands, sum, value)``
-    with the summands, the sum, and the value after the tail.
+    `sums` maps the address of a sum to its tail and a function, which is called with the summands,
+    the sum, and the value after the tail.
     """
 
-    def __init__(self, sums: dict[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:
+    def __init__(self, sums: Mapping[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:
         super().__init__()
         self._sums = sums
         self._pending: list[tuple[torch.Tensor, list[str], Callable[[torch.Tensor], None]]] = []
 
     def _intercept(
-        self,
-        name: str,
-        address: Address | None,
-        compute: Callable[[], Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, address: Address | None, compute: _Compute, args: Any, kwargs: Any
     ) -> Any:
-        if address in self._sums:
+        if address is not None and address in self._sums:
             tail, put = self._sums[address]
             operands = [a.clone() for a in args[:2]]
             out = compute()
@@ -249,7 +233,7 @@ class SumTap(_Addressed):
         pending = next((p for p in self._pending if p[0] is first and p[1][0] == name), None)
         out = compute()
         if pending is not None:
-            self._pending.remove(pending)
+            self._pending = [each for each in self._pending if each is not pending]
             self._advance(out, pending[1][1:], pending[2])
         return out
 
@@ -263,11 +247,77 @@ class SumTap(_Addressed):
 
 
 def follow_running(module: nn.Module, watch: _Addressed, keep: Callable[[Any], None]) -> None:
-    """Report the running module to a watch, by hooks on all modules."""
+    """Let hooks on all modules tell a watch which module is running."""
     for name, part in module.named_modules():
         if name:
             keep(part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name)))
             keep(part.register_forward_hook(lambda *_, name=name: watch.leave(name)))
+
+
+class Activations(TorchFunctionMode):
+    """Records the last activation and the last sum.
+
+    If `skipped` is given, the activation with this index returns its argument unchanged, and only
+    `count` is recorded.
+    """
+
+    def __init__(self, skipped: int | None = None) -> None:
+        super().__init__()
+        self.skipped = skipped
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all calls."""
+        self.count, self.name = 0, ""  # number of activations, and the name of the last
+        # The last activation's first argument (a copy), and the activation as a function of it.
+        self.before: torch.Tensor | None = None
+        self.function: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._result: torch.Tensor | None = None
+        self._sum: torch.Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        first = args[0] if args else None
+        if not isinstance(first, torch.Tensor) or name not in _ACTIVATIONS | _ADDITIONS:
+            return func(*args, **kwargs)
+        if name in _ACTIVATIONS:
+            self.count += 1
+            if self.count - 1 == self.skipped:
+                return first
+        if self.skipped is not None:
+            return func(*args, **kwargs)
+        if name in _ADDITIONS:
+            out = func(*args, **kwargs)
+            self._sum = out.clone()
+            return out
+        self.name, self.before = name.rstrip("_"), first.clone()
+        self.function = lambda z: func(z.clone(), *args[1:], **kwargs)
+        out = func(*args, **kwargs)
+        self._result = out.clone()
+        return out
+
+    def ended_in(self, out: torch.Tensor) -> bool:
+        """Return whether a tensor equals the result of the last activation."""
+        return _equal(self._result, out)
+
+    def hides_relu(self, out: torch.Tensor) -> bool:
+        """Return whether a tensor seems to come from a ReLU that was not traced.
+
+        It is clamped at 0, but equals neither the last activation's result nor the last sum.
+        """
+        return is_clamped(out) and not self.ended_in(out) and not _equal(self._sum, out)
+
+
+def is_clamped(out: torch.Tensor) -> bool:
+    """Return whether no entry of a tensor is negative and some are exactly 0, as after a ReLU."""
+    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
+
+
+def _equal(a: torch.Tensor | None, b: torch.Tensor) -> bool:
+    return a is not None and a.shape == b.shape and torch.equal(a, b)
 
 
 def _reachable(node: Node, edges: dict[Node, set[Node]]) -> set[Node]:
@@ -306,4 +356,4 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 
 def _elementwise(name: str, args: tuple[Any, ...]) -> bool:
     scaled = name in _SCALE and len(args) == 2 and isinstance(args[1], int | float)
-    return name in ACTIVATIONS or scaled
+    return name in _ACTIVATIONS or scaled
