@@ -19,10 +19,14 @@ from scipy.spatial.distance import cdist
 import wgeo
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import BiasCurve, bias_curve, straighter_than, straightness
-from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.measure import _is_optimal_permutation
+from wgeo.geodesic.pairs import is_optimal_permutation
 from wgeo.geodesic.paths import neighbor_distance, path_measures, resolution
-from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
+from wgeo.geodesic.resampling import (
+    SegmentSample,
+    bca_interval,
+    permutation_p_value,
+    sign_flip_p_value,
+)
 from wgeo.geodesic.significance import STATISTICS, shuffled
 from wgeo.trajectory import Layer, Trajectory
 from wgeo.transport import Exact, Gaussian, Sliced, Status, TransportResult, wasserstein
@@ -609,9 +613,10 @@ def test_intervals_of_trajectory_measures_cover():
         "paired": np.sqrt(2 + 2 * np.sin(most) / most),
     }
     hits = dict.fromkeys(truth, 0)
+    still = replace(wasserstein([0.0], [0.0]), potentials=None)  # these measures do not use it
     for seed in range(200):
         segment = trajectory(two_steps(100, np.random.default_rng(seed))).segments[0]
-        figures = SegmentSample.of(segment).resampled(200, seed)
+        figures = SegmentSample.of(segment, [still, still], still).resampled(200, seed)
         for name, value in truth.items():
             low, high = figures.interval(name)
             hits[name] += low <= value <= high
@@ -998,8 +1003,8 @@ def test_coupling_is_used_if_its_cost_is_the_solvers_up_to_rounding(rng, scale):
     end = wasserstein(x, y)
     for off, same in ((0.0, True), (1e-9, True), (1e-4, False)):
         told = replace(end, cost=end.cost * (1 + off))
-        assert _is_optimal_permutation(told, segment, 0.0) is same
-    assert not _is_optimal_permutation(replace(end, coupling=None), segment, 0.0)
+        assert is_optimal_permutation(told, segment, 0.0) is same
+    assert not is_optimal_permutation(replace(end, coupling=None), segment, 0.0)
 
 
 def test_no_geodesic_is_drawn_from_a_coupling_that_is_not_proved_optimal(rng):
@@ -1020,7 +1025,16 @@ def test_a_geodesic_is_drawn_if_only_rounding_widens_the_interval(rng):
     assert None not in measured([x, (x + y) / 2, y]).interpolation_gap
 
 
-def test_a_negative_number_of_null_maps_is_an_error(rng):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"nulls": -1}, "nulls must be a whole number of at least 0, not -1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"bootstrap": 1}, "bootstrap must be 0 or at least 2, not 1"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_solved(setting, message, rng, monkeypatch):
+    monkeypatch.setattr("wgeo.geodesic.measure.solve_chain", None)
     layers = trajectory([rng.normal(size=(9, 2)), rng.normal(size=(9, 2))])
-    with pytest.raises(ArgumentError, match=r"nulls must be a whole number of at least 0, not -1"):
-        straightness(layers, nulls=-1)
+    with pytest.raises(ArgumentError, match=message):
+        straightness(layers, **setting)

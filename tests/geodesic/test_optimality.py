@@ -19,11 +19,9 @@ from scipy.spatial.distance import cdist
 import wgeo
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.geodesic import pairs as pairs_module
-from wgeo.geodesic.correlation import Moments, pair_score
-from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.nulls import antisymmetric, has_power, null_scores
-from wgeo.geodesic.pairs import evenly_spaced
-from wgeo.geodesic.resampling import resample
+from wgeo.geodesic.pairs import Moments, evenly_spaced, solved_pair
+from wgeo.geodesic.reliability import antisymmetric, has_power, null_scores
+from wgeo.geodesic.resampling import SegmentSample, resample
 from wgeo.storage.record import Block, Record, Segment
 from wgeo.storage.schema import read
 from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, wasserstein
@@ -31,6 +29,10 @@ from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, wasserstein
 
 def trajectory(*arrays):
     return wgeo.Trajectory.from_arrays(arrays, np.zeros(len(arrays[0]), int))
+
+
+def pair_score(x, y, solver):
+    return solved_pair(x, y, solver).corr_score
 
 
 def measured(*arrays, **options):
@@ -212,7 +214,7 @@ def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
     y = rotated(x, 30)
     groups = np.arange(60) // 3
     assert {each.samples for each in null_scores(x, y, groups=groups)} == {20}
-    monkeypatch.setattr("wgeo.geodesic.nulls.MAX_SAMPLES", 25)
+    monkeypatch.setattr("wgeo.geodesic.reliability.MAX_SAMPLES", 25)
     own = pair_score(x, y, Exact())
     part = null_scores(x, y, own=own)
     assert {each.samples for each in part} == {25}
