@@ -1,4 +1,4 @@
-"""Residual alignment and block coupling: known answers, dense references, and every known trap."""
+"""Residual alignment and block coupling: known answers, dense references, difficult cases."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_a_tokens_jacobian_leaves_the_other_tokens_fixed():
         wgeo.alignment(net, images, points=1, jacobian="token:99", layers=names[:2])
 
 
-# --- traps ----------------------------------------------------------------------------------------
+# --- difficult cases ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["function", "in place", "method", "clamp", "maximum"])

@@ -1,4 +1,4 @@
-"""Straightness against curves whose every figure is known, and its uncertainty against truth."""
+"""Straightness of curves whose every measure is known, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_quarter_circle(steps, known):
 
 
 def test_quarter_circle_in_the_limit():
-    """What is missing falls with the square of the steps: 7e-5 at 40."""
+    """The error falls with the square of the number of steps: 7e-5 for 40."""
     assert measured(arc(40)).length_ratio == pytest.approx(np.pi / (2 * ROOT2), abs=8e-5)
 
 
@@ -451,7 +451,7 @@ def test_below_half_the_spacing_every_pairing_is_optimal(n, d, seed):
 
 
 def staged(rng, n=24) -> Trajectory:
-    """Two stages: the second opened by a shortcut's image of the first's last layer."""
+    """Two stages; the second begins with the output of a shortcut."""
     wide = [rng.normal(size=(n, 4)) + t for t in range(3)]
     entry = wide[-1][:, :2] * 2
     narrow = [entry + rng.normal(size=(n, 2)) for _ in range(2)]
@@ -595,7 +595,7 @@ def test_paths_without_segments_are_clear_errors(rng):
 
 
 def two_steps(n, rng):
-    """Two unit steps with a turn of 0 to 120 degrees: every figure's mean is known."""
+    """Two unit steps with a turn of 0 to 120 degrees: the mean of every measure is known."""
     turn, angle = np.radians(rng.uniform(0, 120, n)), rng.uniform(0, 2 * np.pi, n)
     x = rng.normal(size=(n, 2))
     y = x + np.c_[np.cos(angle), np.sin(angle)]
@@ -656,7 +656,7 @@ def test_intervals_of_transport_measures_cover_the_expectation_at_this_sample_si
     # 43 or more of 50: at a true 95 % in 997 of 1000 trials, at 70 % in 7. More of them, centred:
     # benchmarks/coverage.py.
     assert (share >= 0.86).all(), share
-    # Their width is that of the sampling spread, not more.
+    # They are not wider than the sampling spread.
     ratio = ((high - low) / (2 * 1.96)).mean(0) / np.std(found, axis=0)
     assert (ratio > 0.8).all(), ratio
     assert (ratio < 1.35).all(), ratio
@@ -674,7 +674,7 @@ def test_linearised_intervals_agree_with_subsampling(rng):
         exact(layers[0][rows], layers[-1][rows])
         for rows in (rng.permutation(400)[:m] for _ in range(150))
     ]
-    # Without replacement, m of n: the spread is that of n, times sqrt(n / m - 1).
+    # The spread over m of n samples without replacement is that over n, times sqrt(n / m - 1).
     spread = np.std(again) / np.sqrt(400 / m - 1)
     assert (high - low) / (2 * 1.96) == pytest.approx(spread, rel=0.3)
     assert np.mean(again) > high  # and the bias of fewer samples is larger than all of it
@@ -711,7 +711,7 @@ def test_bca_interval_of_a_skewed_mean_agrees_with_scipy(rng):
 
 
 def wandering(n, rng, bend=1.0):
-    """A path in ten dimensions, more bent the larger `bend`."""
+    """A path in ten dimensions that bends more for a larger `bend`."""
     x = rng.normal(size=(n, 10))
     step = np.array([2.0, *[0.0] * 9])
     return [x + k * step + bend * (k % 2) * rng.normal(size=(n, 10)) for k in range(4)]
@@ -729,7 +729,7 @@ def test_reference_test_is_calibrated(paired):
 
 
 def test_reference_test_of_transport_measures_is_calibrated():
-    """By few repetitions; benchmarks/coverage.py has more, of the statistic that verdicts use."""
+    """Few repetitions; benchmarks/coverage.py has more, for the statistic that verdicts use."""
     p_values = []
     for seed in range(40):
         rng = np.random.default_rng(seed)

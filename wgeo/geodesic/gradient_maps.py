@@ -77,7 +77,7 @@ class BrenierResult(Result):
     displacement_asymmetry : float or None
         The same for J - I, the Jacobian of the displacement. If the map ends in a ReLU, J - I has
         the entry -1 on the diagonal for every inactive unit, which hides the asymmetry of the
-        branch; `branch_asymmetry` does not have this fault.
+        branch; `branch_asymmetry` shows it.
     branch_asymmetry : float or None
         The same for J - D, where D is the derivative of the map's final ReLU (I if there is none).
         For a block ReLU(x + F(x)), J - D = D F' is the branch's Jacobian at the active units.

@@ -102,15 +102,15 @@ def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
 def lowest_eigenvalue(
     jacobian: Jacobian, steps: int, tolerance: float, streams: Streams
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return each point's smallest eigenvalue, its error bound, and the largest absolute value.
+    """Return each point's smallest eigenvalue, its error bound, and the largest absolute one.
 
     The eigenvalues are those of the Jacobian's symmetric part S. The Lanczos method with full
     reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
     Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
     outside it are found. The smallest Ritz value theta, with Ritz vector u, bounds the smallest
     eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta. A point has
-    converged when this error bound is at most `tolerance` times its largest absolute Ritz value. It
-    keeps the values of this step, so that they do not depend on the rest of its batch.
+    converged when this error bound is at most `tolerance` times its largest absolute Ritz value.
+    Its values are those of this step, so that they do not depend on the rest of its batch.
     """
     shape, dimension = jacobian.x.shape, jacobian.dimension
     steps = min(steps, dimension)

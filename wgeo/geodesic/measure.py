@@ -107,10 +107,10 @@ def straightness(
     Measures that contain W2 are linearized. With optimal potentials f and g, the influence of a
     sample on W2^2 is f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1). To first order, the
     W2^2 of a resample with weights w is therefore sum_i w_i (f(x_i) + g(y_i)). **These intervals
-    cover the expected value at this number of samples**, not its limit: empirical W2 is biased
-    (upwards if clouds move little compared with their spacing), and no resampling can remove this
-    bias. `bias_curve` shows how it depends on the number of samples. Without potentials from the
-    solver, these measures have no interval.
+    cover the expected value at this number of samples**, not the limit of many samples: empirical
+    W2 is biased (upwards if clouds move little compared with their spacing), and no resampling can
+    remove this bias. `bias_curve` shows how it depends on the number of samples. Without potentials
+    from the solver, these measures have no interval.
 
     Centered values are linearized in the same way, with the layers' means fixed; the variation of
     the means has only a second-order effect on every cost.

@@ -263,10 +263,10 @@ def bca_interval(
 ) -> tuple[float, float] | None:
     """Return the bias-corrected accelerated bootstrap interval (Efron 1987).
 
-    The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration
-    a = sum u^3 / (6 (sum u^2)^(3/2)) with the leave-one-out influence u, which corrects for
-    skewness. Finite-sample bias is not corrected. None if the value is not finite or there are no
-    draws.
+    The percentiles of `draws` are shifted by z0, the median bias of the draws, and by the
+    acceleration a = sum u^3 / (6 (sum u^2)^(3/2)), which corrects for skewness; u is the influence
+    of leaving a sample out. Finite-sample bias is not corrected. None if the value is not finite or
+    there are no draws.
     """
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:

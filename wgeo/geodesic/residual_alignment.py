@@ -72,7 +72,8 @@ def alignment(
 
         J = a'(x + F(x)) F'(x).
 
-    U, S and V are its K largest singular triplets. Blocks i and j are compared by two measures:
+    U, S and V are the K largest singular triplets of J. Blocks i and j are compared by two
+    measures:
 
         overlap_uv(i, j) = ||U_i^T V_j||_F^2 / K
         coupling(i, j) = || abs(U_j^T J_i V_j) - S_i ||_F / ||S_i||_F

@@ -115,9 +115,9 @@ class Optimality(Result):
     null : tuple of NullScore
         Scores of null maps; empty if none were computed.
     power : bool or None
-        Whether these samples can distinguish an optimal map from null maps: the lower bound of the
-        score clearly exceeds the upper bounds of all null scores. A score near 1 is evidence only
-        if they can. A score clearly below 1 always proves that the map is not optimal, since an
+        Whether the lower bound of the score clearly exceeds the upper bounds of all null scores.
+        Only then can these samples distinguish an optimal map from null maps, so that a score near
+        1 is evidence. A score clearly below 1 always proves that the map is not optimal, since an
         optimal map is optimal on every sample. None without null scores.
     """
 

@@ -154,8 +154,8 @@ def straighter_than(
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
-        Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If at
-        most `draws` exist, as for few networks, all of them are enumerated.
+        Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If
+        there are at most `draws` different ones, as for few networks, all are enumerated.
     seed : int
         Random seed of these draws.
 
