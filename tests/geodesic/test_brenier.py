@@ -90,6 +90,14 @@ def test_planar_rotation_has_asymmetry_tan_squared(delta):
     assert set(result.excluded_by) == {reason for reason, known in reasons.items() if known}
 
 
+def test_a_quarter_turn_is_excluded_by_its_infinite_asymmetry():
+    quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
+    result = brenier(lambda x: x @ quarter, points(4, 2))
+    assert result.asymmetry == math.inf
+    assert "asymmetry" not in result.intervals
+    assert result.excluded_by == ("asymmetry",)
+
+
 def test_tied_weights_relu_block_is_the_gradient_of_a_convex_function():
     weight = points(9, 6, seed=1)
     result = brenier(lambda x: x + torch.relu(x @ weight.T) @ weight, points(8, 6))

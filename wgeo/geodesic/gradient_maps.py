@@ -69,11 +69,11 @@ class BrenierResult(Result):
 
     Attributes
     ----------
-    asymmetry : float in [0, inf), or None if undefined
+    asymmetry : float in [0, inf], or None if undefined
         Squared norm of the Jacobian's antisymmetric part, divided by that of its symmetric part;
         mean over points. It is estimated by E||J v - J^T v||^2 / E||J v + J^T v||^2 over random
         sign vectors v. It is 0 for a gradient, tan^2(delta) for a rotation by delta in the plane,
-        and about 1 for a matrix with independent entries.
+        infinite for an antisymmetric matrix, and about 1 for a matrix with independent entries.
     displacement_asymmetry : float or None
         The same for J - I, the Jacobian of the displacement. If the map ends in a ReLU, J - I has
         the entry -1 on the diagonal for every inactive unit, which hides the asymmetry of the

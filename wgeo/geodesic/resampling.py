@@ -239,7 +239,9 @@ def _by_group(
 def mean_interval(
     values: Float[np.ndarray, " n"], *, positive: bool = False
 ) -> tuple[float, float] | None:
-    """Return Student's t interval for the mean of the values that are not NaN; None below two.
+    """Return Student's t interval for the mean of the values that are not NaN.
+
+    None if there are fewer than two of them, or if one is infinite.
 
     If the values are `positive`, and therefore skewed, the interval is symmetric on a log scale:
     m exp(-+ t s / m), where s is the standard error of the mean m. For a few values, resampling
@@ -247,7 +249,7 @@ def mean_interval(
     """
     defined = values[~np.isnan(values)]
     n = len(defined)
-    if n < 2:
+    if n < 2 or np.isinf(defined).any():
         return None
     mean = float(defined.mean())
     quantile = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1))
