@@ -21,8 +21,8 @@ from lab import Bench, Cell, Lab, by, mean_interval, spread, table
 import wgeo
 from wgeo.features.network import inputs
 from wgeo.features.residual_blocks import BlockSpec
+from wgeo.geodesic.branches import visits
 from wgeo.geodesic.gradient_maps import brenier_blocks
-from wgeo.geodesic.residual_alignment.branches import visits
 
 FIGURES = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "negative_share")
 LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}

@@ -1,4 +1,4 @@
-"""Residual alignment and block coupling: known answers, dense references, and every known trap."""
+"""Residual alignment and block coupling: known answers, dense references, difficult cases."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import wgeo
 from wgeo.errors import ArgumentError
 from wgeo.features import blocks as block_names
 from wgeo.features.residual_blocks import BlockSpec
-from wgeo.geodesic.residual_alignment import runs
-from wgeo.geodesic.residual_alignment.branches import branch_of, visits
-from wgeo.geodesic.residual_alignment.triplets import top_triplets
+from wgeo.geodesic import residual_alignment
+from wgeo.geodesic.branches import branch_of, visits
+from wgeo.geodesic.jacobian import top_triplets
 from wgeo.models.fresh import reestimate_statistics
 
 D, K = 16, 5
@@ -393,7 +393,7 @@ def test_a_tokens_jacobian_leaves_the_other_tokens_fixed():
         wgeo.alignment(net, images, points=1, jacobian="token:99", layers=names[:2])
 
 
-# --- traps ----------------------------------------------------------------------------------------
+# --- difficult cases ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["function", "in place", "method", "clamp", "maximum"])
@@ -514,7 +514,7 @@ def test_batches_of_points_and_precision_do_not_matter(monkeypatch):
     net = conv_net("module", "module", "none")
     few = {"tolerance": 1e-3, "vectors": 2, "probes": 2}
     whole = align_net(net, 2, 4, 4, 3, **few)
-    monkeypatch.setattr(runs, "_BASIS_BYTES", 1)
+    monkeypatch.setattr(residual_alignment, "_BASIS_BYTES", 1)
     single = align_net(net, 2, 4, 4, 3, **few)
     for a, b in zip(whole.pairs, single.pairs, strict=True):
         assert a.overlap_uv == pytest.approx(b.overlap_uv, abs=1e-9)

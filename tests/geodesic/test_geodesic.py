@@ -1,4 +1,4 @@
-"""Straightness against curves whose every figure is known, and its uncertainty against truth."""
+"""Straightness of curves whose every measure is known, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from scipy.spatial.distance import cdist
 import wgeo
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import BiasCurve, bias_curve, straighter_than, straightness
-from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.measure import _is_optimal_permutation
+from wgeo.geodesic.pairs import is_optimal_permutation
 from wgeo.geodesic.paths import neighbor_distance, path_measures, resolution
-from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
+from wgeo.geodesic.resampling import (
+    SegmentSample,
+    bca_interval,
+    permutation_p_value,
+    sign_flip_p_value,
+)
 from wgeo.geodesic.significance import STATISTICS, shuffled
 from wgeo.trajectory import Layer, Trajectory
 from wgeo.transport import Exact, Gaussian, Sliced, Status, TransportResult, wasserstein
@@ -106,7 +110,7 @@ def test_quarter_circle(steps, known):
 
 
 def test_quarter_circle_in_the_limit():
-    """What is missing falls with the square of the steps: 7e-5 at 40."""
+    """The error falls with the square of the number of steps: 7e-5 for 40."""
     assert measured(arc(40)).length_ratio == pytest.approx(np.pi / (2 * ROOT2), abs=8e-5)
 
 
@@ -447,7 +451,7 @@ def test_below_half_the_spacing_every_pairing_is_optimal(n, d, seed):
 
 
 def staged(rng, n=24) -> Trajectory:
-    """Two stages: the second opened by a shortcut's image of the first's last layer."""
+    """Two stages; the second begins with the output of a shortcut."""
     wide = [rng.normal(size=(n, 4)) + t for t in range(3)]
     entry = wide[-1][:, :2] * 2
     narrow = [entry + rng.normal(size=(n, 2)) for _ in range(2)]
@@ -591,7 +595,7 @@ def test_paths_without_segments_are_clear_errors(rng):
 
 
 def two_steps(n, rng):
-    """Two unit steps with a turn of 0 to 120 degrees: every figure's mean is known."""
+    """Two unit steps with a turn of 0 to 120 degrees: the mean of every measure is known."""
     turn, angle = np.radians(rng.uniform(0, 120, n)), rng.uniform(0, 2 * np.pi, n)
     x = rng.normal(size=(n, 2))
     y = x + np.c_[np.cos(angle), np.sin(angle)]
@@ -609,9 +613,10 @@ def test_intervals_of_trajectory_measures_cover():
         "paired": np.sqrt(2 + 2 * np.sin(most) / most),
     }
     hits = dict.fromkeys(truth, 0)
+    still = replace(wasserstein([0.0], [0.0]), potentials=None)  # these measures do not use it
     for seed in range(200):
         segment = trajectory(two_steps(100, np.random.default_rng(seed))).segments[0]
-        figures = SegmentSample.of(segment).resampled(200, seed)
+        figures = SegmentSample.of(segment, [still, still], still).resampled(200, seed)
         for name, value in truth.items():
             low, high = figures.interval(name)
             hits[name] += low <= value <= high
@@ -651,7 +656,7 @@ def test_intervals_of_transport_measures_cover_the_expectation_at_this_sample_si
     # 43 or more of 50: at a true 95 % in 997 of 1000 trials, at 70 % in 7. More of them, centred:
     # benchmarks/coverage.py.
     assert (share >= 0.86).all(), share
-    # Their width is that of the sampling spread, not more.
+    # They are not wider than the sampling spread.
     ratio = ((high - low) / (2 * 1.96)).mean(0) / np.std(found, axis=0)
     assert (ratio > 0.8).all(), ratio
     assert (ratio < 1.35).all(), ratio
@@ -669,7 +674,7 @@ def test_linearised_intervals_agree_with_subsampling(rng):
         exact(layers[0][rows], layers[-1][rows])
         for rows in (rng.permutation(400)[:m] for _ in range(150))
     ]
-    # Without replacement, m of n: the spread is that of n, times sqrt(n / m - 1).
+    # The spread over m of n samples without replacement is that over n, times sqrt(n / m - 1).
     spread = np.std(again) / np.sqrt(400 / m - 1)
     assert (high - low) / (2 * 1.96) == pytest.approx(spread, rel=0.3)
     assert np.mean(again) > high  # and the bias of fewer samples is larger than all of it
@@ -706,7 +711,7 @@ def test_bca_interval_of_a_skewed_mean_agrees_with_scipy(rng):
 
 
 def wandering(n, rng, bend=1.0):
-    """A path in ten dimensions, more bent the larger `bend`."""
+    """A path in ten dimensions that bends more for a larger `bend`."""
     x = rng.normal(size=(n, 10))
     step = np.array([2.0, *[0.0] * 9])
     return [x + k * step + bend * (k % 2) * rng.normal(size=(n, 10)) for k in range(4)]
@@ -724,7 +729,7 @@ def test_reference_test_is_calibrated(paired):
 
 
 def test_reference_test_of_transport_measures_is_calibrated():
-    """By few repetitions; benchmarks/coverage.py has more, of the statistic that verdicts use."""
+    """Few repetitions; benchmarks/coverage.py has more, for the statistic that verdicts use."""
     p_values = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -998,8 +1003,8 @@ def test_coupling_is_used_if_its_cost_is_the_solvers_up_to_rounding(rng, scale):
     end = wasserstein(x, y)
     for off, same in ((0.0, True), (1e-9, True), (1e-4, False)):
         told = replace(end, cost=end.cost * (1 + off))
-        assert _is_optimal_permutation(told, segment, 0.0) is same
-    assert not _is_optimal_permutation(replace(end, coupling=None), segment, 0.0)
+        assert is_optimal_permutation(told, segment, 0.0) is same
+    assert not is_optimal_permutation(replace(end, coupling=None), segment, 0.0)
 
 
 def test_no_geodesic_is_drawn_from_a_coupling_that_is_not_proved_optimal(rng):
@@ -1020,7 +1025,16 @@ def test_a_geodesic_is_drawn_if_only_rounding_widens_the_interval(rng):
     assert None not in measured([x, (x + y) / 2, y]).interpolation_gap
 
 
-def test_a_negative_number_of_null_maps_is_an_error(rng):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"nulls": -1}, "nulls must be a whole number of at least 0, not -1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"bootstrap": 1}, "bootstrap must be 0 or at least 2, not 1"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_solved(setting, message, rng, monkeypatch):
+    monkeypatch.setattr("wgeo.geodesic.measure.solve_chain", None)
     layers = trajectory([rng.normal(size=(9, 2)), rng.normal(size=(9, 2))])
-    with pytest.raises(ArgumentError, match=r"nulls must be a whole number of at least 0, not -1"):
-        straightness(layers, nulls=-1)
+    with pytest.raises(ArgumentError, match=message):
+        straightness(layers, **setting)

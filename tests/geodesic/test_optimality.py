@@ -1,4 +1,4 @@
-"""The correlation score, its nulls and the centred twins, against answers known beforehand."""
+"""The correlation score, null maps and centered measures, against known answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from scipy.spatial.distance import cdist
 import wgeo
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.geodesic import pairs as pairs_module
-from wgeo.geodesic.correlation import Moments, pair_score
-from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.nulls import antisymmetric, has_power, null_scores
-from wgeo.geodesic.pairs import evenly_spaced
-from wgeo.geodesic.resampling import resample
+from wgeo.geodesic.pairs import Moments, evenly_spaced, solved_pair
+from wgeo.geodesic.reliability import antisymmetric, has_power, null_scores
+from wgeo.geodesic.resampling import SegmentSample, resample
 from wgeo.storage.record import Block, Record, Segment
 from wgeo.storage.schema import read
 from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, wasserstein
@@ -31,6 +29,10 @@ from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, wasserstein
 
 def trajectory(*arrays):
     return wgeo.Trajectory.from_arrays(arrays, np.zeros(len(arrays[0]), int))
+
+
+def pair_score(x, y, solver):
+    return solved_pair(x, y, solver).corr_score
 
 
 def measured(*arrays, **options):
@@ -142,7 +144,7 @@ def test_interval_contains_the_exact_score(solver, case):
 
 @pytest.mark.parametrize("shift", [0, 30, 1e5, 1e8])
 def test_large_shift_costs_no_digits(shift, rng):
-    """Where W2^2 less the shift has none left, the centred clouds are solved."""
+    """If W2^2 minus the squared shift has no correct digits, the centered clouds are solved."""
     x = np.round(rng.normal(size=(60, 3)), 6)
     y = np.round(rng.normal(size=(60, 3)), 6)
     value, low, high = pair_score(x, y + shift, Exact())
@@ -169,7 +171,7 @@ def test_turning_matrices_are_orthogonal_and_antisymmetric(rng):
 
 
 def test_sparse_sample_has_no_power(rng):
-    """45 degrees in 16 planes: far from a gradient, and optimal on 2,000 samples all the same."""
+    """A rotation by 45 degrees in 16 planes is no gradient, and yet optimal on these samples."""
     x = rng.normal(size=(2000, 32))
     y = x + x @ antisymmetric(32, rng)
     score = pair_score(x, y, Exact())
@@ -192,7 +194,7 @@ def test_dense_sample_has_power(rng):
 
 
 def test_null_scores_agree_with_a_slow_reference(rng):
-    """Maps with the same displacements; dealt ones are unrelated to the sample's position."""
+    """Maps with the same displacements; dealt ones do not depend on the sample's position."""
     x = rng.normal(size=(150, 3))
     y = np.tanh(x) @ rng.normal(size=(3, 3)) + 4
     null = null_scores(x, y, draws=3, seed=(5,))
@@ -212,7 +214,7 @@ def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
     y = rotated(x, 30)
     groups = np.arange(60) // 3
     assert {each.samples for each in null_scores(x, y, groups=groups)} == {20}
-    monkeypatch.setattr("wgeo.geodesic.nulls.MAX_SAMPLES", 25)
+    monkeypatch.setattr("wgeo.geodesic.reliability.MAX_SAMPLES", 25)
     own = pair_score(x, y, Exact())
     part = null_scores(x, y, own=own)
     assert {each.samples for each in part} == {25}
@@ -285,7 +287,7 @@ def test_a_large_shift_leaves_the_centred_intervals_as_they_are(rng):
 
 
 def test_constant_shift_by_every_block_is_not_straightness(rng):
-    """Six blocks that shift all samples and stir them a little: straight raw, bent centred."""
+    """Six blocks that shift all samples and mix them a little: straight, but bent if centered."""
     layers = [rng.normal(size=(400, 16))]
     for _ in range(6):
         layers.append(layers[-1] + np.eye(16)[0] * 3 + 0.15 * rng.normal(size=(400, 16)))
@@ -497,7 +499,7 @@ def pretrained(shared, name, samples):
 
 
 def test_first_stage_of_the_shared_resnet32_is_not_optimal(shared):
-    """Most of the stage's motion is a shift: the raw OT score is 0.991."""
+    """Most of the motion is a common shift: the OT score without centering is 0.991."""
     traj = pretrained(shared, "resnet32-d509ac18", 1500)
     traj = replace(traj, layers=tuple(at for at in traj.layers if (at.stage or 0) < 1))
     (stage,) = wgeo.straightness(traj, bootstrap=0, pairs=False, nulls=1).segments

@@ -1,4 +1,4 @@
-"""What a straight path rests on: how many samples, and a bound that sparse samples cannot fool."""
+"""The effective number of samples, and a bound on the length ratio for sparse samples."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_near_copies_are_copies(rng):
     assert copies_of(np.concatenate(noisy)).tolist() == np.tile(np.arange(200), 5).tolist()
     near = np.vstack([base, base + 1e-4])
     assert copies_of(near).tolist() == list(range(400))
-    # Equal in one layer and not in the other: no copies.
+    # Equal in only one of the layers: no copies.
     assert copies_of(np.vstack([base, base]), near).tolist() == list(range(400))
 
 

@@ -11,16 +11,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from .._deprecated import moved_names
+from .alignment_result import Alignment, BlockJacobian, PairAlignment, SegmentAlignment
 from .bias import BiasCurve, bias_curve
 from .gradient_maps import BrenierResult, brenier
 from .measure import straightness
-from .residual_alignment import (
-    Alignment,
-    BlockJacobian,
-    PairAlignment,
-    SegmentAlignment,
-    alignment,
-)
+from .residual_alignment import alignment
 from .result import BlockTransport, SegmentStraightness, Straightness
 from .significance import StraighterThan, straighter_than
 

@@ -62,8 +62,8 @@ class BiasCurve(Result):
 
         Between measured sizes, the curve is interpolated. Beyond them, it is extended by a power
         law fitted to all sizes: in k effective dimensions, distances to nearest neighbors decrease
-        like N^(-1/k), while displacements keep their size. None if fewer than two sizes have a
-        resolution, if the fitted law does not increase, or if the result exceeds 1e12 samples.
+        like N^(-1/k), while displacements do not. None if fewer than two sizes have a resolution,
+        if the fitted law does not increase, or if the result exceeds 1e12 samples.
 
         Examples
         --------
@@ -80,7 +80,7 @@ class BiasCurve(Result):
             return None
         sizes, values = np.log(np.array(resolutions)).T
         target, below = np.log(wanted), np.flatnonzero(values < np.log(wanted))
-        if below.size and below[-1] + 1 < len(values):  # all larger sizes resolve the displacements
+        if below.size and below[-1] + 1 < len(values):  # reached between two measured sizes
             i = below[-1]
             exponent = np.interp(target, values[i : i + 2], sizes[i : i + 2])
         else:
@@ -105,7 +105,7 @@ class BiasCurve(Result):
 
     def _description(self) -> str:
         enough = self.samples_for()
-        needed = "out of reach" if enough is None else f"about {enough}"
+        needed = "unknown" if enough is None else f"about {enough}"
         return f"measures over the number of samples; samples for a resolved OT score: {needed}"
 
 
@@ -123,8 +123,8 @@ def bias_curve(
 
     Empirical W2 converges like N^(-1/d) in d > 4 effective dimensions (Fournier and Guillin 2015,
     thm 1), so a distance or an ot_score from few samples is biased. The trend of the means shows
-    this bias; if they still change at the largest size, so would they with more samples. The
-    deviation between subsets of m samples, times sqrt(m / n), estimates the sampling error at n
+    this bias: if they still change at the largest size, they would change with more samples too.
+    The deviation between subsets of m samples, times sqrt(m / n), estimates the sampling error at n
     (m-out-of-n subsampling).
 
     Parameters
@@ -134,21 +134,20 @@ def bias_curve(
     sizes : sequence of int, optional
         Numbers of samples between 2 and n; default n/16, n/8, n/4, n/2, n.
     repeats : int
-        Number of subsets per size, disjoint if n is large enough; one of size n.
+        Number of subsets of each size, disjoint if n is large enough. Size n has only one.
     solver : solver, optional
         Default `Exact()`.
     seed : int
         Random seed of the subsets.
     whole : TransportResult, optional
-        ``wasserstein(x, y)`` with the same solver, if already known. It is not computed again, and
+        ``wasserstein(x, y, solver=solver)``, if already computed. It is used for size n, and
         `Exact` starts from its potentials on subsets.
 
     Raises
     ------
     ArgumentError
-        x and y differ in shape, a size, `repeats` or `seed` is out of range or not a whole number,
-        or `whole` is the result of another solver or, by its coupling or potentials, for other
-        samples.
+        x and y differ in shape; a size, `repeats` or `seed` is not a whole number in its range; or
+        `whole` is the result of another solver, or cannot be the result for these samples.
 
     Examples
     --------
@@ -173,8 +172,7 @@ def bias_curve(
     if not sizes or sizes[-1] > n:
         raise ArgumentError(f"sizes must lie between 2 and {n}.")
     solver = Exact() if solver is None else solver
-    fits = whole is None or (whole.solver == solver.name and is_result_of(whole, x, y))
-    if not fits:
+    if whole is not None and not (whole.solver == solver.name and is_result_of(whole, x, y)):
         raise ArgumentError(f"whole must be the result of {solver.name} for these {n} samples.")
     rng = np.random.default_rng(seed)
 
@@ -191,13 +189,10 @@ def bias_curve(
 def _subsets(
     n: int, size: int, repeats: int, rng: np.random.Generator
 ) -> Iterator[Int[np.ndarray, " m"]]:
-    repeats = 1 if size == n else repeats
     order = rng.permutation(n)
-    for k in range(repeats):
-        if (k + 1) * size <= n:
-            yield order[k * size : (k + 1) * size]
-        else:
-            yield rng.permutation(n)[:size]
+    for k in range(1 if size == n else repeats):
+        disjoint = (k + 1) * size <= n
+        yield order[k * size : (k + 1) * size] if disjoint else rng.permutation(n)[:size]
 
 
 def _distance(
@@ -207,7 +202,7 @@ def _distance(
     solver: Solver,
     whole: TransportResult | None,
 ) -> float:
-    """Return W2 of a subset, from the potentials of the whole sample if possible."""
+    """Return W2 of a subset, starting from the potentials of the whole sample if possible."""
     if whole is not None and len(rows) == len(x):
         return whole.distance
     if whole is None or whole.potentials is None or type(solver) is not Exact:

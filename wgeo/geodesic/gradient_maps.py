@@ -30,6 +30,7 @@ from ..features.residual_blocks.functions import is_clamped
 from ..results import Result
 from ..runtime.memory import OUT_OF_MEMORY
 from ..runtime.progress import track
+from .branches import Visit, runs_of, visits
 from .jacobian import (
     Jacobian,
     Map,
@@ -40,7 +41,6 @@ from .jacobian import (
     seeded_streams,
 )
 from .resampling import LEVEL, mean_interval
-from .residual_alignment.branches import Visit, runs_of, visits
 
 SYMMETRIC = 0.01
 """Largest asymmetry at which a Jacobian counts as symmetric.
@@ -69,15 +69,15 @@ class BrenierResult(Result):
 
     Attributes
     ----------
-    asymmetry : float in [0, inf), or None if undefined
+    asymmetry : float in [0, inf], or None if undefined
         Squared norm of the Jacobian's antisymmetric part, divided by that of its symmetric part;
         mean over points. It is estimated by E||J v - J^T v||^2 / E||J v + J^T v||^2 over random
         sign vectors v. It is 0 for a gradient, tan^2(delta) for a rotation by delta in the plane,
-        and about 1 for a matrix with independent entries.
+        infinite for an antisymmetric matrix, and about 1 for a matrix with independent entries.
     displacement_asymmetry : float or None
         The same for J - I, the Jacobian of the displacement. If the map ends in a ReLU, J - I has
         the entry -1 on the diagonal for every inactive unit, which hides the asymmetry of the
-        branch; `branch_asymmetry` does not have this fault.
+        branch; `branch_asymmetry` shows it.
     branch_asymmetry : float or None
         The same for J - D, where D is the derivative of the map's final ReLU (I if there is none).
         For a block ReLU(x + F(x)), J - D = D F' is the branch's Jacobian at the active units.
@@ -93,11 +93,11 @@ class BrenierResult(Result):
     relative_eigenvalue : float in [-1, 1]
         Mean over points of the smallest eigenvalue divided by the largest absolute eigenvalue. A
         negative value proves a negative eigenvalue. Its size can be too large, because the Lanczos
-        method underestimates the largest eigenvalue: with k steps in dimension d, with probability
-        95 %, by at most a fraction log^2(33 sqrt(d)) / (2 k - 1)^2 of the spectrum's width
-        (Kuczynski and Wozniakowski 1992, sec. 4), which is 1 % for k = 40 and d = 10,000.
+        method underestimates the largest eigenvalue. After k steps in dimension d, the error is at
+        most log^2(33 sqrt(d)) / (2 k - 1)^2 times the spectrum's width, with probability 95 %
+        (Kuczynski and Wozniakowski 1992, sec. 4): 1 % for k = 40 and d = 10,000.
     residual : float
-        Some eigenvalue lies within this distance of the smallest one computed, at every point.
+        At every point, some eigenvalue lies within this distance of the smallest one computed.
     intervals : dict of (low, high)
         95 % intervals over points: Student's t for the means (`mean_interval`), Clopper-Pearson for
         `negative_share`.
@@ -197,8 +197,8 @@ def brenier(
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals. All other whole numbers have the same effect, since the intervals use no
-        resamples: from a few points, these would give intervals that are too narrow.
+        0 for no intervals; all other whole numbers have the same effect. (The intervals are not
+        from resamples, which would make them too narrow for a few points.)
     seed : int
         Random seed of the sign vectors and of the Lanczos starts.
 
@@ -283,8 +283,8 @@ def brenier(
 class BrenierBlocks:
     """The tests of a network's blocks, and of compositions of consecutive blocks in one space.
 
-    Left out are blocks that change the space, that do not map one tensor to one tensor, or that
-    have a further argument with a row per sample, and sums in the network's forward method.
+    Left out are sums in the network's forward method, and blocks that change the space, do not map
+    one tensor to one tensor, or have a further argument with a row per sample.
     """
 
     blocks: Mapping[str, BrenierResult]  # by name

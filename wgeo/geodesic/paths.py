@@ -91,7 +91,7 @@ def _measure(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
         along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
-        # A unit step has an error of at most tolerance / length, and their sum at most:
+        # A unit step has an error of at most tolerance / length, and the sum of them of `blur`.
         blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
         unit_sum = np.linalg.norm(units.sum(0), axis=1)
         score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)
@@ -155,15 +155,13 @@ def _least_distinct(
     factor: Float[np.ndarray, "d1 n"],
     norms: Float[np.ndarray, " n"],
 ) -> Float[np.ndarray, " q"]:
-    """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i.
-
-    If a row's least entry is above the threshold for coincidence, no other entry is compared.
-    """
+    """Return the least ||x_i - y_j||^2 over the y_j distinct from x_i."""
     squares = (points**2).sum(1)
     squared = np.column_stack([points, np.ones(len(points))]) @ factor
     inside = (own >= 0) & (own < len(norms))
     squared[np.flatnonzero(inside), own[inside]] = np.inf
     least = squared.min(1) + squares
+    # Search only the rows whose least entry may belong to a coincident point.
     for i in np.flatnonzero(least <= _COINCIDENT * (squares + norms.max())):
         row = squared[i] + squares[i]
         least[i] = row[row > _COINCIDENT * (squares[i] + norms)].min(initial=np.inf)

@@ -1,13 +1,14 @@
 """Uncertainty by resampling the samples: intervals, p-values, and pseudo-values.
 
-A measure is a smooth function of column means. Its bootstrap draws and leave-one-out values are
-values of the same function at other means, so that no transport problem is solved again.
+Every measure of a segment is a smooth function of column means: of per-sample measures, of squared
+displacements, and of the influence functions of W2^2. Its bootstrap draws and leave-one-out values
+are values of the same function at other means, so that no transport problem is solved again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -16,17 +17,158 @@ import scipy
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
 
-from ..arrays.checks import as_count
-from ..arrays.rows import sums_by_class
-from ..errors import ArgumentError
+from ..arrays.rows import as_float64, sums_by_class
 from ..runtime.memory import limited_size
+from ..trajectory import Segment, Trajectory
+from ..transport import TransportResult
+from .pairs import Moments, rounding_of
+from .paths import PathMeasures, path_measures
 
+TRAJECTORY_MEASURES = (
+    "line_shape_score",
+    "line_shape_ratio",
+    "turning_angle",
+    "orthogonal_share",
+)
+TRANSPORT_MEASURES = (
+    "distance",
+    "length",
+    "length_ratio",
+    "action_ratio",
+    "speed_deviation",
+    "ot_score",
+)
+MOVING = ("moving_blocks", "sqrt_moving_blocks")
+LINEARIZED = (*TRANSPORT_MEASURES, *MOVING, "corr_score")
 LEVEL = 0.95
-_MAX_WEIGHTS = 2**24  # resampling weights in memory
 ROUNDING = 1e-12  # relative difference of statistics that counts as rounding error
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MAX_WEIGHTS = 2**24  # resampling weights in memory
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
 _TIE = 1e-9  # relative to the draws' spread: a draw this near to the value counts as equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentSample:
+    """A segment's samples as a table whose column means determine every measure.
+
+    If `centered`, each layer's mean was subtracted, and there are correlation scores too. From a
+    resample, the means of all samples are subtracted: their variation has only a second-order
+    effect on every cost, and none on a line shape if centered paths are as likely as their mirror
+    images.
+    """
+
+    path: PathMeasures
+    steps: Sequence[TransportResult]  # between consecutive layers
+    end: TransportResult  # between the first and last layer
+    floor: float  # distance that rounding can cause; distances up to it count as zero
+    centered: bool = False
+
+    @classmethod
+    def of(
+        cls, segment: Segment, steps: Sequence[TransportResult], end: TransportResult
+    ) -> SegmentSample:
+        """Measure the paths of a segment."""
+        return cls(path_measures(segment.arrays), steps, end, rounding_of(segment.arrays))
+
+    @classmethod
+    def centered_of(
+        cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
+    ) -> SegmentSample:
+        """Measure the paths between centered layers; `steps` and `end` are for these layers."""
+        path = path_measures(moments.arrays, centres=moments.centers)
+        return cls(path, steps, end, moments.floor, True)
+
+    @property
+    def linearized(self) -> bool:
+        """Whether every distance has potentials, and therefore an influence function."""
+        return all(result.potentials is not None for result in (*self.steps, self.end))
+
+    def resampled(
+        self, draws: int, seed: int, groups: Int[np.ndarray, " n"] | None = None
+    ) -> Resampled:
+        """Return the measures of this sample, of its bootstraps, and with each sample left out."""
+        return resample(self._columns(), self._measures, draws=draws, seed=seed, groups=groups)
+
+    def quantiles(self, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
+        """Return quantiles of each measure over all samples and by class, if defined."""
+        members_of = {"all": np.ones(len(traj), dtype=bool)}
+        for k in np.unique(traj.labels):
+            name = traj.class_names[k] if k < len(traj.class_names) else str(k)
+            members_of[f"{name} ({k})" if name in members_of else name] = traj.labels == k
+        return {
+            name: {
+                group: [float(q) for q in np.nanquantile(values[members], _QUANTILES)]
+                for group, members in members_of.items()
+                if not np.isnan(values[members]).all()
+            }
+            for name in TRAJECTORY_MEASURES
+            for values in [getattr(self.path, name)]
+        }
+
+    def _columns(self) -> Float[np.ndarray, "n c"]:
+        path = [getattr(self.path, name) for name in TRAJECTORY_MEASURES]
+        defined = [~np.isnan(values) for values in path]
+        filled = [np.nan_to_num(values) for values in path]
+        transport = [_influence(result, len(path[0])) for result in (*self.steps, self.end)]
+        square = [self.path.square] if self.centered else []
+        costs = [self.path.step_cost, self.path.chord_cost]
+        return np.column_stack([*filled, *defined, *costs, *square, *transport])
+
+    def _measures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
+        count, blocks = len(TRAJECTORY_MEASURES), self.path.step_cost.shape[1]
+        widths = [count, count, blocks + 1, (blocks + 1) * self.centered]
+        sums, shares, moved, square, costs = np.split(means, np.cumsum(widths), axis=1)
+        names = [*(f" {step}" for step in range(blocks)), ""]  # endings: of each step, end to end
+        with np.errstate(divide="ignore", invalid="ignore"):
+            paired, distance = self._length(moved), self._length(costs)
+            measures = dict(zip(TRAJECTORY_MEASURES, (sums / shares).T, strict=True))
+            measures |= _transport_measures(distance[:, :-1], distance[:, -1])
+            ot_score = np.minimum(distance**2 / np.where(paired > 0, paired, np.nan) ** 2, 1.0)
+            for k, name in enumerate(names):
+                measures[f"paired{name}"] = paired[:, k]
+                measures[f"distance{name}"] = distance[:, k]
+                measures[f"ot_score{name}"] = ot_score[:, k]
+            if self.centered:
+                total = square[:, [*range(blocks), 0]] + square[:, [*range(1, blocks + 1), -1]]
+                best = np.where(total - costs > self.floor**2, total - costs, np.nan)
+                corr_score = np.minimum((total - moved) / best, 1.0)
+                measures |= {f"corr_score{name}": corr_score[:, k] for k, name in enumerate(names)}
+        return measures
+
+    def _length(self, squared: np.ndarray) -> np.ndarray:
+        length = np.sqrt(np.maximum(squared, 0.0))
+        return np.where(length > self.floor, length, 0.0)
+
+
+def _transport_measures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the measures of W2 lengths `steps` (m, L) and `end` (m,)."""
+    length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
+    count = steps.shape[1]
+    moving = length**2 / np.where(length > 0, (steps**2).sum(1), np.nan)
+    # A ratio can be below 1 only because of a solver's error or the linearization.
+    return {
+        "moving_blocks": moving,
+        "sqrt_moving_blocks": np.sqrt(moving),
+        "length": length,
+        "length_ratio": np.maximum(length / chord, 1.0),
+        "action_ratio": np.maximum(count * (steps**2).sum(1) / chord**2, 1.0),
+        "speed_deviation": steps.std(1) / np.where(length > 0, length / count, np.nan),
+    }
+
+
+def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
+    """Return n values with mean W2^2: f(x_i) + g(y_i), or W2^2 if the solver has no potentials.
+
+    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). Its
+    mean is a lower bound on the cost; the values are shifted so that it is the computed cost.
+    """
+    if result.potentials is None:
+        return np.full(n, result.cost)
+    f, g = map(as_float64, result.potentials)
+    influence = f + g
+    return influence - influence.mean() + result.cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +203,9 @@ def resample(
 ) -> Resampled:
     """Evaluate `measures` at the column means of the sample, and of its resamples.
 
-    The resamples are `draws` bootstrap resamples (0, or at least 2), and the sample with each row
-    left out. Rows of the same group are copies of one sample, and are drawn or left out together.
+    The resamples are `draws` bootstrap resamples, and the sample with each row left out. Rows of
+    one group are copies of one sample, and are drawn or left out together.
     """
-    if as_count(draws, "bootstrap") == 1:
-        raise ArgumentError("bootstrap must be 0 or at least 2, not 1.")
-    seed = as_count(seed, "seed")
     mean = columns.mean(0, keepdims=True)
     sums, sizes = _by_group(columns, groups)
     n = len(sums)
@@ -100,15 +239,17 @@ def _by_group(
 def mean_interval(
     values: Float[np.ndarray, " n"], *, positive: bool = False
 ) -> tuple[float, float] | None:
-    """Return Student's t interval for the mean of a few values, without NaN; None below two.
+    """Return Student's t interval for the mean of the values that are not NaN.
+
+    None if there are fewer than two of them, or if one is infinite.
 
     If the values are `positive`, and therefore skewed, the interval is symmetric on a log scale:
-    m exp(-+ t s / m), where s is the standard error of the mean m. Resampling would give intervals
-    that are too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
+    m exp(-+ t s / m), where s is the standard error of the mean m. For a few values, resampling
+    would be too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
     """
     defined = values[~np.isnan(values)]
     n = len(defined)
-    if n < 2:
+    if n < 2 or np.isinf(defined).any():
         return None
     mean = float(defined.mean())
     quantile = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1))
@@ -124,10 +265,10 @@ def bca_interval(
 ) -> tuple[float, float] | None:
     """Return the bias-corrected accelerated bootstrap interval (Efron 1987).
 
-    The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration
-    a = sum u^3 / (6 (sum u^2)^(3/2)) with the leave-one-out influence u, which corrects for
-    skewness. Finite-sample bias is not corrected. None if the value is not finite or there are no
-    draws.
+    The percentiles of `draws` are shifted by z0, the median bias of the draws, and by the
+    acceleration a = sum u^3 / (6 (sum u^2)^(3/2)), which corrects for skewness; u is the influence
+    of leaving a sample out. Finite-sample bias is not corrected. None if the value is not finite or
+    there are no draws.
     """
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:

@@ -12,16 +12,17 @@ from ..thresholds import LOW_RESOLUTION
 
 Interval = tuple[float, float]
 Score = tuple[float, float, float]
+_NOT_IN_TABLE = ("intervals", "null", "spread", "corr_score")  # more than one value
 
 
 @dataclass(frozen=True, eq=False)
 class NullScore:
-    """The correlation score of null maps: a pair's displacements, permuted or rotated.
+    """Correlation scores of null maps, which permute or rotate the displacements of a pair.
 
     Attributes
     ----------
     kind : str
-        ``dealt`` (permuted) or ``turned`` (rotated); see ``wgeo.geodesic.nulls``.
+        ``dealt`` (permuted) or ``turned`` (rotated); see ``wgeo.geodesic.reliability``.
     score : (value, low, high)
         The highest value, the lowest certified lower bound and the highest certified upper bound of
         all draws.
@@ -88,7 +89,7 @@ class Optimality(Result):
     spread_ratio : float, or None if x is a point
         sd_y / sd_x.
     effective_samples : float in [1, distinct], or None if all weights w are 0
-        Effective number of samples behind these values; if it is near 1, a single sample determines
+        Effective number of samples in these values; if it is near 1, a single sample determines
         them. It is the smallest of (sum w)^2 / sum w^2 for three weights w of a sample:
         ||u|| ||v||, its centered transport cost from end to end, and the sum of the costs of its
         steps.
@@ -105,18 +106,18 @@ class Optimality(Result):
         W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
     corr_score : (value, low, high), or None if undefined
         mean <u, v> divided by its maximum over all couplings,
-        (S - mean ||v - u||^2) / (S - W2^2(u, v)). It is at most 1, and equals 1 if and only if the
-        pairing is optimal; for a random pairing it is 0 on average. It does not change if either
-        cloud is translated or scaled. (The OT score, in contrast, tends to 1 for *any* pairing if
-        one cloud is much larger than the other.) ``low`` and ``high`` are certified, from the
-        interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if a cloud
-        is a point, or if nothing bounds the score from below.
+        (S - mean ||v - u||^2) / (S - W2^2(u, v)). It is 1 if the pairing is optimal, less for any
+        other pairing, and 0 on average for a random one. It does not change if either cloud is
+        translated or scaled. (The OT score, in contrast, tends to 1 for *any* pairing if one cloud
+        is much larger than the other.) ``low`` and ``high`` follow from the interval of W2, and are
+        certified; ``intervals["corr_score"]`` is the variation over samples. None if a cloud is a
+        point, or if nothing bounds the score from below.
     null : tuple of NullScore
         Scores of null maps; empty if none were computed.
     power : bool or None
-        Whether these samples can distinguish an optimal map from null maps: the lower bound of the
-        score clearly exceeds the upper bounds of all null scores. A score near 1 is evidence only
-        if they can. A score clearly below 1 always proves that the map is not optimal, since an
+        Whether the lower bound of the score clearly exceeds the upper bounds of all null scores.
+        Only then can these samples distinguish an optimal map from null maps, so that a score near
+        1 is evidence. A score clearly below 1 always proves that the map is not optimal, since an
         optimal map is optimal on every sample. None without null scores.
     """
 
@@ -147,8 +148,8 @@ class BlockTransport(Optimality):
     stage : int
         The feature space in which the two are compared.
     via : str
-        ``identity``; or ``shortcut`` if the block changes the space, and the output of its shortcut
-        is compared with the target.
+        ``identity``, or ``shortcut`` if the block changes the space. The output of its shortcut is
+        then compared with the target.
     distance, lower, upper : float
         W2 and an interval that contains it, in units of the features.
     paired : float
@@ -249,10 +250,10 @@ class SegmentStraightness(Optimality):
     interpolation_gap : tuple of (float or None), one per layer
         W2(mu_l, nu_t) / D, the distance of layer l from the geodesic. The geodesic is the
         displacement interpolation of the end layers (McCann 1997): nu_t is the distribution of
-        (1 - t) x_0 + t T(x_0), with their optimal map T. The time t is the length of the path up to
-        layer l divided by `length`. The gap is 0 at both ends. None if D is 0, if the solver does
-        not return a permutation and proof of optimality (`Exact` does), or, with a warning, if the
-        disk has no space for the nu_t of stored layers.
+        (1 - t) x_0 + t T(x_0), with the optimal map T. The time t is the length of the path up to
+        layer l divided by `length`. The gap is 0 at both ends. None if D is 0, or if the solver
+        does not prove a permutation optimal (`Exact` does). Also None, with a warning, if the disk
+        has no space for the nu_t of stored layers.
     interpolation_time : tuple of (float or None), one per layer
         The t of each layer, in [0, 1]; None if D is 0.
     quantiles : dict
@@ -348,7 +349,15 @@ class Straightness(Result):
     segments: tuple[SegmentStraightness, ...]
 
     def _table(self) -> list[dict[str, Any]]:
-        return [_row(block) for block in self.blocks]
+        corr_score = ("corr_score", "corr_low", "corr_high")
+        return [
+            {
+                **{k: v for k, v in block.to_dict().items() if k not in _NOT_IN_TABLE},
+                **dict(zip(("spread_source", "spread_target"), block.spread, strict=True)),
+                **dict(zip(corr_score, block.corr_score or (None,) * 3, strict=True)),
+            }
+            for block in self.blocks
+        ]
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
@@ -369,18 +378,6 @@ class Straightness(Result):
 
     def _curve(self) -> tuple[str, list[float]]:
         return "W2 of the blocks, in order", [block.distance for block in self.blocks]
-
-
-def _row(block: BlockTransport) -> dict[str, Any]:
-    """Return a block as a row of a table, with one value per column."""
-    row = {
-        name: value
-        for name, value in block.to_dict().items()
-        if name not in ("intervals", "null", "spread", "corr_score")
-    }
-    score = block.corr_score or (None, None, None)
-    ends = dict(zip(("spread_source", "spread_target"), block.spread, strict=True))
-    return {**row, **ends, **dict(zip(("corr_score", "corr_low", "corr_high"), score, strict=True))}
 
 
 def _scores(pair: BlockTransport | SegmentStraightness) -> str:

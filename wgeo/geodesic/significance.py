@@ -18,10 +18,17 @@ from ..errors import ArgumentError
 from ..results import Result
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
-from .correlation import Moments
-from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
+from .pairs import Moments
 from .paths import path_measures
-from .resampling import LEVEL, ROUNDING, permutation_p_value, sign_flip_p_value
+from .resampling import (
+    LEVEL,
+    ROUNDING,
+    TRAJECTORY_MEASURES,
+    TRANSPORT_MEASURES,
+    SegmentSample,
+    permutation_p_value,
+    sign_flip_p_value,
+)
 
 SIGNIFICANT = 0.05  # largest two-sided p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
@@ -147,8 +154,8 @@ def straighter_than(
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
-        Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If at
-        most `draws` exist, as for few networks, all of them are enumerated.
+        Number of random sign flips or relabelings; the smallest p-value is 1 / (draws + 1). If
+        there are at most `draws` different ones, as for few networks, all are enumerated.
     seed : int
         Random seed of these draws.
 
@@ -204,15 +211,15 @@ def straighter_than(
         raise ArgumentError(
             f"{len(ours)} networks against {len(theirs)}: paired runs need equal numbers."
         )
-    runs = [_matching_segments(each, theirs[0], statistic) for each in ours]
-    others = [_matching_segments(ours[0], each, statistic) for each in theirs]
+    _check_segments([*ours, *theirs], statistic)
     _check_numbers([*ours, *theirs], statistic, over == "images" and bool(paired))
+    solver = Exact() if solver is None else solver
     measure = partial(_values, statistic=statistic, centered=centred, solver=solver)
     name = f"{statistic}_centred" if centred else statistic
+    sign = 1.0 if statistic in _HIGHER_IS_STRAIGHTER else -1.0
     tests = []
-    for k, (segment, _) in enumerate(runs[0]):
-        a, b = measure([run[k][0] for run in runs]), measure([run[k][1] for run in others])
-        sign = 1.0 if statistic in _HIGHER_IS_STRAIGHTER else -1.0
+    for k, segment in enumerate(ours[0].segments):
+        a, b = (measure([each.segments[k] for each in side]) for side in (ours, theirs))
         comparison = _comparison(a, b, sign, bool(paired), draws, seed)
         tests.append(StraighterThan(segment.names, segment.stage, name, **comparison, over=over))
     return tuple(tests)
@@ -240,22 +247,21 @@ def _check_numbers(networks: Sequence[Trajectory], statistic: str, paired: bool)
         raise ArgumentError(f"{numbers[0]} samples against {numbers[-1]}: {why}.")
 
 
-def _matching_segments(
-    traj: Trajectory, reference: Trajectory, statistic: str
-) -> list[tuple[Segment, Segment]]:
-    ours, theirs = traj.segments, reference.segments
-    if not ours or len(ours) != len(theirs):
-        raise ArgumentError(
-            f"{len(ours)} segments against {len(theirs)}: compare networks of one architecture."
-        )
-    for a, b in zip(ours, theirs, strict=True):
-        if len(a.arrays) != len(b.arrays) and statistic in _PER_BLOCK_COUNT:
+def _check_segments(networks: Sequence[Trajectory], statistic: str) -> None:
+    first, *others = (each.segments for each in networks)
+    for segments in others:
+        if not first or len(segments) != len(first):
             raise ArgumentError(
-                f"{statistic} depends on the number of blocks, and segment {a.names[0]} has "
-                f"{len(a.arrays) - 1} against {len(b.arrays) - 1}. Use line_shape_ratio or "
-                "length_ratio, which do not."
+                f"{len(first)} segments against {len(segments)}: compare networks of one "
+                "architecture."
             )
-    return list(zip(ours, theirs, strict=True))
+        for a, b in zip(first, segments, strict=True):
+            if len(a.arrays) != len(b.arrays) and statistic in _PER_BLOCK_COUNT:
+                raise ArgumentError(
+                    f"{statistic} depends on the number of blocks, and segment {a.names[0]} has "
+                    f"{len(a.arrays) - 1} against {len(b.arrays) - 1}. Use line_shape_ratio or "
+                    "length_ratio, which do not."
+                )
 
 
 def _same_samples(a: Trajectory, b: Trajectory) -> bool:
@@ -287,7 +293,7 @@ def _comparison(
         gain = sign * (a - b)
         p_values = [sign_flip_p_value(side, draws=draws, seed=seed) for side in (gain, -gain)]
         spread = _deviation(gain)
-        error, degrees_of_freedom = spread / max(len(gain), 1) ** 0.5, len(gain) - 1
+        error, degrees_of_freedom = spread / len(gain) ** 0.5, len(gain) - 1
     else:
         a, b = a[~np.isnan(a)], b[~np.isnan(b)]
         p_values = [
@@ -315,7 +321,7 @@ def _comparison(
 
 
 def _values(
-    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Solver | None
+    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Solver
 ) -> Float[np.ndarray, " n"]:
     """Return one value per image of a single network, or one per network of several."""
     values = [_per_sample(segment, statistic, centered, solver) for segment in segments]
@@ -323,14 +329,13 @@ def _values(
 
 
 def _per_sample(
-    segment: Segment, statistic: str, centered: bool, solver: Solver | None
+    segment: Segment, statistic: str, centered: bool, solver: Solver
 ) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
     if statistic in TRAJECTORY_MEASURES:
         centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
         values = getattr(path_measures(segment.arrays, centres=centers), statistic)
     else:
-        solver = Exact() if solver is None else solver
         values = _pseudo_values(segment, statistic, centered, solver)
     if np.isnan(values).all():
         raise ArgumentError(
@@ -381,24 +386,18 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
         No segment has two inner layers to exchange.
     """
     rng = np.random.default_rng(as_count(seed, "seed"))
-    layers = list(as_trajectory(traj).layers)
-    changed = False
+    traj = as_trajectory(traj)
+    layers = list(traj.layers)
     index = {layer.name: i for i, layer in enumerate(layers)}
     for segment in traj.segments:
         inner = [index[name] for name in segment.names[1:-1]]
         if len(inner) < 2:
             continue
-        order = rng.permutation(len(inner))
+        order = np.arange(len(inner))
         while np.array_equal(order, np.arange(len(inner))):
             order = rng.permutation(len(inner))
-        # The entry of a stage is the segment's first layer and keeps its place.
-        reordered = [
-            replace(layers[inner[k]], entry=layers[i].entry)
-            for i, k in zip(inner, order, strict=True)
-        ]
-        for i, layer in zip(inner, reordered, strict=True):
-            layers[i] = layer
-        changed = True
-    if not changed:
+        for i, k in zip(inner, order, strict=True):  # a shortcut keeps its place
+            layers[i] = replace(traj.layers[inner[k]], entry=traj.layers[i].entry)
+    if layers == list(traj.layers):
         raise ArgumentError("No segment has two inner layers, so there is no other order.")
     return replace(traj, layers=tuple(layers))

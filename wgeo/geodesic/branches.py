@@ -11,17 +11,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import nn
 
-from ...errors import ArgumentError
-from ...features.residual_blocks import Activations, BlockSpec, copied, returned, run
-from ...models.parts import evaluating, hooked
-from ...runtime.memory import OUT_OF_MEMORY
-from ..jacobian import Map, jvp
+from ..errors import ArgumentError
+from ..features.residual_blocks import Activations, BlockSpec, copied, returned, run
+from ..models.parts import evaluating, hooked
+from ..runtime.memory import OUT_OF_MEMORY
+from .jacobian import Jacobian, Map, jvp
 
+# Returns the coordinates (n, d) of features (n, ...) in an orthonormal basis of a subspace.
+Coordinates = Callable[[torch.Tensor], torch.Tensor]
 _ROUNDING = 1e-9  # relative difference attributed to rounding in float64
 
 
@@ -50,7 +54,8 @@ class Visit:
     def in_float64(self, rows: slice = slice(None)) -> Map:
         """Return a copy of the block in float64 and eval mode, as a function of its argument `x`.
 
-        Its other arguments are those of this call, at the first of the points `rows`.
+        The function takes a value for each of the points `rows`, or for the first of them. The
+        other arguments are those of this call.
         """
         part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
 
@@ -82,9 +87,8 @@ class Branch:
     c is 1 unless the block scales its sum, and 0 without a shortcut.
     """
 
-    map: Map  # x -> F(x), multiplied by the derivative of a final ReLU that cannot be removed
+    map: Map  # F, or F times the constant a'(c x + F(x))
     x: torch.Tensor
-    gate: torch.Tensor | None  # a'(c x + F(x)), if it is still to be multiplied
     end: str | None  # name of the activation a
 
 
@@ -93,19 +97,16 @@ def visits(
 ) -> tuple[list[Visit], dict[str, str]]:
     """Return the blocks' calls in one forward pass, and why the other blocks are left out."""
     parts = dict(module.named_modules())
-    known_blocks = [spec for spec in specs if spec.name in parts]
-    left_out = {
-        spec.name: "its sum is in a forward method, or its module runs twice"
-        for spec in specs
-        if spec.name not in parts
-    }
-    blocks = {spec.name: parts[spec.name] for spec in known_blocks}
+    blocks = {spec.name: parts[spec.name] for spec in specs if spec.name in parts}
     calls, outputs = _calls(module, blocks, x)
     # An axis can be as long as the points by chance, but not for two numbers of points.
     other = x[:1] if len(x) > 1 else torch.cat([x, x])
     other_calls, _ = _calls(module, blocks, other)
-    result = []
-    for spec in known_blocks:
+    result, left_out = [], {}
+    for spec in specs:
+        if spec.name not in blocks:
+            left_out[spec.name] = "its sum is in a forward method, or its module runs twice"
+            continue
         arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
         if key not in arguments:  # a block without a shortcut, called with keywords only
             key = next((k for k, v in arguments.items() if isinstance(v, torch.Tensor)), key)
@@ -136,24 +137,18 @@ def _calls(
     calls: dict[str, dict[int | str, Any]] = {}
     outputs: dict[str, torch.Tensor | None] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pairs: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            calls[name] = {key: copied(value) for key, value in pairs}
+    def before(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pairs: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        calls[name] = {key: copied(value) for key, value in pairs}
 
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            y = returned(out)
-            outputs[name] = None if y is None else y.detach().clone()
-
-        return hook
+    def after(name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        y = returned(out)
+        outputs[name] = None if y is None else y.detach().clone()
 
     with evaluating(module), torch.no_grad(), hooked() as keep:
         for name, part in blocks.items():
-            keep(part.register_forward_pre_hook(before(name), with_kwargs=True))
-            keep(part.register_forward_hook(after(name)))
+            keep(part.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+            keep(part.register_forward_hook(partial(after, name)))
         run(module, x)
     return calls, outputs
 
@@ -164,8 +159,7 @@ def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
     previous: Visit | None = None
     for visit in calls:
         if visit.keeps_space:
-            follows = previous is not None and previous.keeps_space
-            if previous is None or not follows or not torch.equal(previous.y, visit.x):
+            if not (previous and previous.keeps_space and torch.equal(previous.y, visit.x)):
                 runs.append([])
             runs[-1].append(visit)
         previous = visit
@@ -175,7 +169,7 @@ def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
 def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     """Return the branch of a block at some of the points.
 
-    If `gated`, its Jacobian is multiplied by the derivative of the last activation.
+    If `gated`, it is multiplied by the derivative of the last activation at these points.
 
     Raises
     ------
@@ -208,9 +202,9 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
                 "which does not require its removal."
             )
         gate = (out > 0).to(out)
-        return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
+        return Branch(lambda z: gate * (block(z) - scale * z), x, "relu")
     if not activations.ended_in(out):
-        return Branch(lambda z: block(z) - scale * z, x, None, None)
+        return Branch(lambda z: block(z) - scale * z, x, None)
     last, function = activations.count - 1, activations.function
     assert function is not None
 
@@ -218,8 +212,29 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
         with Activations(skipped=last):
             return block(z)
 
+    if not gated:
+        return Branch(lambda z: before(z) - scale * z, x, activations.name)
     with torch.no_grad():
         total = before(x)
-    ones = torch.ones_like(total)
-    gate = jvp(function, total, ones).detach()
-    return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, activations.name)
+    slope = jvp(function, total, torch.ones_like(total)).detach()
+    return Branch(lambda z: slope * (before(z) - scale * z), x, activations.name)
+
+
+class ResidualJacobian(Jacobian):
+    """Products with a block's residual Jacobian, in coordinates (n, d) of its features."""
+
+    def __init__(self, branch: Branch, coordinates: Coordinates) -> None:
+        super().__init__(branch.map, branch.x)
+        self._coordinates = coordinates
+        # The coordinates are linear, so their pullback is their adjoint, the embedding.
+        of_points, self._embed = torch.func.vjp(coordinates, branch.x)[:2]
+        self.dimension = of_points.shape[1]
+
+    def forward(self, v: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n d"]:
+        return self._coordinates(super().forward(self._embedded(v)))
+
+    def transpose(self, v: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n d"]:
+        return self._coordinates(super().transpose(self._embedded(v)))
+
+    def _embedded(self, v: torch.Tensor) -> torch.Tensor:
+        return self._embed(v)[0].contiguous()

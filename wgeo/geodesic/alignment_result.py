@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...results import Result
-from ...text import counted, first_names
-from ..result import Interval
+from ..results import Result
+from ..text import counted, first_names
+from .result import Interval
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +31,7 @@ class BlockJacobian(Result):
         for a symmetric J. An antisymmetric J has the value 1 too; `sign` tells them apart.
     sign : float or None
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
-        contracts, 0 for a rotation.
+        contracts, 0 if it is antisymmetric.
     share : float or None
         sum_{k <= K} s_k^2 / ||J||_F^2, in [0, 1]; 1 if the rank is at most K.
     participation : float or None
@@ -198,8 +198,8 @@ class Alignment(Result):
         Names of the blocks that were not compared, and the reasons.
     reset_statistics : bool
         Whether batch normalization still has its initial statistics (mean 0, variance 1). If so,
-        this is not the function from which training starts; first estimate the statistics with
-        ``wgeo.models.fresh.reestimate_statistics``.
+        the network does not compute the function from which training starts. First estimate the
+        statistics with ``wgeo.models.fresh.reestimate_statistics``.
     seconds : float
 
     Examples
