@@ -32,8 +32,8 @@ from .predictions import (
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # samples from which W2 is computed, to about two digits
-_ROTATION_MATRICES = 20  # matrices of features x `MAX_DIRECTIONS` at the peak; measured: 17 to 19
-_FIT_MATRICES = 8  # more matrices of features x directions during a fit; measured: 5 to 7
+_ROTATION_MATRICES = 20  # at most in memory, of features x `MAX_DIRECTIONS`; measured: 17 to 19
+_FIT_MATRICES = 8  # in addition during a fit, of features x directions; measured: 5 to 7
 _INPUT_TOLERANCE = 1e-2  # largest relative difference from the network's inputs: half precision
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take no longer
 
@@ -254,7 +254,7 @@ class _Evaluator:
         order = np.random.default_rng(seed).permutation(len(labels))
         samples = [order[labels[order] == k][:per_class] for k in range(classes)]
         self.sample = np.sort(np.concatenate(samples))
-        self.unexplained_by_line: dict[str, float] = {}  # variance, for each layer
+        self.unexplained_by_line: dict[str, float] = {}  # fraction of each layer's variance
 
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False

@@ -169,7 +169,7 @@ def _path_products(
 def choose_classifier_model(
     scorer: Scorer, unit: Float[np.ndarray, "K d"], energy: float
 ) -> ClassifierModel:
-    """Choose the norm of the classifier, which is 1 for `unit`, and mu, to predict layers best."""
+    """Choose mu and the classifier's norm, which is 1 for `unit`, to predict the layers best."""
 
     def model_at(logs: Sequence[float]) -> ClassifierModel:
         # The norm is in units of 1 / sqrt(energy), and mu in units of the squared norm.

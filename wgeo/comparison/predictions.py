@@ -268,8 +268,7 @@ class Errors:
 
         variance, model, of_model, base, of_base = sum_over_rows(terms, features, baseline, layer)
         model_means, base_means = (
-            float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
-            for sums in (of_model, of_base)
+            float(np.sum(np.sum(sums**2, axis=1) / counts)) for sums in (of_model, of_base)
         )
 
         def rounded(value: float) -> float:

@@ -78,7 +78,7 @@ def evaluate(
 
 
 def certify(problem: Problem, x: Tensor) -> Certificate:
-    """Certify a point by theorems M2 and M3, or that of a deep model by its known minimum."""
+    """Certify a point: by theorems M2 and M3, or for a deep model by its known minimum."""
     if problem.depth == 2:
         return _certify_convex(problem, x)
     verdict: Verdict = "undecided"
@@ -175,8 +175,8 @@ def lower_bound(problem: Problem, x: Tensor) -> float:
 def _without_bias(problem: Problem, U: Tensor) -> Tensor:
     """Return a dual point near U with U 1 = 0, in the domain of the conjugate.
 
-    Subtracting the mean of U can make a probability of the cross-entropy negative. A convex
-    combination with the class frequencies makes it zero.
+    Subtracting the mean of U can make probabilities of the cross-entropy negative. A convex
+    combination with the class frequencies raises the smallest one to zero.
     """
     Y, p = problem.targets, problem.column_weights
     U = U - U.sum(-1, keepdim=True) * p

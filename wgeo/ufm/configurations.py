@@ -13,8 +13,8 @@ where Lambda is the product of all decays. Orthogonal class means at every layer
 collapse) have C = K. Configurations whose inner layers have a rank below K can have a smaller C:
 2.946 for three classes and four layers, 5.780 for six classes and four layers, and 9.234 for ten
 classes and three layers. A point with such configurations as diagonal blocks, and orthogonal class
-means for the remaining classes, has a lower objective than deep neural collapse. There is one for
-all K >= 3 with L >= 4 and all K >= 10 with L >= 3.
+means for the remaining classes, has a lower objective than deep neural collapse. Such points exist
+for all K >= 3 with L >= 4 and all K >= 10 with L >= 3.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     solution : UFMSolution
         A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        How many of the smallest eigenvalues to compute: at least 1, below the number of variables.
+        Number of the smallest eigenvalues to compute: at least 1, less than that of the variables.
     seed : int
         Random seed of the first Lanczos vector.
 

@@ -183,9 +183,8 @@ class DeepCollapse(Result):
         equal norms. None for class means of rank below K, and for l = 1, because the optimum does
         not determine the angles of H.
     dnc3 : float or None
-        1 - c, with c the smallest cosine of a row of W_l and the class mean nearest to it in angle,
-        over the rows that do not vanish; in [0, 2], 0 at collapse. None for l = 1, or if the input
-        or W_l is zero.
+        1 - min_i max_k cos(row i of W_l, mean of class k) over the rows that do not vanish; in
+        [0, 2], 0 at collapse. None for l = 1, or if the input or W_l is zero.
 
     Examples
     --------

@@ -188,7 +188,7 @@ class _State:
     memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
     # the next three are in order of age, the oldest pair first:
     products: Tensor  # (S, 2, m): of the memory with g
-    sy: Tensor  # (S, m, m): <s_i, y_j> if s_i is not younger than y_j; 1 for an empty slot
+    sy: Tensor  # (S, m, m): <s_i, y_j> if s_i is not younger than y_j, else 0
     yy: Tensor  # (S, m, m): <y_i, y_j>
     count: Tensor  # pairs ever stored
     resets: Tensor

@@ -74,8 +74,8 @@ def fit_mufm(
     Parameters
     ----------
     x : array_like, (n, d)
-        Input of the first layer; rows are samples. A memory map is read in chunks of rows, but for
-        cross-entropy the samples' principal components are kept in memory.
+        Input of the first layer; rows are samples. A memory map is read in chunks of rows. With
+        cross-entropy, the samples' principal components are kept in memory.
     labels : array_like of int, (n,)
         Classes 0, ..., K - 1, each present.
     layers : int
@@ -211,7 +211,7 @@ def _rematch(
     result: SearchResult,
     stats: Statistics,
 ) -> tuple[Int[np.ndarray, " n"], SearchResult, Statistics]:
-    """Alternate between the optimal features of a coupling and the optimal coupling with them."""
+    """Alternate between the optimal features for a coupling and the optimal coupling for them."""
     assignment, inputs = np.arange(len(points)), materialize([points], scaled)
     for _ in range(100):
         ends = features_of(result, stats, select_rows(inputs, assignment), labels)

@@ -168,7 +168,7 @@ class ReducedCEPoint:
         return np.column_stack([product, d_residual.mean(0) + problem.bias_decay * d_bias[:, 0]])
 
     def preconditioner(self) -> Callable[[Matrix], Matrix]:
-        """Return the inverse of C (x) D + lw I.
+        """Return the inverse of kron(C, D) + lw I.
 
         C is the mean of `curvature`, and D is the diagonal of the second moments of H.
         """

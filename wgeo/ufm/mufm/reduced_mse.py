@@ -18,7 +18,7 @@ from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_b
 from .newton import CrossMoment, Matrix, saddle_direction
 
 EPS = float(np.finfo(float).eps)
-EIGH_COST = 0.5  # (cost of eigh / r^3) / (cost of K inverses / (K m^3))
+EIGH_COST = 0.5  # (cost of eigh / r^3) / (cost of an inverse of size m / m^3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +336,7 @@ class LowRankInverse:
 
     eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
     diagonal: Matrix  # lw + mu s / a_i
-    thin: Float[np.ndarray, "r m"]
+    thin: Float[np.ndarray, "r m"]  # C, G^T and m, as in `ReducedMSEPoint.preconditioner`
     core: Float[np.ndarray, "K m m"]
 
     def __call__(self, v: Matrix) -> Matrix:
