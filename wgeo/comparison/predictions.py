@@ -271,10 +271,8 @@ class Errors:
             float(np.sum(np.sum(sums**2, axis=1) / counts)) for sums in (of_model, of_base)
         )
 
-        def rounded(value: float) -> float:
-            return value if value > ROUNDING * variance else 0.0
-
-        return cls(model, rounded(base), model_means, rounded(base_means), variance)
+        base, base_means = (x if x > ROUNDING * variance else 0.0 for x in (base, base_means))
+        return cls(model, base, model_means, base_means, variance)
 
 
 def relative_gain(error: float, baseline: float) -> float | None:
