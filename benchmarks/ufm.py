@@ -29,8 +29,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from wgeo.runtime.progress import show_progress, track
-from wgeo.ufm.descent import descend, random_points, scales
-from wgeo.ufm.lbfgs import Minima
+from wgeo.ufm.descent import Minima, descend, random_points, scales
 from wgeo.ufm.problem import Problem
 from wgeo.ufm.spectral import spectral_optimum
 

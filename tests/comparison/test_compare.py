@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 import wgeo
-from wgeo.comparison import compare, entry, procrustes
+from wgeo.comparison import compare, entry, predictions
 from wgeo.comparison.fitting import Scorer, random_half
 from wgeo.comparison.predictions import (
     Errors,
+    Procrustes,
     StraightPath,
+    TargetSubspace,
     fit_scale,
     layer_times,
     path_predictions,
     simplex_etf_prediction,
 )
-from wgeo.comparison.procrustes import Procrustes, TargetSubspace
 from wgeo.comparison.result import ClassifierModel
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
@@ -269,7 +270,7 @@ def test_wide_layers_are_rotated_along_their_leading_directions(rng, monkeypatch
     shape = centred(rng.normal(size=(n, d)))
     thin = centred(rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)))
     best = fitted(shape, thin, rotate=True)[0]
-    monkeypatch.setattr(procrustes, "MAX_DIRECTIONS", 8)
+    monkeypatch.setattr(predictions, "MAX_DIRECTIONS", 8)
     for measured in (thin, centred(thin + 0.1 * rng.normal(size=(n, d)))):
         found, target = fitted(shape, measured, rotate=True)
         rotation = found.rotation(np.eye(d))

@@ -9,7 +9,7 @@ import pytest
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, fit_mufm
-from wgeo.ufm.bias import bias_decay_of
+from wgeo.ufm.arguments import bias_decay_of
 
 DECAYS = {"weight_decay": 1e-2, "feature_decay": 5e-3}
 LABELS = [0, 0, 1, 1, 2, 2]
@@ -41,7 +41,10 @@ def test_a_bias_is_free_none_or_a_decay(bias, decay):
     assert bias_decay_of(bias) == decay
 
 
-@pytest.mark.parametrize("bias", ["Free", "0.1", -1e-9, math.nan, True, False, None, [0.1]])
+@pytest.mark.parametrize(
+    "bias",
+    ["Free", "0.1", -1e-9, math.nan, True, False, None, [0.1], pytest.param(10**400, id="huge")],
+)
 def test_other_values_are_refused(bias):
     with pytest.raises(ArgumentError, match="bias must be 'free', 'none' or a decay >= 0"):
         bias_decay_of(bias)

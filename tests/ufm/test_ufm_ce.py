@@ -11,10 +11,8 @@ import torch
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import closed_form_ce, fit_ce, fit_mse
-from wgeo.ufm.certify import evaluate
-from wgeo.ufm.losses import LOSSES
-from wgeo.ufm.problem import Problem
-from wgeo.ufm.theorems import lower_bound
+from wgeo.ufm.certify import evaluate, lower_bound
+from wgeo.ufm.problem import LOSSES, Problem
 
 TABLE = [
     (2, 3, 1e-2, 1e-3, 2.849068878, 5.201664308, 0.033982969352),

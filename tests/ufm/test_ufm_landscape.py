@@ -14,8 +14,8 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from wgeo.errors import ArgumentError, ConvergenceError
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape
-from wgeo.ufm.certify import evaluate
-from wgeo.ufm.theorems import escape_direction, factorize
+from wgeo.ufm.certify import escape_direction, evaluate
+from wgeo.ufm.spectral import factorize
 
 
 def _dense(problem, x):

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm.descent import descend, random_points
-from wgeo.ufm.lbfgs import minimize_batch
+from wgeo.ufm.descent import descend, minimize_batch, random_points
 from wgeo.ufm.problem import Problem
 
 LABELS = np.array([0, 1, 2, 0, 1, 0])

@@ -12,14 +12,12 @@ import torch
 
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.ufm import fit_mse, fit_mufm
-from wgeo.ufm.lbfgs import minimize_batch
-from wgeo.ufm.mufm import preconditioner
-from wgeo.ufm.mufm.escapes import saddle_direction
-from wgeo.ufm.mufm.newton import trust_region_newton
-from wgeo.ufm.mufm.preconditioner import EigenbasisInverse, LowRankInverse
+from wgeo.ufm.descent import minimize_batch
+from wgeo.ufm.mufm import reduced_mse
+from wgeo.ufm.mufm.fit import descend_and_escape, multistart_newton
+from wgeo.ufm.mufm.newton import saddle_direction, trust_region_newton
 from wgeo.ufm.mufm.reduced_ce import ReducedCE, residuals
-from wgeo.ufm.mufm.reduced_mse import ReducedMSE, Statistics
-from wgeo.ufm.mufm.search import multistart_newton
+from wgeo.ufm.mufm.reduced_mse import EigenbasisInverse, LowRankInverse, ReducedMSE, Statistics
 
 
 def det_data(classes, n, d):
@@ -158,7 +156,7 @@ def clusters(rng, classes, n, d, spread=1.0):
 @pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
 def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, way, rng, monkeypatch):
     """Against the matrix formed from the features themselves."""
-    monkeypatch.setattr(preconditioner, "EIGH_COST", 0.0 if way is EigenbasisInverse else np.inf)
+    monkeypatch.setattr(reduced_mse, "EIGH_COST", 0.0 if way is EigenbasisInverse else np.inf)
     x, labels = det_data(4, 5, 6)
     stats = Statistics.of(x, labels, 4)
     point = ReducedMSE(stats, 0.2, 0.01, decay).at(rng.normal(size=(4, 6)))
@@ -272,7 +270,7 @@ def test_the_reflection_leaves_a_spurious_minimum():
     stuck = trust_region_newton(problem.at, -np.eye(1), tolerance=1e-12)
     assert stuck.point.value() == pytest.approx(0.012091861793, abs=1e-11)
     assert stuck.point.w[0, 0] == pytest.approx(-1.0432306048, rel=1e-8)
-    found = multistart_newton(problem, tolerance=1e-12, start=-np.eye(1))
+    found = descend_and_escape(problem, -np.eye(1), 1e-12)
     assert found.point.value() == pytest.approx(0.008106878148, abs=1e-11)
     assert found.point.w[0, 0] == pytest.approx(0.9442419573, rel=1e-8)
     assert found.point.certificate() == pytest.approx(0.899687, abs=1e-6)

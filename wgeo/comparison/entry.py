@@ -20,6 +20,7 @@ from ..transport import Exact, wasserstein
 from ..ufm.mufm.solution import MUFMSolution
 from .fitting import MUFMFit, expected_seconds
 from .predictions import (
+    MAX_DIRECTIONS,
     Errors,
     Prediction,
     StraightPath,
@@ -28,15 +29,13 @@ from .predictions import (
     relative_gain,
     simplex_etf_prediction,
 )
-from .procrustes import MAX_DIRECTIONS
 from .result import Comparison, ModelLayer
 
-W2_SAMPLES = 300  # enough for two digits of W2
-_ROTATION_MATRICES = 20  # matrices of features x `MAX_DIRECTIONS` at the peak; measured: 17 to 19
-_FIT_MATRICES = 8  # further matrices of features x directions during a fit; measured: 5 to 7
-_INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
-NOT_REQUESTED = "MUFM was left out, as requested (`mufm=False`)."
-DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
+W2_SAMPLES = 300  # samples from which W2 is computed, to about two digits
+_ROTATION_MATRICES = 20  # at most in memory, of features x `MAX_DIRECTIONS`; measured: 17 to 19
+_FIT_MATRICES = 8  # in addition during a fit, of features x directions; measured: 5 to 7
+_INPUT_TOLERANCE = 1e-2  # largest relative difference from the network's inputs: half precision
+DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take no longer
 
 
 def compare(
@@ -52,14 +51,15 @@ def compare(
     In all models except the plain UFM, features move on straight lines. The models use different
     parts of the network:
 
-    - The *geodesic model* uses the first and last layer. It describes a network on a Wasserstein
-      geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985).
+    - The *geodesic model* uses the first and last layer. It describes a network whose layers lie on
+      a Wasserstein geodesic, if pairing every sample's two ends is optimal (Wang, Gai, Zhang 2024,
+      arXiv 2405.00985).
     - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
-      decay. They are chosen such that a classifier W fitted to one half of the samples (squared
-      loss, free bias) predicts the last layer of the other half best. (The network's own weight
-      decay applies to all its layers and does not determine that of W.) In a wide network many W
-      are equivalent, so MUFM does not determine the directions of the features and is compared up
-      to a rotation of every layer.
+      decay of its classifier W. The numbers are chosen such that W, fitted to one half of the
+      samples (squared loss, free bias), predicts the last layer of the other half best. (The
+      network's own weight decay does not determine that of W, because it applies to all layers.) In
+      a wide network many W are equivalent, so MUFM does not determine the directions of the
+      features and is compared up to a rotation of every layer.
     - *MUFM with the network's own classifier* uses the first layer, the labels and the directions
       of the classifier instead of an optimal W. The size of W and the transport strength are chosen
       to predict all layers best. No rotation is fitted.
@@ -75,14 +75,14 @@ def compare(
     - a scale :math:`g_l`, fitted by least squares, because the network's scale is determined by one
       normalization layer and removed by the next;
     - the time :math:`t_l` of an inner layer, because MUFM with a different transport strength for
-      every step has straight paths at arbitrary times and is otherwise the same problem;
-    - a rotation :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for the geodesic
-      model and for MUFM with the network's own classifier.
+      every step is the same problem, whose straight paths pass the layers at other times;
+    - a rotation or reflection :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for
+      the geodesic model and for MUFM with the network's own classifier.
 
     The baseline is the first layer with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`.
-    Its ``r2`` is 0, and that of a perfect prediction is 1. Of these parameters, only the times
-    affect the collapse metrics of a prediction. For a stored trajectory, the features of the models
-    are stored on disk too, in temporary files.
+    The ``r2`` of the baseline is 0, and that of a perfect prediction is 1. Of these parameters,
+    only the times affect the collapse metrics of a prediction. For a stored trajectory, the
+    features of the models are stored on disk too, in temporary files.
 
     Parameters
     ----------
@@ -92,16 +92,16 @@ def compare(
         traj.labels, layers=...)``), to compare instead of MUFM with fitted settings.
     mufm : bool or None
         Whether to fit MUFM if no `model` is given. None: only if the trajectory has a classifier or
-        predictions, and the fit is expected to take at most a minute on one core. ``skipped``
-        states why MUFM was not fitted, for example for lack of memory.
+        predictions, and the fit is expected to take at most a minute on one core. If MUFM was not
+        fitted, for example for lack of memory, the result's ``skipped`` says why.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]. ``nearest``: the time at which the model's
         path is nearest to the layer, whatever its speed. ``length``: the sum of the root mean
         squared steps up to the layer, divided by the sum of all steps. ``uniform``: l / L, constant
         speed over the layers.
     seed : int
-        Random seed of the halves and of the samples for W2 (about 300, the same number of each
-        class if it has that many).
+        Random seed of the halves and of the samples for W2: about 300 / K of each of the K classes,
+        or all of a smaller class.
 
     Raises
     ------
@@ -144,7 +144,6 @@ def model_predictions(
     """Return the result of `compare` without the collapse metrics of the network."""
     traj = as_trajectory(traj)
     classes, labels = np.unique(traj.labels, return_inverse=True)
-    labels = labels.astype(np.int64)
     evaluator = _Evaluator(labels, seed)
     geodesic: list[ModelLayer] = []
     for segment in track(traj.segments, "comparing with the geodesic"):
@@ -228,7 +227,7 @@ def _reason_skipped(traj: Trajectory, segment: Segment, classes: int, mufm: bool
     """Return why MUFM is not fitted, or an empty string."""
     n, d = segment.arrays[0].shape
     if mufm is False:
-        return NOT_REQUESTED
+        return "MUFM was left out, as requested (`mufm=False`)."
     size = _rotation_bytes(segment) + 8 * _FIT_MATRICES * d * min(n, d)
     if shortage := _memory_shortage(traj, "MUFM's matrices", size):
         return shortage
@@ -255,21 +254,25 @@ class _Evaluator:
         order = np.random.default_rng(seed).permutation(len(labels))
         samples = [order[labels[order] == k][:per_class] for k in range(classes)]
         self.sample = np.sort(np.concatenate(samples))
-        self.unexplained_by_line: dict[str, float] = {}  # variance, for each layer
+        self.unexplained_by_line: dict[str, float] = {}  # fraction of each layer's variance
 
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
         """Evaluate predictions of all layers of a segment, or only of the `last`."""
-        targets = list(zip(segment.names, segment.arrays, strict=True))
+        targets = list(zip(segment.names, segment.arrays, strict=True))[-1 if last else 0 :]
         layers = []
-        for prediction, (name, array) in zip(
-            predictions, targets[-1:] if last else targets, strict=True
-        ):
+        for prediction, (name, array) in zip(predictions, targets, strict=True):
             features = materialize(segment.arrays, prediction.features)
             errors = Errors.of(features, prediction.baseline, array, self.labels)
             line = self.unexplained_by_line.get(name, 0.0)
             unexplained = errors.model / errors.variance if errors.variance > 0 else None
+            r2 = relative_gain(errors.model, errors.baseline)
+            w2 = None
+            if errors.variance > 0:
+                x, y = (as_float64(each[self.sample]) for each in (features, array))
+                distance = wasserstein(x, y, solver=Exact()).distance
+                w2 = distance / float(np.sqrt(errors.variance / len(array)))
             layers.append(
                 ModelLayer(
                     name=name,
@@ -277,28 +280,17 @@ class _Evaluator:
                     time=prediction.time,
                     gain=prediction.scale,
                     relative_error=None
-                    if errors.baseline == 0
+                    if r2 is None
                     else float(np.sqrt(errors.model / errors.baseline)),
-                    r2=relative_gain(errors.model, errors.baseline),
+                    r2=r2,
                     r2_means=relative_gain(errors.model_means, errors.baseline_means),
                     r2_line=None if unexplained is None else relative_gain(unexplained, line),
                     missed=unexplained,
-                    w2=self._w2(features, array, errors.variance),
+                    w2=w2,
                     collapse=collapse_of(features, self.labels, name=name, stage=segment.stage),
                 )
             )
         return layers
-
-    def _w2(
-        self,
-        features: Float[np.ndarray, "n d"],
-        layer: Float[np.ndarray, "n d"],
-        variance: float,
-    ) -> float | None:
-        if variance == 0:
-            return None
-        x, y = (as_float64(array[self.sample]) for array in (features, layer))
-        return wasserstein(x, y, solver=Exact()).distance / float(np.sqrt(variance / len(layer)))
 
 
 def _classifier_weight(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any
@@ -25,21 +25,29 @@ from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Segment
-from ..ufm.mufm.fit import check_converged, features_of, fit_mufm
+from ..ufm.mufm.fit import (
+    SearchResult,
+    check_converged,
+    features_of,
+    fit_mufm,
+    multistart_newton,
+)
 from ..ufm.mufm.newton import trust_region_newton
-from ..ufm.mufm.reduced_mse import ReducedMSE, Statistics
-from ..ufm.mufm.search import SearchResult, multistart_newton
+from ..ufm.mufm.reduced_mse import ReducedMSE, Statistics, categorical_covariance
 from ..ufm.mufm.solution import MUFMSolution
 from .predictions import (
+    MAX_DIRECTIONS,
+    Block,
     Errors,
     Prediction,
     StraightPath,
+    TargetSubspace,
     end_time,
     fit_scale,
+    nuclear_norm,
     path_predictions,
     relative_gain,
 )
-from .procrustes import MAX_DIRECTIONS, Block, TargetSubspace, nuclear_norm
 from .result import ClassifierModel, HeldOut
 
 # Newton's decrement at which a fit during the search stops; features are accurate to about 0.1 %
@@ -49,8 +57,8 @@ _TOLERANCE = 1e-6  # Newton's decrement of the final fit
 REFINEMENTS = 20
 # Grid of log10 sqrt(lw mu) and log10 (sqrt(lw / mu) / energy), with lw the weight decay and energy
 # the mean squared distance of the first layer's samples from their mean. With K balanced classes
-# and inputs near zero, the best W is zero if sqrt(lw mu) >= 1 / sqrt(K). The second logarithm is
-# about that of the last layer's variance divided by the first layer's.
+# and inputs near zero, the best W is zero if sqrt(lw mu) >= 1 / sqrt(K). sqrt(lw / mu) / energy is
+# about the ratio of the last layer's variance to the first layer's.
 GRID = [
     (strength, growth) for strength in (-1.3, -2.0, -3.0, -4.0) for growth in (-1.0, 0.0, 1.0, 2.0)
 ]
@@ -66,7 +74,7 @@ class Settings:
 
     @classmethod
     def at(cls, logs: Sequence[float], energy: float) -> Settings:
-        """Convert logarithms as in `GRID`, for the energy of the first layer."""
+        """Convert logarithms as in `GRID`."""
         strength, growth = (
             float(np.clip(log, *limits)) for log, limits in zip(logs, LIMITS, strict=True)
         )
@@ -84,15 +92,15 @@ class Scorer:
     layers: Sequence[Sliceable]  # beginning with the input
     labels: Int[np.ndarray, " n"]
     basis: Float[np.ndarray, "d r"]  # orthonormal; spans the rows of every classifier
-    times: Sequence[float] | None  # of the layers; if None, 1 for the last, fitted for inner ones
+    times: Sequence[float] | None  # of the layers; if None, those of inner layers are fitted
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, ...]:
         """Sums over samples, from which all scores are computed.
 
-        X is the first layer, Y the one-hot labels and H_l the later layer l, all centered. In the
-        coordinates of the basis: X^T X, Y^T X and Y^T Y, and X^T H_l and Y^T H_l of every l. Of all
-        features: <X, X> followed by every <X, H_l>, and every <H_l, H_l>.
+        X is the first layer, Y are the one-hot labels, and H_l is a later layer, all centered. The
+        sums are X^T X, Y^T X, Y^T Y, every X^T H_l and every Y^T H_l, in coordinates of the basis;
+        then <X, X> followed by every <X, H_l>, and every <H_l, H_l>, of all features.
         """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
@@ -102,32 +110,29 @@ class Scorer:
             z, size = centered @ self.basis, float(np.sum(centered**2))
             return [z.T @ z, sums_by_class(z, self.labels[rows], classes), size]
 
-        xx, yx, first_size = sum_over_rows(of_first, first)
-        yy = _label_products(self.labels, classes)
-        of_x, of_y, with_first, sizes = [], [], [first_size], []
-        for layer in self.layers[1:]:
+        def of_later(layer: Sliceable) -> list[Any]:
             mean = mean_of(layer)
 
-            def of_layer(rows: slice, x: Block, h: Block, mean: Any = mean) -> list[Any]:
+            def sums(rows: slice, x: Block, h: Block) -> list[Any]:
                 start, centered = x - first_mean, h - mean
                 z = centered @ self.basis
                 of_y = sums_by_class(z, self.labels[rows], classes)
                 sizes = [float(np.vdot(start, centered)), float(np.vdot(centered, centered))]
                 return [(start @ self.basis).T @ z, of_y, *sizes]
 
-            x_sums, y_sums, product, size = sum_over_rows(of_layer, first, layer)
-            of_x.append(x_sums)
-            of_y.append(y_sums)
-            with_first.append(product)
-            sizes.append(size)
-        sums = (np.stack(of_x), np.stack(of_y), np.array(with_first), np.array(sizes))
-        return (xx, yx, yy, *sums)
+            return sum_over_rows(sums, first, layer)
+
+        xx, yx, first_size = sum_over_rows(of_first, first)
+        yy = _label_products(self.labels, classes)
+        later = map(of_later, self.layers[1:])
+        of_x, of_y, with_first, sizes = map(np.stack, zip(*later, strict=True))
+        return xx, yx, yy, of_x, of_y, np.array([first_size, *with_first]), sizes
 
     def unexplained_variance(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
-        """Return the unexplained fraction of variance, averaged over the layers.
+        """Return the unexplained fraction of variance, averaged over the later layers.
 
         The prediction of a layer is X + t (H - X), shifted and scaled to fit, with
-        H - X = (Y - X W^T - b) (W W^T + mu)^-1 W. W is in coordinates of the basis.
+        H - X = (Y - X W^T - b) (W W^T + mu I)^-1 W. W is in coordinates of the basis.
         """
         xx, yx, yy, x_layers, y_layers, with_first, sizes = self._moments
         pull = np.linalg.solve(w @ w.T + mu * np.eye(len(w)), w)
@@ -146,7 +151,7 @@ class Scorer:
 def _label_products(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "K K"]:
     """Return Y^T Y of the centered one-hot labels Y."""
     frequencies = np.bincount(labels, minlength=classes) / len(labels)
-    return len(labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
+    return len(labels) * categorical_covariance(frequencies)
 
 
 def _path_products(
@@ -161,64 +166,13 @@ def _path_products(
     return float(np.vdot(pull, yx - w @ xx)), float(np.vdot(pull, residuals @ pull))
 
 
-def choose_settings(
-    stats: Statistics,
-    first: Sliceable,
-    last: Sliceable,
-    labels: Int[np.ndarray, " n"],
-    energy: float,
-) -> Settings:
-    """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
-
-    `first` and `last` contain other samples than `stats`, unless a class has a single sample. The
-    prediction H is shifted, scaled and rotated to fit the measured last layer M (`last`). The
-    unexplained fraction of M's variance is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is
-    restricted to its `TargetSubspace`.
-    """
-    x_mean, m_mean = mean_of(first), mean_of(last)
-    target = TargetSubspace.of_layer(last, m_mean)
-    classes = len(stats.y_mean)
-    yy = _label_products(labels, classes)
-
-    def moments(rows: slice, start: Block, end: Block) -> list[Any]:
-        x, m = start - x_mean, target.project(end - m_mean)
-        z = x @ stats.basis
-        of_y = (sums_by_class(each, labels[rows], classes) for each in (z, m))
-        return [float(np.vdot(x, x)), z.T @ z, x.T @ m, *of_y]
-
-    x_size, xx, x_m, yx, y_m = sum_over_rows(moments, first, last)
-    z_m = stats.basis.T @ x_m
-
-    def negative_explained(logs: Sequence[float]) -> float:
-        settings = Settings.at(logs, energy)
-        problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-        end = trust_region_newton(
-            problem.at, problem.ridge(), tolerance=_SEARCH_TOLERANCE, max_steps=60
-        ).point
-        w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
-        forward, distance = _path_products(pull, w, xx, yx, yy)
-        size = x_size + 2 * forward + distance
-        explained = nuclear_norm(x_m + stats.basis @ (pull.T @ (y_m - w @ z_m))) ** 2
-        return -explained / size if size > 0 else 0.0
-
-    scores = {logs: negative_explained(logs) for logs in track(GRID, "fitting MUFM")}
-    best = min(scores, key=lambda logs: scores[logs])
-    optimum = minimize(
-        lambda logs: negative_explained(logs.tolist()),
-        best,
-        method="Nelder-Mead",
-        options={"maxfev": REFINEMENTS, "xatol": 0.02, "fatol": 1e-5 * abs(scores[best])},
-    )
-    return Settings.at(optimum.x.tolist(), energy)
-
-
 def choose_classifier_model(
     scorer: Scorer, unit: Float[np.ndarray, "K d"], energy: float
 ) -> ClassifierModel:
-    """Choose the scale of the classifier `unit`, of norm 1, and mu, to predict the layers best."""
+    """Choose mu and the classifier's norm, which is 1 for `unit`, to predict the layers best."""
 
     def model_at(logs: Sequence[float]) -> ClassifierModel:
-        # The classifier's norm in units of 1 / sqrt(energy), and mu in units of the squared norm.
+        # The norm is in units of 1 / sqrt(energy), and mu in units of the squared norm.
         norm, mu = (10 ** float(np.clip(log, -6, 6)) for log in logs)
         return ClassifierModel(unit * norm / np.sqrt(energy), mu * norm**2 / energy)
 
@@ -248,11 +202,11 @@ def expected_seconds(segment: Segment, classes: int) -> float:
 class MUFMFit:
     """MUFM fitted to a segment, with settings chosen and scored on held-out samples.
 
-    Settings are chosen on half B of the samples, with the classifier fitted to half A. Then the
-    halves are swapped: the classifier, the times and the layer fits come from B, and the held-out
-    scores from A, of which only the first layer and the labels have been used. The solution uses
-    all samples. If a class has a single sample, settings use all samples too, and there are no
-    held-out scores.
+    The settings are chosen by predictions of half B of the samples, with a classifier fitted to
+    half A. Then the halves are swapped: classifier, times and layer fits come from B, and the
+    held-out scores from A. Of A, only the first layer and the labels have been used before. The
+    solution uses all samples. If a class has a single sample, the settings use all samples too, and
+    there are no held-out scores.
 
     Of several processes, one fits MUFM, because a nearly degenerate minimizer (for example with
     fewer features than classes) would depend on the rounding of distributed sums.
@@ -296,7 +250,7 @@ class MUFMFit:
         )
         held_out = HeldOut()
         if self.halved:
-            result, stats = processes.on_rank_zero(partial(self._solve, self.half_b, settings))
+            result, stats = processes.on_rank_zero(partial(self._solve, settings))
             check_converged(result)
             inputs = LazyRows(arrays[0].shape, lambda rows: as_float64(arrays[0][rows]))
             ends = features_of(result, stats, inputs, self.labels)
@@ -310,7 +264,8 @@ class MUFMFit:
     ) -> tuple[ClassifierModel, Iterator[Prediction], HeldOut] | None:
         """Return MUFM with the network's own classifier, its predictions and its held-out scores.
 
-        The rows' mean cancels in the softmax and is subtracted. None if all rows are equal.
+        The mean of the classifier's rows is subtracted, because it cancels in the softmax. None if
+        all rows are equal.
         """
         centered = weight - weight.mean(0)
         norm = float(np.linalg.norm(centered, 2))
@@ -327,14 +282,53 @@ class MUFMFit:
         return model, path_predictions(self.segment, self.times, path), held_out
 
     def _settings(self) -> Settings:
-        first, last = (select_rows(self.segment.arrays[i], self.half_b) for i in (0, -1))
-        stats = self._statistics(self.half_a)
-        return choose_settings(stats, first, last, self.labels[self.half_b], self.energy)
+        """Search for the settings for which a classifier fitted to half A predicts half B best.
 
-    def _solve(
-        self, samples: Int[np.ndarray, " m"], settings: Settings
-    ) -> tuple[SearchResult, Statistics]:
-        stats = self._statistics(samples)
+        The prediction H of half B is shifted, scaled and rotated to fit the measured last layer M.
+        The unexplained fraction of M's variance is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A
+        wide M is restricted to its `TargetSubspace`.
+        """
+        stats, labels = self._statistics(self.half_a), self.labels[self.half_b]
+        first, last = (select_rows(self.segment.arrays[i], self.half_b) for i in (0, -1))
+        x_mean, m_mean = mean_of(first), mean_of(last)
+        target = TargetSubspace.of_layer(last, m_mean)
+        classes = len(stats.y_mean)
+        yy = _label_products(labels, classes)
+
+        def moments(rows: slice, start: Block, end: Block) -> list[Any]:
+            x, m = start - x_mean, target.project(end - m_mean)
+            z = x @ stats.basis
+            of_y = (sums_by_class(each, labels[rows], classes) for each in (z, m))
+            return [float(np.vdot(x, x)), z.T @ z, x.T @ m, *of_y]
+
+        x_size, xx, x_m, yx, y_m = sum_over_rows(moments, first, last)
+        z_m = stats.basis.T @ x_m
+
+        def negative_explained(logs: Sequence[float]) -> float:
+            settings = Settings.at(logs, self.energy)
+            problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+            end = trust_region_newton(
+                problem.at, problem.ridge(), tolerance=_SEARCH_TOLERANCE, max_steps=60
+            ).point
+            w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
+            forward, distance = _path_products(pull, w, xx, yx, yy)
+            size = x_size + 2 * forward + distance
+            explained = nuclear_norm(x_m + stats.basis @ (pull.T @ (y_m - w @ z_m))) ** 2
+            return -explained / size if size > 0 else 0.0
+
+        scores = {logs: negative_explained(logs) for logs in track(GRID, "fitting MUFM")}
+        best = min(scores, key=lambda logs: scores[logs])
+        optimum = minimize(
+            lambda logs: negative_explained(logs.tolist()),
+            best,
+            method="Nelder-Mead",
+            options={"maxfev": REFINEMENTS, "xatol": 0.02, "fatol": 1e-5 * abs(scores[best])},
+        )
+        return Settings.at(optimum.x.tolist(), self.energy)
+
+    def _solve(self, settings: Settings) -> tuple[SearchResult, Statistics]:
+        """Fit the classifier to half B."""
+        stats = self._statistics(self.half_b)
         problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
         return multistart_newton(problem, tolerance=_TOLERANCE), stats
 
@@ -343,7 +337,7 @@ class MUFMFit:
         return Statistics.of(inputs, self.labels[samples], int(self.labels.max()) + 1)
 
     def _held_out(self, ends: LazyRows, *, rotate: bool) -> HeldOut:
-        """Score the path to `ends` on half A, with times and fits from half B."""
+        """Score the path to `ends` on half A, with times and layer fits from half B."""
         arrays, labels = self.segment.arrays, self.labels[self.half_a]
         score_path, fit_path = (
             StraightPath(select_rows(arrays[0], half), select_rows(ends, half))
@@ -354,7 +348,7 @@ class MUFMFit:
         sums = np.zeros(4)
         for fit, array in islice(zip(fits, arrays, strict=True), 1, None):
             layer = select_rows(array, self.half_a)
-            prediction = score_path.predict(fit, mean_of(layer))
+            prediction = score_path.predict(replace(fit, mean=mean_of(layer)))
             errors = Errors.of(prediction.features, prediction.baseline, layer, labels)
             if errors.variance > 0:  # every layer has the same weight
                 terms = [errors.model, errors.baseline, errors.model_means, errors.baseline_means]

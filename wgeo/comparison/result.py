@@ -12,7 +12,7 @@ from ..arrays.rows import LazyRows, Sliceable, as_float64, materialize, max_widt
 from ..neural_collapse import LayerCollapse
 from ..results import Result
 from ..runtime.processes import local_only
-from ..ufm.mufm.solution import MUFMSolution
+from ..ufm.mufm.solution import MUFMSolution, last_layer
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,21 +29,21 @@ class ModelLayer(Result):
     time : float
         Time of the layer on the model's path from first to last layer, in [0, 1].
     gain : float in [0, inf)
-        The scale by which the model's features are multiplied to fit the layer.
+        The factor by which the model's features are multiplied to fit the layer.
     relative_error : float in [0, inf), or None
         sqrt(error of the model / error of the baseline): 0 for a perfect prediction, 1 for one as
         good as the baseline. None if the baseline has no error.
     r2 : float in (-inf, 1], or None
         1 - relative_error^2.
     r2_means : float in (-inf, 1], or None
-        The same as `r2`, for the class means only, weighted by samples.
+        The same as `r2`, with errors of the class means only, weighted by samples.
     r2_line : float in (-inf, 1], or None
         Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
         the geodesic model itself, and if its error is zero, as for the first and last layer.
     missed : float in [0, inf), or None
         Unexplained variance: error of the model / variance of the layer. None if the variance is 0.
     w2 : float in [0, inf), or None
-        W2 between the model's and the network's features (of about 300 samples), divided by the
+        W2 between the model's and the network's features of about 300 samples, divided by the
         layer's root mean squared distance from its mean. It is 0 if the distributions agree,
         whatever the pairing of samples, and about 1 if the prediction is a single point. None if
         the variance is 0.
@@ -86,8 +86,9 @@ class HeldOut(Result):
     Attributes
     ----------
     r2, r2_means : float or None
-        As in `ModelLayer`, with layers weighted by their inverse variance. None if a class has only
-        one sample, the model was not fitted, or the baseline has no error.
+        As in `ModelLayer`, from sums of errors over all layers, each divided by the layer's
+        variance. None if a class has only one sample, the model was not fitted, or the baseline has
+        no error.
     """
 
     r2: float | None = None
@@ -104,21 +105,16 @@ class ClassifierModel:
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
-        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), X centered, with the best b."""
+        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T) for centered X and the best b."""
         with local_only():
             return materialize([x], self.last_layer(x, labels))
 
     def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> LazyRows:
-        """Return the same H as the method `features`, but compute rows only when they are read."""
-        eye, mean = np.eye(len(self.w)), mean_of(x)
-        pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
-        frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
-
-        def make(rows: Any) -> Float[np.ndarray, "b d"]:
-            centered = as_float64(x[rows]) - mean
-            return centered + (eye[labels[rows]] - frequencies - centered @ self.w.T) @ pull
-
-        return LazyRows(x.shape, make, max(len(eye), max_width(x)))
+        """Return the H of `features`, whose rows are computed when they are read."""
+        mean = mean_of(x)
+        centered = LazyRows(x.shape, lambda rows: as_float64(x[rows]) - mean, max_width(x))
+        frequencies = np.bincount(labels, minlength=len(self.w)) / len(labels)
+        return last_layer(centered, labels, self.w, frequencies, self.mu)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,22 +177,17 @@ class Comparison(Result):
         def of(layers: tuple[ModelLayer, ...]) -> dict[str, Any]:
             return {"layers": [layer.to_dict() for layer in layers]}
 
+        def scores(held_out: HeldOut) -> dict[str, Any]:
+            return {"held_out_r2": held_out.r2, "held_out_r2_means": held_out.r2_means}
+
         model, given = of(self.mufm), of(self.given)
         if self.solution is None:
             model["skipped"] = self.skipped
         else:
-            model |= {
-                "held_out_r2": self.held_out.r2,
-                "held_out_r2_means": self.held_out.r2_means,
-                "solution": self.solution.to_dict(),
-            }
+            model |= scores(self.held_out) | {"solution": self.solution.to_dict()}
         if self.reading is not None:
-            given |= {
-                "held_out_r2": self.held_out_given.r2,
-                "held_out_r2_means": self.held_out_given.r2_means,
-                "mu": self.reading.mu,
-                "readout_norm": float(np.linalg.norm(self.reading.w, 2)),
-            }
+            norm = float(np.linalg.norm(self.reading.w, 2))
+            given |= scores(self.held_out_given) | {"mu": self.reading.mu, "readout_norm": norm}
         return {
             "geodesic_model": of(self.geodesic),
             "mufm": model,

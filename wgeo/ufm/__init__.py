@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from .._deprecated import moved_names
 from .configurations import lower_rank
-from .cross_entropy import closed_form_ce, fit_ce
 from .curvature import Landscape, landscape
 from .deep import DeepCollapse, deep_collapse, fit_deep
-from .mse import fit_mse
 from .mufm.fit import fit_mufm
 from .mufm.solution import MUFMSolution
+from .plain import closed_form_ce, fit_ce, fit_mse
 from .solution import Certificate, UFMSolution
 
 __all__ = [

@@ -4,17 +4,17 @@ Such points were found by Súkeník, Lampert, Mondelli (2024).
 
 Let s be the ReLU, L the number of layers, m = L + 1 the number of factors (the features and the
 weights of every layer), K the number of classes and n the number of samples per class. A
-configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. The objective of the best of
-its multiples t_i A_i is
+configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. With scaled factors the product
+is x I. The lowest objective over all scales is
 
     V(C) = min_x (1 - x)^2 / 2 + (m/2) (n Lambda)^(1/m) C x^(2/m),   C = prod_i ||A_i||_F^(2/m),
 
 where Lambda is the product of all decays. Orthogonal class means at every layer (deep neural
 collapse) have C = K. Configurations whose inner layers have a rank below K can have a smaller C:
 2.946 for three classes and four layers, 5.780 for six classes and four layers, and 9.234 for ten
-classes and three layers. As diagonal blocks, with orthogonal class means for the remaining classes,
-they have a lower objective than deep neural collapse for all K >= 3 with L >= 4 and all K >= 10
-with L >= 3.
+classes and three layers. A point with such configurations as diagonal blocks, and orthogonal class
+means for the remaining classes, has a lower objective than deep neural collapse. Such points exist
+for all K >= 3 with L >= 4 and all K >= 10 with L >= 3.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import block_diag
 
 from ..errors import ArgumentError
+from .arguments import all_decays
 from .certify import evaluate
-from .problem import Problem, all_decays
+from .problem import Problem
 from .solution import UFMSolution
 from .spectral import shrink
 
@@ -81,7 +83,7 @@ def _edge_counts(limit: int) -> list[int]:
 
 
 def _three_classes(layers: int, b: float) -> Factors:
-    """Use the features X = [[1, b, 0], [1, 0, b]], of rank two up to the last hidden layer."""
+    """Use X = [[1, b, 0], [1, 0, b]], of rank two, up to the last hidden layer."""
     t = math.sqrt(0.5)
     X = np.array([[1, b, 0], [1, 0, b]])
     expansion = np.array([[1, -1], [-1, 1], [t, t]])
@@ -92,8 +94,8 @@ def _three_classes(layers: int, b: float) -> Factors:
 def _ten_classes(layers: int) -> Factors:
     """Use the complete graph on 5 vertices.
 
-    Classes are its edges, features X their incidence with its vertices, and the units of the next
-    layer its triples of vertices.
+    Its edges are the classes, and their incidence with its vertices is X. The units of the next
+    layer are its triples of vertices.
     """
     X = _incidence(5)
     triples = list(itertools.combinations(range(5), 3))
@@ -103,7 +105,7 @@ def _ten_classes(layers: int) -> Factors:
 
 
 def _edge_classes(classes: int, layers: int) -> Factors:
-    """Use a complete graph: classes are its edges, and features X their incidence with vertices.
+    """Use a complete graph: its edges are the classes, and their incidence with vertices is X.
 
     Then relu((X^T - 1/2) X) = I.
     """
@@ -118,7 +120,7 @@ def _incidence(vertices: int) -> Float[np.ndarray, "v K"]:
 
 
 def _balanced_factors(X: Float[np.ndarray, "r K"]) -> Factors:
-    """Return the H and W_1 with W_1 H = X whose penalty is smallest, from the SVD of X."""
+    """Return the H and W_1 with W_1 H = X whose penalty is smallest."""
     U, z, V = np.linalg.svd(X, full_matrices=False)
     return [np.sqrt(z)[:, None] * V, U * np.sqrt(z)]
 
@@ -129,7 +131,7 @@ def _norm_product(factors: Factors) -> float:
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """Return V(C), the minimum over multiples of a configuration; decays[0] is for the features."""
+    """Return V(C); decays[0] is for the features."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -139,11 +141,12 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point with a lower objective than deep neural collapse.
 
-    Its factors are block-diagonal: known configurations, and blocks of a single class. The classes
-    are divided among the blocks such that the objective is smallest. The ``settings`` of the
-    solution contain ``dnc``, the objective of deep neural collapse, and for every block the number
-    of classes (``blocks``) and C (``constants``). If the decays are so large that zero is better
-    than either point, both objectives are 1/2.
+    The model has ReLUs and squared loss. The factors are block-diagonal: the blocks are known
+    configurations, or contain a single class. The classes are divided among the blocks such that
+    the objective is smallest. The ``settings`` of the solution contain ``dnc``, the objective of
+    deep neural collapse. For every block they contain the number of classes (``blocks``) and
+    C = prod_i ||A_i||_F^(2/m) of its m factors A_i, scaled to the product I (``constants``). If the
+    decays are so large that zero is better than either point, both objectives are 1/2.
 
     Parameters
     ----------
@@ -189,7 +192,7 @@ def lower_rank(
         )
     n = int(problem.counts[0])
     blocks = _best_blocks(problem, n)
-    scaled = [_scale(factors, problem, n) for factors in blocks]
+    scaled = [_best_multiple(factors, problem, n)[0] for factors in blocks]
     H, *weights = _diagonal(scaled, [(dim, K), *[(dim, dim)] * (L - 1), (K, dim)])
     settings = {
         "method": "lower-rank",
@@ -202,59 +205,40 @@ def lower_rank(
 
 
 def _best_blocks(problem: Problem, n: int) -> list[Factors]:
-    """Return configurations with K classes in total and the smallest sum of values."""
+    """Return the configurations with K classes in total for which the objective is smallest."""
     K, L = problem.num_classes, problem.depth - 1
-    candidates: list[Factors] = [[np.eye(1)] * (L + 1)]
-    if L >= 4:
-        candidates += [configuration(size, L) for size in (3, *_edge_counts(K)) if size <= K]
-    else:
-        candidates.append(configuration(10, L))
-    costs = [_best_multiple(factors, problem, n)[1] for factors in candidates]
-    best: list[tuple[float, list[Factors]]] = [(0.0, [])]
+    sizes = (3, *_edge_counts(K)) if L >= 4 else (10,)
+    blocks = {1: [np.eye(1)] * (L + 1)} | {k: configuration(k, L) for k in sizes if k <= K}
+    costs = {k: _best_multiple(factors, problem, n)[1] for k, factors in blocks.items()}
+    best: list[tuple[float, list[int]]] = [(0.0, [])]  # for 0, 1, ..., K classes
     for total in range(1, K + 1):
-        options = [
-            (best[total - factors[0].shape[1]][0] + cost, i)
-            for i, (factors, cost) in enumerate(zip(candidates, costs, strict=True))
-            if factors[0].shape[1] <= total
-        ]
-        value, i = min(options)
-        best.append((value, [*best[total - candidates[i][0].shape[1]][1], candidates[i]]))
-    return best[K][1]
+        value, k = min((best[total - k][0] + cost, k) for k, cost in costs.items() if k <= total)
+        best.append((value, [*best[total - k][1], k]))
+    return [blocks[k] for k in best[K][1]]
 
 
-def _best_multiple(factors: Factors, problem: Problem, n: int) -> tuple[float, float]:
-    """Return the best x for a block whose product is x I, and its contribution to the objective.
+def _best_multiple(factors: Factors, problem: Problem, n: int) -> tuple[Factors, float]:
+    """Return a block, scaled to the best product x I, and its contribution to the objective.
 
-    The contribution of a block of k classes is
-
-        (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
+    A block of k classes contributes (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
     """
-    m, fraction = len(factors), factors[0].shape[1] / problem.num_classes
-    mean = n ** (1 / m) * problem.decay_mean  # every column of H stands for n samples
-    x, value = shrink(1.0, _norm_product(factors) / fraction * mean, m)
-    return x, fraction * value
-
-
-def _scale(factors: Factors, problem: Problem, n: int) -> Factors:
-    """Return the best multiple of a block, with the same penalty on every factor."""
     m, C = len(factors), _norm_product(factors)
-    decays = [n * problem.decays[0], *problem.decays[1:]]
-    mean = n ** (1 / m) * problem.decay_mean
-    x = _best_multiple(factors, problem, n)[0]
+    fraction = factors[0].shape[1] / problem.num_classes
+    mean = n ** (1 / m) * problem.decay_mean  # every column of H stands for n samples
+    x, value = shrink(1.0, C / fraction * mean, m)
     penalty = mean * C * x ** (2 / m)  # decay_i ||A_i||^2, the same for every i
-    return [
+    decays = [n * problem.decays[0], *problem.decays[1:]]
+    scaled = [
         A / np.linalg.norm(A) * math.sqrt(penalty / decay)
         for A, decay in zip(factors, decays, strict=True)
     ]
+    return scaled, fraction * value
 
 
 def _diagonal(blocks: list[Factors], shapes: list[tuple[int, int]]) -> Factors:
-    """Return block-diagonal factors of these shapes."""
-    combined = [np.zeros(shape) for shape in shapes]
-    for i, A in enumerate(combined):
-        row = column = 0
-        for factors in blocks:
-            r, c = factors[i].shape
-            A[row : row + r, column : column + c] = factors[i]
-            row, column = row + r, column + c
-    return combined
+    """Return block-diagonal factors, padded with zeros to these shapes."""
+    padded = [np.zeros(shape) for shape in shapes]
+    for A, parts in zip(padded, zip(*blocks, strict=True), strict=True):
+        combined = block_diag(*parts)
+        A[: combined.shape[0], : combined.shape[1]] = combined
+    return padded

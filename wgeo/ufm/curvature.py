@@ -1,11 +1,11 @@
-"""Curvature around a solution, and a direction of descent if there is one."""
+"""Curvature around a solution, and a direction of descent if one is found."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from ..arrays.checks import as_count
 from ..errors import ArgumentError, ConvergenceError
 from ..results import Result
 from ..runtime.threads import one_thread
-from .certify import CRITICAL
+from .certify import CRITICAL, escape_direction
 from .problem import Problem
-from .solution import Certificate, UFMSolution
-from .theorems import escape_direction
+from .solution import Certificate, UFMSolution, Verdict
 
 KINK = 1e-9  # relative size below which the input of a ReLU counts as zero
 
@@ -35,12 +34,12 @@ class Landscape(Result):
     eigenvalues : ndarray
         The smallest eigenvalues of the Hessian, ascending, by Lanczos.
     residuals : ndarray
-        ||Hv - theta v|| of each computed value theta: an eigenvalue lies within this distance of
-        theta.
+        ||Hv - theta v|| of each computed value theta and its unit vector v. An eigenvalue of the
+        Hessian H lies within this distance of theta.
     curvature : float or None
-        Rayleigh quotient of `direction`, computed by a Hessian-vector product; None without one.
+        v^T H v for `direction` v, computed by a Hessian-vector product; None without a direction.
     direction : dict or None
-        ``H``, ``W1``, ..., ``WL`` and, with a bias, ``b`` of a unit direction along which F falls.
+        ``H``, ``W1``, ..., ``WL`` and, with a bias, ``b`` of a unit vector along which F falls.
     step, decrease : float or None
         F(x) - F(x + step * direction) = decrease > 0, from two evaluations of F.
     kinks : int
@@ -59,7 +58,7 @@ class Landscape(Result):
     ('global', 3, True)
     """
 
-    verdict: Literal["global", "strict saddle", "undecided"]
+    verdict: Verdict
     gradient_norm: float
     eigenvalues: Float[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
@@ -79,16 +78,17 @@ class Landscape(Result):
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
     """Classify a point of a model as global, strict saddle or undecided, with evidence.
 
-    A point that is not certified as global is called a strict saddle if it is critical and F, by
-    its evaluations, falls along a direction of negative curvature: the direction of theorem M3 or
-    the eigenvector of the smallest eigenvalue.
+    A point that is not certified as global is called a strict saddle if it is critical and F falls
+    along a direction of negative curvature. Two directions are tried: the eigenvector of the
+    smallest eigenvalue and, for one layer of weights, the explicit direction in which W and H grow
+    along an unused direction of feature space (Zhu et al. 2021).
 
     Parameters
     ----------
     solution : UFMSolution
         A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        How many of the smallest eigenvalues to compute: at least 1, and fewer than F has variables.
+        Number of the smallest eigenvalues to compute: at least 1, less than that of the variables.
     seed : int
         Random seed of the first Lanczos vector.
 
@@ -127,16 +127,17 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     if as_count(eigenvalues, "eigenvalues", 1) >= problem.size:
         raise ArgumentError(f"eigenvalues must be between 1 and {problem.size - 1}.")
     with one_thread():
-        values, vectors, residuals = smallest_eigenpairs(problem, x, eigenvalues, seed)
+        values, vectors, residuals = _smallest_eigenpairs(problem, x, eigenvalues, seed)
     gradient_norm = float(problem.gradient(x).norm())
-    verdict: Literal["global", "strict saddle", "undecided"] = solution.certificate.verdict
+    verdict: Verdict = solution.certificate.verdict
     evidence = solution.certificate.evidence
-    descent = None if verdict == "global" else _descent_direction(problem, x, vectors[:, 0])
+    descent = None if verdict == "global" else _descent(problem, x, vectors[:, 0])
+    curvature, direction, step, decrease = descent or (None, None, None, None)
     kinks = _kinks(problem, x)
     if descent is not None:
         evidence = (
-            f"Along a direction of curvature {descent.curvature:.6g} the objective falls by "
-            f"{descent.decrease:.3g} in a step of {descent.step:.3g}."
+            f"Along a direction of curvature {curvature:.6g} the objective falls by "
+            f"{decrease:.3g} in a step of {step:.3g}."
         )
         critical = gradient_norm <= CRITICAL
         verdict = "strict saddle" if critical else "undecided"
@@ -144,21 +145,20 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
             evidence += f" The point is not critical: its gradient has norm {gradient_norm:.2g}."
     elif verdict != "global":
         verdict = "undecided"
+        at_kinks = f", and {kinks} ReLU inputs are at their kink" if kinks else ""
         evidence = (
             f"The smallest computed eigenvalue of the Hessian is {values[0]:.3g}, the gradient's "
-            f"norm {gradient_norm:.2g}"
-            + (f", {kinks} ReLU inputs at their kink" if kinks else "")
-            + ". "
-        ) + solution.certificate.evidence
+            f"norm {gradient_norm:.2g}{at_kinks}. {evidence}"
+        )
     return Landscape(
         verdict=verdict,
         gradient_norm=gradient_norm,
         eigenvalues=values,
         residuals=residuals,
-        curvature=None if descent is None else descent.curvature,
-        direction=None if descent is None else _by_name(problem, descent.direction),
-        step=None if descent is None else descent.step,
-        decrease=None if descent is None else descent.decrease,
+        curvature=curvature,
+        direction=direction,
+        step=step,
+        decrease=decrease,
         kinks=kinks,
         certificate=solution.certificate,
         evidence=evidence,
@@ -166,10 +166,10 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     )
 
 
-def smallest_eigenpairs(
+def _smallest_eigenpairs(
     problem: Problem, x: Float[torch.Tensor, " P"], count: int, seed: int
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "P k"], Float[np.ndarray, " k"]]:
-    """Return the smallest eigenvalues of the Hessian at x, vectors and residuals, by Lanczos."""
+    """Return eigenvalues of the Hessian at x, their vectors and their residuals, by Lanczos."""
 
     def product(v: np.ndarray) -> np.ndarray:
         return problem.hvp(x, torch.from_numpy(np.ascontiguousarray(v.ravel()))).numpy()
@@ -196,19 +196,13 @@ def smallest_eigenpairs(
     return values, vectors, np.array(residuals)
 
 
-class _Descent(NamedTuple):
-    """A direction of negative curvature, and the decrease of F in a step along it."""
-
-    direction: torch.Tensor
-    curvature: float
-    step: float
-    decrease: float
-
-
-def _descent_direction(
+def _descent(
     problem: Problem, x: torch.Tensor, eigenvector: Float[np.ndarray, " P"]
-) -> _Descent | None:
-    """Return the best step along theorem M3's direction or the eigenvector, if F decreases."""
+) -> tuple[float, dict[str, np.ndarray], float, float] | None:
+    """Return `curvature`, `direction`, `step` and `decrease` of a `Landscape`.
+
+    The direction is that of theorem M3, or else the eigenvector. None if F decreases along neither.
+    """
     directions = [torch.from_numpy(eigenvector.copy())]
     if problem.depth == 2 and (escape := escape_direction(problem, x)) is not None:
         directions.insert(0, escape.direction)
@@ -222,7 +216,10 @@ def _descent_direction(
         decreases = problem.value(x) - problem.value(x + steps[:, None] * v)
         best = int(decreases.argmax())
         if float(decreases[best]) > 0:
-            return _Descent(v, curvature, float(steps[best]), float(decreases[best]))
+            (H, *weights), b = problem.split(v)
+            parts = {"H": H, **{f"W{i}": W for i, W in enumerate(weights, 1)}, "b": b}
+            direction = {name: part.numpy() for name, part in parts.items() if part is not None}
+            return curvature, direction, float(steps[best]), float(decreases[best])
     return None
 
 
@@ -233,11 +230,3 @@ def _kinks(problem: Problem, x: torch.Tensor) -> int:
     layers = problem.layers(factors)
     inputs = [A @ X for A, X in zip(factors[1:-1], layers, strict=False)]
     return sum(int((P.abs() <= KINK * P.abs().max()).sum()) for P in inputs)
-
-
-def _by_name(problem: Problem, v: torch.Tensor) -> dict[str, np.ndarray]:
-    (H, *weights), b = problem.split(v)
-    parts = {"H": H, **{f"W{i}": W for i, W in enumerate(weights, 1)}}
-    if b is not None:
-        parts["b"] = b
-    return {name: part.numpy() for name, part in parts.items()}

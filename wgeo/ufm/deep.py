@@ -1,7 +1,7 @@
 """Deep unconstrained feature models: linear, and with ReLUs.
 
-    F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||_F^2
-        + sum_l (lambda_l / 2) ||W_l||_F^2 + (lambda_H / 2) ||H||_F^2
+    F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) + b 1^T - Y||_F^2
+        + sum_l (lambda_l / 2) ||W_l||_F^2 + (lambda_H / 2) ||H||_F^2 + (lambda_b / 2) ||b||^2
 
 s is the identity or the ReLU, H (d x N) are the features, and Y (K x N) are the one-hot labels.
 L = 2 is the extended model (Tirer, Bruna 2022), L > 2 the deep one (Súkeník, Mondelli, Lampert
@@ -20,14 +20,14 @@ from jaxtyping import Float
 
 from ..errors import ArgumentError
 from ..results import Result
-from .bias import accepts_former_bias
+from .arguments import accepts_former_bias, all_decays, check_method
 from .certify import evaluate
 from .descent import multistart, points_around, random_points
-from .problem import Problem, all_decays, check_method
+from .problem import Problem
 from .solution import UFMSolution
 from .spectral import spectral_optimum
 
-ACTIVE = 1e-4  # DNC3 leaves out rows of a weight with a norm below this fraction of the largest
+ACTIVE = 1e-4  # DNC3 leaves out rows of W_l with a norm of at most this fraction of the largest
 
 
 @accepts_former_bias
@@ -49,13 +49,14 @@ def fit_deep(
     spread: float = 0.1,
     device: str = "cpu",
 ) -> UFMSolution:
-    """Solve a model with L layers of weights.
+    """Solve a model with L layers of weights and squared loss.
 
     Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
     closed form is deep neural collapse: orthogonal class means at every layer. It is the minimum
     for two balanced classes, but not in general for more (`lower_rank`). By default ReLU models are
-    therefore solved from random starts and from zero. Several starts are needed because zero is a
-    local minimum, and so are points that fit only some of the classes.
+    therefore solved numerically. Several random starts are needed because zero is a local minimum,
+    and so are points that fit only some of the classes. If every start ends above the objective of
+    zero, zero is returned.
 
     Parameters
     ----------
@@ -75,18 +76,14 @@ def fit_deep(
         `start` is given, and otherwise L-BFGS ("numerical").
     restarts : int
         Number of random starts.
-    seed : int
-        Random seed of the starts.
     tolerance : float
         Norm of the gradient at which a descent stops; the ReLU's derivative at 0 is taken as 0.
-    max_steps : int
-        Limit on iterations for each start.
-    collapsed : bool
-        Descend with one feature vector per class instead of N vectors; the minimum is the same.
+    seed, max_steps, collapsed
+        See `fit_ce`.
     start : UFMSolution, optional
-        Search near this point, with all N features: start from the point itself and from Gaussian
-        perturbations of it. It needs the same labels, `dim` and layers, and a bias if and only if
-        the model has one; decays and activation may differ.
+        Search near this point, with all N features: the point itself and Gaussian perturbations of
+        it are the starts. It needs the same labels, `dim` and number of layers, and a bias if and
+        only if the model has one; decays and activation may differ.
     spread : float
         Standard deviation of these perturbations, relative to the mean absolute entry of `start`.
     device : str
@@ -142,36 +139,33 @@ def _check_start(start: UFMSolution, problem: Problem) -> None:
 
 
 def _zero(solution: UFMSolution) -> UFMSolution:
-    """Return the point of zero features and weights, which no random start reaches exactly."""
+    """Return the solution moved to zero features and weights, which no random start reaches."""
     problem = solution.problem
-    b = problem.counts / problem.num_samples / (1 + problem.bias_decay)
     zero = evaluate(
         problem,
         H=0 * solution.H,
         weights=[0 * W for W in solution.weights],
-        b=b if problem.with_bias else None,
+        b=problem.counts / problem.num_samples / (1 + problem.bias_decay),
+        settings=solution.settings,
     )
     return replace(
-        solution,
-        H=zero.H,
-        weights=zero.weights,
-        b=zero.b,
-        objective=zero.objective,
-        certificate=zero.certificate,
+        zero,
+        values=solution.values,
+        gradient_norms=solution.gradient_norms,
+        steps=solution.steps,
     )
 
 
 def _closed(problem: Problem) -> UFMSolution:
-    relu = problem.activation == "relu"
-    if relu and (problem.with_bias or problem.dim < problem.num_classes):
+    narrow = problem.dim < problem.num_classes
+    if problem.activation == "relu" and (problem.with_bias or narrow):
         raise ArgumentError(
             "Orthogonal class means at every layer of a ReLU model need dim >= K and no bias; use "
             "`method='numerical'`."
         )
     optimum = spectral_optimum(problem)
     H, *weights = optimum.factors
-    b = optimum.b if problem.with_bias else None
-    return evaluate(problem, H=H, weights=weights, b=b, settings={"method": "closed"})
+    return evaluate(problem, H=H, weights=weights, b=optimum.b, settings={"method": "closed"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,14 +177,14 @@ class DeepCollapse(Result):
     layer : int
         l, counted from 1.
     dnc1 : float
-        tr Sigma_W / mean ||x||^2 of the features that enter W_l, in [0, 1]; 0 at collapse.
+        tr Sigma_W / mean ||x||^2 of the input of W_l, in [0, 1]; 0 at collapse.
     dnc2 : float or None
-        (Condition number of the matrix of their class means) - 1; 0 for orthogonal means of equal
-        norms. None for l = 1, because the optimum does not determine the angles of these features,
-        and for class means of rank below K.
+        (Condition number of the matrix of the input's class means) - 1; 0 for orthogonal means of
+        equal norms. None for class means of rank below K, and for l = 1, because the optimum does
+        not determine the angles of H.
     dnc3 : float or None
-        1 - c, with c the smallest cosine between a row of W_l and the class mean nearest to it in
-        angle, over the rows that do not vanish; in [0, 2], 0 at collapse. None for l = 1.
+        1 - min_i max_k cos(row i of W_l, mean of class k) over the rows that do not vanish; in
+        [0, 2], 0 at collapse. None for l = 1, or if the input or W_l is zero.
 
     Examples
     --------
@@ -229,7 +223,7 @@ def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
 def deep_collapse_of(
     X: Float[np.ndarray, "d N"], labels: Any, W: Float[np.ndarray, "r d"], *, layer: int
 ) -> DeepCollapse:
-    """Measure one layer from its input features X (columns are samples) and its weights W."""
+    """Measure a layer from its input X (columns are samples) and its weights W."""
     y = np.asarray(labels)
     counts = np.bincount(y)
     means = np.stack([X[:, y == k].mean(1) for k in range(len(counts))], 1)
@@ -241,14 +235,12 @@ def deep_collapse_of(
     sizes = np.linalg.svd(means, compute_uv=False)
     full_rank = len(sizes) == len(counts) and sizes[-1] > 1e-9 * sizes[0]
     norms = np.linalg.norm(W, axis=1)
-    rows = W[norms > ACTIVE * max(float(norms.max()), 1e-300)]
-    lengths = np.linalg.norm(rows, axis=1)[:, None] * np.maximum(
-        np.linalg.norm(means, axis=0), 1e-300
-    )
-    cosines = (rows @ means / lengths).max(1)
+    active = norms > ACTIVE * max(float(norms.max()), 1e-300)
+    lengths = np.outer(norms[active], np.maximum(np.linalg.norm(means, axis=0), 1e-300))
+    cosines = (W[active] @ means / lengths).max(1)
     return DeepCollapse(
         layer,
         dnc1,
         float(sizes[0] / sizes[-1]) - 1 if full_rank else None,
-        1 - float(cosines.min()) if len(rows) else None,
+        1 - float(cosines.min()) if active.any() else None,
     )

@@ -1,18 +1,23 @@
 """The objective of the unconstrained feature models, and its derivatives.
 
-F(A_1, ..., A_m, b) = (1/N) sum_i l(A_m s(A_{m-1} ... s(A_2 A_1)) e_i + b, y_i)
-                      + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2
+F(A_1, ..., A_m, b) = (1/N) sum_i l(z_i, y_i)
+                      + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2,
+Z = A_m s(A_{m-1} ... s(A_2 A_1)) + b 1^T
 
-with A_1 = H (d x N) the free features, A_2, ..., A_{m-1} (d x d) hidden weights, A_m = W (K x d)
-the classifier and s the identity or the ReLU. m = 2 is the unconstrained feature model (Zhu et al.
-2021; Tirer, Bruna 2022), m = 3 the extended one (Tirer, Bruna 2022), m > 3 the deep one (Súkeník,
-Mondelli, Lampert 2023). A point is one flat float64 vector; leading axes are a batch of points.
+A_1 = H (d x N) are the free features, A_2, ..., A_{m-1} (d x d) the hidden weights, and A_m = W
+(K x d) is the classifier. s is the identity or the ReLU, l the cross-entropy or the squared error.
+m = 2 is the unconstrained feature model (Zhu et al. 2021; Tirer, Bruna 2022), m = 3 the extended
+one (Tirer, Bruna 2022), m > 3 the deep one (Súkeník, Mondelli, Lampert 2023).
+
+A point is one float64 vector. The loss is g(Z) = sum_j p_j l(z_j, y_j), where p_j is the fraction
+of the data that column j represents: 1/N for a sample, n_k/N for a whole class. Leading axes of
+points and logits are a batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,15 +27,56 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..arrays.checks import as_count, as_float, as_labels
+from ..arrays.checks import as_count
 from ..errors import ArgumentError
-from .bias import accepts_former_bias, bias_decay_of
-from .losses import LOSSES, Loss
+from .arguments import accepts_former_bias, bias_decay_of, check_decays, class_labels
+
+
+class CrossEntropy:
+    """l(z, y) = log sum_k exp(z_k) - z_y."""
+
+    def value(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
+        """Return sum_j p_j (logsumexp(z_j) - z_{y_j})."""
+        return ((Z.logsumexp(-2) - (Z * Y).sum(-2)) * p).sum(-1)
+
+    def gradient(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
+        """Return p_j (softmax(z_j) - y_j)."""
+        return (Z.softmax(-2) - Y) * p
+
+    def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
+        """Return g*(U) = sup_Z <U, Z> - g(Z) = sum_j p_j sum_k q_kj log q_kj for q = Y + U/p.
+
+        It is infinite if q has negative entries. The columns of U must sum to 0.
+        """
+        q = Y + U / p
+        if float(q.min()) < -1e-15:
+            return float("inf")
+        return float((torch.special.xlogy(q, q.clamp_min(0)).sum(-2) * p).sum())
+
+
+class SquaredError:
+    """l(z, y) = ||z - y||^2 / 2."""
+
+    def value(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
+        """Return sum_j p_j ||z_j - y_j||^2 / 2."""
+        return ((Z - Y).square().sum(-2) * p).sum(-1) / 2
+
+    def gradient(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
+        """Return p_j (z_j - y_j)."""
+        return (Z - Y) * p
+
+    def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
+        """Return g*(U) = sup_Z <U, Z> - g(Z) = sum_j ||u_j||^2 / (2 p_j) + <U, Y>."""
+        return float((U.square().sum(-2) / p).sum() / 2 + (U * Y).sum())
+
+
+Loss = CrossEntropy | SquaredError
+LOSSES: dict[str, Loss] = {"ce": CrossEntropy(), "mse": SquaredError()}
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An unconstrained feature model: labels, sizes and penalties, and the calculus of F."""
+    """An unconstrained feature model: labels, sizes and penalties; F and its derivatives."""
 
     labels: Int[np.ndarray, " n"]  # class of every column of H: 0, ..., K - 1, each present
     dim: int  # width d of the features and of every hidden layer
@@ -61,9 +107,11 @@ class Problem:
         """
         y = class_labels(labels)
         dim = as_count(dim, "dim", 1)
-        if len(decays) < 2:
+        m = len(decays)
+        if m < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
-        check_decays(dict(zip(_decay_names(len(decays)), decays, strict=True)))
+        names = ["weight_decay"] if m == 2 else [f"weight_decays[{i}]" for i in range(m - 1)]
+        check_decays(dict(zip(["feature_decay", *names], decays, strict=True)))
         decay = bias_decay_of(bias)
         if activation not in ("linear", "relu"):
             raise ArgumentError(f"activation must be 'linear' or 'relu', not {activation!r}.")
@@ -82,7 +130,7 @@ class Problem:
 
     @property
     def depth(self) -> int:
-        """Number m of factors, which include the features."""
+        """Number m of factors, including the features."""
         return len(self.decays)
 
     @cached_property
@@ -112,7 +160,7 @@ class Problem:
 
     @property
     def decay_mean(self) -> float:
-        """The geometric mean c of all decays; sqrt(lambda_W lambda_H) for two factors."""
+        """The geometric mean c of the factors' decays; sqrt(lambda_W lambda_H) for m = 2."""
         return float(np.exp(np.mean(np.log(self.decays))))
 
     @cached_property
@@ -136,7 +184,7 @@ class Problem:
 
     @property
     def criterion(self) -> Loss:
-        """The loss with its gradient and conjugate."""
+        """g, with its gradient and conjugate."""
         return LOSSES[self.loss]
 
     @cached_property
@@ -157,7 +205,7 @@ class Problem:
 
     @cached_property
     def penalties(self) -> Tensor:
-        """The decay of every variable, (size,); the penalty is sum decay * x^2 / 2."""
+        """The decay of every variable, (size,); the penalty of a point x is sum decay x^2 / 2."""
         blocks = [self.decays[0] * self.mass.expand(self.shapes[0]).reshape(-1)]
         decays = (*self.decays[1:], self.bias_decay) if self.with_bias else self.decays[1:]
         for size, decay in zip(self.sizes[1:], decays, strict=True):
@@ -193,23 +241,22 @@ class Problem:
     # calculus -----------------------------------------------------------------------------------
 
     def layers(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the features that enter each weight: A_1, s(A_2 A_1), ..., each (..., d, n)."""
+        """Return the inputs of A_2, ..., A_m: A_1, s(A_2 A_1), ..., each (..., d, n)."""
         X = [factors[0]]
         for A in factors[1:-1]:
             X.append((A @ X[-1]).relu() if self.activation == "relu" else A @ X[-1])
         return X
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return Z = A_m s(...) + b 1^T, (..., K, n)."""
+        """Return Z, (..., K, n)."""
         factors, b = self.split(x)
         Z = factors[-1] @ self.layers(factors)[-1]
         return Z if b is None else Z + b[..., None]
 
     def value(self, x: Tensor) -> Tensor:
         """Return F(x), one number for every leading index."""
-        Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
-        penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
-        return self.criterion.value(self.logits(x), Y, p) + penalty
+        penalty = (self.penalties * x.square()).sum(-1) / 2
+        return self.criterion.value(self.logits(x), self.targets, self.column_weights) + penalty
 
     def terms(self, x: Tensor) -> dict[str, float]:
         """Return the terms of F at one point; their sum is F(x)."""
@@ -222,16 +269,11 @@ class Problem:
         return terms | ({"bias_decay": float(penalties[-1].sum())} if self.with_bias else {})
 
     def product_gradient(self, x: Tensor) -> Tensor:
-        """Return G, the gradient of the loss with respect to the logits, (..., K, n)."""
-        return self.criterion.gradient(
-            self.logits(x), self.targets.to(x.device), self.column_weights.to(x.device)
-        )
+        """Return G, the gradient of g at the logits of x, (..., K, n)."""
+        return self.criterion.gradient(self.logits(x), self.targets, self.column_weights)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F and its gradient, from one pass forward and one pass back.
-
-        The ReLU's derivative at 0 is taken as 0.
-        """
+        """Return F and its gradient, on any device; the ReLU's derivative at 0 is taken as 0."""
         factors, b = self.split(x)
         X = self.layers(factors)
         Z = factors[-1] @ X[-1]
@@ -239,8 +281,8 @@ class Problem:
         Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         gradient = self.penalties.to(x.device) * x
         value = self.criterion.value(Z, Y, p) + torch.linalg.vecdot(gradient, x) / 2
-        blocks, bias_block = self.split(gradient)  # views, filled in place
-        D = self.criterion.gradient(Z, Y, p)  # back-propagated
+        blocks, bias_block = self.split(gradient)  # views, to which the loss's gradient is added
+        D = self.criterion.gradient(Z, Y, p)
         if bias_block is not None:
             bias_block.add_(D.sum(-1))
         for i in range(self.depth - 1, 0, -1):
@@ -256,60 +298,7 @@ class Problem:
         return self.value_and_gradient(x)[1]
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return the Hessian-vector product, the exact derivative of the gradient along v."""
+        """Return the Hessian-vector product, exact up to rounding."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.gradient(x), x, v)[0]
-
-
-def class_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
-    """Return labels as `as_labels` does; check that K >= 2 and that no class is empty."""
-    y = as_labels(labels, n)
-    counts = np.bincount(y)
-    if len(counts) < 2:
-        raise ArgumentError("All labels are 0; an unconstrained feature model needs K >= 2.")
-    if (counts == 0).any():
-        missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
-        raise ArgumentError(
-            f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
-            "number the classes 0, ..., K - 1 without gaps."
-        )
-    return y
-
-
-def check_tolerance(tolerance: Any) -> None:
-    """Raise ArgumentError for a tolerance that is not a positive number."""
-    if not as_float(tolerance, "tolerance") > 0:
-        raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
-
-
-def check_decays(decays: Mapping[str, Any]) -> None:
-    """Raise ArgumentError for penalties that are not positive numbers."""
-    for name, value in decays.items():
-        if not 0 < as_float(value, name) < math.inf:
-            raise ArgumentError(
-                f"{name} must be a positive number, not {value!r}; without a penalty there may be "
-                "no minimum."
-            )
-
-
-def all_decays(feature_decay: Any, weight_decays: Any) -> tuple[Any, ...]:
-    """Return (lambda_H, lambda_1, ..., lambda_L) of a deep model, for `Problem.checked`."""
-    if isinstance(weight_decays, str) or not isinstance(weight_decays, Iterable):
-        raise ArgumentError(
-            f"weight_decays must be a list, one number per layer of weights, not {weight_decays!r}."
-        )
-    return (feature_decay, *weight_decays)
-
-
-def check_method(method: str) -> None:
-    """Raise ArgumentError for an unknown method."""
-    if method not in ("auto", "closed", "numerical"):
-        raise ArgumentError(f"method must be 'auto', 'closed' or 'numerical', not {method!r}.")
-
-
-def _decay_names(m: int) -> list[str]:
-    """Return the parameter name of each penalty, for an error message."""
-    if m == 2:
-        return ["feature_decay", "weight_decay"]
-    return ["feature_decay", *(f"weight_decays[{i}]" for i in range(m - 1))]

@@ -22,8 +22,8 @@ def record_of(
     """Return ``to_dict()`` of a solution with the numbers of its tables and figures, for JSON.
 
     ``curve`` contains the collapse metrics of every layer and, except for MUFM, its DNC1 to DNC3
-    (``deep``). ``view`` contains the cosines of the last layer's class means, which are not
-    centered; they are None for a class whose mean vanishes.
+    (``deep``). ``view`` contains the cosines of the last layer's class means, without centering;
+    None for a class whose mean vanishes.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
     if isinstance(solution, UFMSolution):

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..errors import ArgumentError
 from ..neural_collapse import LayerCollapse, collapse_of
 from ..results import Result
+from .arguments import check_layer
 from .problem import Problem
+
+Verdict = Literal["global", "strict saddle", "undecided"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,10 +28,11 @@ class Certificate(Result):
     gradient_norm : float
         Norm of the gradient of the objective in all its variables.
     spectral_norm, threshold : float or None
-        ||G||_2, with G the gradient of the loss in the logits, and sqrt(lambda_W lambda_H). A
-        critical point with ``spectral_norm <= threshold`` is global. None for deep models.
+        ||G||_2, where G is the gradient of the loss with respect to the logits, and
+        sqrt(lambda_W lambda_H). A critical point with ``spectral_norm <= threshold`` is global.
+        None for deep models. For MUFM, both are divided by sqrt(lambda_W mu / N).
     curvature : float or None
-        Negative curvature of the objective along a known direction, if there is one.
+        Curvature of the objective along a known direction, if it is negative.
     lower_bound, gap : float or None
         A proved lower bound of the objective, and objective - lower_bound.
     evidence : str
@@ -44,7 +47,7 @@ class Certificate(Result):
     ('global', 0.0, True)
     """
 
-    verdict: Literal["global", "strict saddle", "undecided"]
+    verdict: Verdict
     gradient_norm: float
     spectral_norm: float | None = None
     threshold: float | None = None
@@ -103,7 +106,7 @@ class UFMSolution(Result):
 
     @property
     def model(self) -> str:
-        """``ufm-ce``, ``ufm-mse``, or with more layers ``dufm-mse-relu``, for example."""
+        """``ufm-ce`` or ``ufm-mse``; for a deep model ``dufm-mse-relu``, for example."""
         p = self.problem
         return f"ufm-{p.loss}" if p.depth == 2 else f"dufm-{p.loss}-{p.activation}"
 
@@ -119,7 +122,7 @@ class UFMSolution(Result):
 
     @property
     def layers(self) -> tuple[Float[np.ndarray, "d N"], ...]:
-        """Features that enter W_1, ..., W_L: H, s(W_1 H), ..."""
+        """Inputs of W_1, ..., W_L: H, s(W_1 H), ..."""
         factors = [torch.from_numpy(A) for A in (self.H, *self.weights)]
         return tuple(X.numpy() for X in self.problem.layers(factors))
 
@@ -135,12 +138,10 @@ class UFMSolution(Result):
 
     def point(self) -> torch.Tensor:
         """Return all variables as one vector."""
-        return self.problem.join(
-            (self.H, *self.weights), self.b if self.problem.with_bias else None
-        )
+        return self.problem.join((self.H, *self.weights), self.b)
 
     def layer(self, index: int) -> Float[np.ndarray, "N d"]:
-        """Return the features that enter W_{index + 1}; rows are samples.
+        """Return the input of W_{index + 1}; rows are samples.
 
         Examples
         --------
@@ -149,10 +150,7 @@ class UFMSolution(Result):
         >>> solution.layer(0).shape, solution.H.shape
         ((15, 4), (4, 15))
         """
-        if not 0 <= index < len(self.weights):
-            raise ArgumentError(
-                f"Layers go from 0 to {len(self.weights) - 1}; there is no layer {index}."
-            )
+        check_layer(index, len(self.weights) - 1)
         return np.ascontiguousarray(self.layers[index].T)
 
     def collapse(self, index: int | None = None) -> LayerCollapse:

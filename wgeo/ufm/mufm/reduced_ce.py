@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
 from ...arrays.rows import Sliceable, row_chunks
-from .escapes import CrossMoment, saddle_direction
-from .newton import Matrix
-from .reduced_mse import Statistics
+from .newton import CrossMoment, Matrix, saddle_direction
+from .reduced_mse import Statistics, categorical_covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +21,9 @@ class ReducedCE:
     """J(W, b): the MUFM objective with cross-entropy, minimized over all features.
 
     Paths are straight lines and, with samples as columns, H = X - W^T G / mu. The columns of G are
-    g_i = softmax(z_i) - y_i; the logits z_i solve z = W x_i + b - W W^T (softmax(z) - y_i) / mu.
-    The bias is the last column of `w`. Samples are rows of `x`, in the eigenbasis of their
-    covariance; the preconditioner neglects correlations of features.
+    g_i = softmax(z_i) - y_i, where z_i solves z = W x_i + b - W W^T (softmax(z) - y_i) / mu. The
+    last column of `w` is b. Samples are rows of `x`, in the eigenbasis of their covariance, because
+    the preconditioner neglects correlations of features.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -47,8 +46,8 @@ class ReducedCE:
     ) -> ReducedCE:
         """Transform samples to the basis of their statistics; subtract the mean if b is free.
 
-        Otherwise, with a mean far from zero, changes of W and of b could have nearly the same
-        effect on the logits.
+        With a mean far from zero, changes of W and of b could have nearly the same effect on the
+        logits.
         """
         samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:
@@ -106,19 +105,17 @@ class ReducedCEPoint:
         width = problem.x.shape[1]
         self.weights = w[:, :width]
         self._bias = w[:, width] if problem.has_bias else np.zeros(len(w))
+        self._m = self.weights @ self.weights.T / problem.mu
 
     @cached_property
     def residual(self) -> Float[np.ndarray, "n K"]:
-        """g_i = softmax(z_i) - y_i at the solution of the inner problem."""
-        return residuals(
-            self.problem.x @ self.weights.T + self._bias,
-            self.problem.onehot,
-            self.weights @ self.weights.T / self.problem.mu,
-        )
+        """G^T."""
+        logits = self.problem.x @ self.weights.T + self._bias
+        return residuals(logits, self.problem.onehot, self._m)
 
     @cached_property
     def last_layer(self) -> Float[np.ndarray, "n r"]:
-        """H, with samples as rows."""
+        """H^T."""
         return self.problem.x - self.residual @ self.weights / self.problem.mu
 
     def value(self) -> float:
@@ -132,7 +129,10 @@ class ReducedCEPoint:
         return loss + (transport + decay + bias_decay) / 2
 
     def gradient(self) -> Matrix:
-        """Return G H^T / N + lw W, and G 1 / N + lb b: features are optimal (envelope theorem)."""
+        """Return G H^T / N + lw W, and G 1 / N + lb b in the last column.
+
+        Since the features are optimal, J has no derivative through them.
+        """
         problem = self.problem
         of_weights = self.residual.T @ self.last_layer / len(problem.x)
         of_weights = of_weights + problem.weight_decay * self.weights
@@ -148,14 +148,11 @@ class ReducedCEPoint:
         The loss, including the transport cost, is minimized over the sample's features.
         P = diag(p) - p p^T is the Hessian of the cross-entropy, M = W W^T / mu.
         """
-        p = self.residual + self.problem.onehot
-        eye = np.eye(len(self.w))
-        hessian = p[:, :, None] * eye - p[:, :, None] * p[:, None, :]
-        m = self.weights @ self.weights.T / self.problem.mu
-        return np.linalg.solve(eye + hessian @ m, hessian)
+        hessian = categorical_covariance(self.residual + self.problem.onehot)
+        return np.linalg.solve(np.eye(len(self.w)) + hessian @ self._m, hessian)
 
     def hessian_product(self, v: Matrix) -> Matrix:
-        """Return the Hessian of J along V (with a column for a bias)."""
+        """Return the Hessian of J along V."""
         problem, w = self.problem, self.weights
         d_w, d_bias = v[:, : w.shape[1]], v[:, w.shape[1] :]
         d_m = (d_w @ w.T + w @ d_w.T) / problem.mu
@@ -171,7 +168,7 @@ class ReducedCEPoint:
         return np.column_stack([product, d_residual.mean(0) + problem.bias_decay * d_bias[:, 0]])
 
     def preconditioner(self) -> Callable[[Matrix], Matrix]:
-        """Return the inverse of C (x) D + lw I.
+        """Return the inverse of kron(C, D) + lw I.
 
         C is the mean of `curvature`, and D is the diagonal of the second moments of H.
         """
@@ -200,10 +197,7 @@ class ReducedCEPoint:
         return CrossMoment.of(s, mean, self.weights, self.weights.T, right)
 
     def escape_direction(self) -> Matrix | None:
-        """Return a direction that leaves a strict saddle; None if none is known.
-
-        It changes W only along features that are zero in every sample.
-        """
+        """Return a direction that leaves a strict saddle (`saddle_direction`)."""
         zero = (self.problem.x == 0).all(axis=0)
         inner = self.residual.T @ self.residual
         direction = saddle_direction(self.weights, zero, inner, self.certificate())
@@ -233,8 +227,8 @@ def residuals(
 ) -> Float[np.ndarray, "n K"]:
     """Return g with g = softmax(a - M g) - y, row by row.
 
-    g minimizes the convex function CE(a - M g, y) + g^T M g / 2. It is computed by Newton steps,
-    each halved until the function does not increase.
+    It minimizes CE(a - M g, y) + g^T M g / 2, which is convex. Newton steps are halved until this
+    function does not increase.
     """
 
     def merit(g: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -250,9 +244,9 @@ def residuals(
         p = softmax(z, axis=1)
         error = p - onehot - g
         before, worst = worst, float(np.abs(error).max())
-        if worst < 1e-13 or before / 2 < worst < 1e-8:  # near the solution: rounding errors only
+        if worst < 1e-13 or before / 2 < worst < 1e-8:  # the rest is rounding errors
             break
-        hessian = p[:, :, None] * eye - p[:, :, None] * p[:, None, :]
+        hessian = categorical_covariance(p)
         step = np.linalg.solve(eye + hessian @ m, error[:, :, None])[:, :, 0]
         size = np.ones(len(a))
         for _ in range(40):

@@ -1,13 +1,13 @@
 """MUFM with squared loss as an objective of W alone, at a cost independent of N.
 
 All features are eliminated: the optimal path from X to H_L is a straight line, and H_L solves a
-ridge problem. The remaining objective depends on the data only through S = X X^T / N, T = Y X^T / N
-and C_Y = Y Y^T / N.
+ridge problem. The remaining objective depends on the data only through the means and
+S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N, each of centered X and Y.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_by_class
-from .escapes import CrossMoment, saddle_direction
-from .newton import Matrix
-from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
+from .newton import CrossMoment, Matrix, saddle_direction
 
 EPS = float(np.finfo(float).eps)
+EIGH_COST = 0.5  # (cost of eigh / r^3) / (cost of an inverse of size m / m^3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,25 +26,24 @@ class Statistics:
     """Second moments of features and labels, in the eigenbasis of the features' covariance.
 
     The basis contains all directions in which the samples vary, and up to K + 1 in which they do
-    not; an optimal W needs no more.
+    not vary. An optimal W needs no more.
     """
 
     basis: Float[np.ndarray, "d r"]  # orthonormal columns
-    s: Float[np.ndarray, " r"]  # the variances: centered S is diagonal in this basis
-    t: Matrix  # centered T in this basis
-    c_y: Float[np.ndarray, "K K"]  # centered C_Y
+    s: Float[np.ndarray, " r"]  # the variances; S is diagonal in this basis
+    t: Matrix  # T in this basis
+    c_y: Float[np.ndarray, "K K"]  # C_Y
     x_mean: Float[np.ndarray, " r"]
     y_mean: Float[np.ndarray, " K"]
 
     @classmethod
     def of(cls, x: Sliceable, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
-        """Form the statistics of samples (rows) and labels.
+        """Return the statistics of samples (rows) and labels.
 
-        Samples are read in chunks of rows, except if there are fewer samples than features.
+        Samples are read in chunks of rows, unless there are fewer samples than features.
         """
         n, d = x.shape
         mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n
-        c_y = np.diag(y_mean) - np.outer(y_mean, y_mean)
         if d <= n:
 
             def moments(
@@ -68,22 +66,15 @@ class Statistics:
         width = rank + constant.shape[1]
         kept = np.concatenate([axes[:, :rank], constant], axis=1)
         x_mean = mean @ kept
-        x_mean[rank + 1 :] = 0  # exact: the rest is rounding
+        x_mean[rank + 1 :] = 0  # up to rounding: constant[:, 0] contains the rest of the mean
         t = np.pad(t @ kept[:, :rank], ((0, 0), (0, width - rank)))
-        return cls(kept, np.pad(s[:rank], (0, width - rank)), t, c_y, x_mean, y_mean)
+        s = np.pad(s[:rank], (0, width - rank))
+        return cls(kept, s, t, categorical_covariance(y_mean), x_mean, y_mean)
 
-    def padded(self) -> Statistics:
-        """Add K directions in which the samples are zero, so that no minimum is spurious."""
-        classes = len(self.y_mean)
-        wider = ((0, 0), (0, classes))
-        return Statistics(
-            basis=np.pad(self.basis, ((0, classes), (0, classes))),
-            s=np.pad(self.s, (0, classes)),
-            t=np.pad(self.t, wider),
-            c_y=self.c_y,
-            x_mean=np.pad(self.x_mean, (0, classes)),
-            y_mean=self.y_mean,
-        )
+
+def categorical_covariance(p: Float[np.ndarray, "*batch K"]) -> Float[np.ndarray, "*batch K K"]:
+    """Return diag(p) - p p^T, the covariance of one-hot labels with probabilities p."""
+    return p[..., :, None] * np.eye(p.shape[-1]) - p[..., :, None] * p[..., None, :]
 
 
 def _constant_directions(
@@ -98,7 +89,7 @@ def _constant_directions(
         rest = mean / size - varied @ (varied.T @ mean) / size
         if np.linalg.norm(rest) > 1e-10:
             directions[:, 0] = rest / np.linalg.norm(rest)
-    for _ in range(2):  # twice, for orthogonality to rounding
+    for _ in range(2):  # the second time removes the rounding errors of the first
         directions = np.linalg.qr(directions - varied @ (varied.T @ directions))[0]
     return directions
 
@@ -109,10 +100,10 @@ class ReducedMSE:
 
     With A = W W^T + mu I and A_b = A + (mu / lb) I,
 
-        J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2
+        J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2,
 
-    with R = C_Y - T W^T - W T^T + W S W^T of the centered statistics and e = mean(y) - W mean(x).
-    Without a bias lb is infinite and A_b = A; with a free bias the second term vanishes.
+    where R = C_Y - T W^T - W T^T + W S W^T and e = mean(y) - W mean(x). Without a bias lb is
+    infinite and A_b = A; with a free bias the term of e vanishes.
     """
 
     stats: Statistics
@@ -125,6 +116,11 @@ class ReducedMSE:
         """(K, r)."""
         return self.stats.t.shape[0], self.stats.t.shape[1]
 
+    @property
+    def bias_shift(self) -> float:
+        """mu / lb for a regularized bias, else 0."""
+        return self.mu / self.bias_decay if 0 < self.bias_decay < np.inf else 0.0
+
     def at(self, w: Matrix) -> ReducedMSEPoint:
         """Return the objective and its derivatives at W."""
         return ReducedMSEPoint(self, w)
@@ -132,7 +128,7 @@ class ReducedMSE:
     def ridge(self) -> Matrix:
         """Return the first start, the minimizer as mu tends to infinity.
 
-        With a free bias this is T (S + lw I)^-1 of the centered statistics.
+        With a free bias this is T (S + lw I)^-1.
         """
         s, t = self.stats.s, self.stats.t
         if self.bias_decay == 0:
@@ -146,7 +142,15 @@ class ReducedMSE:
 
     def padded(self) -> ReducedMSE:
         """Return the problem with K more feature dimensions, zero in every sample."""
-        return ReducedMSE(self.stats.padded(), self.mu, self.weight_decay, self.bias_decay)
+        stats, classes = self.stats, self.shape[0]
+        wider = replace(
+            stats,
+            basis=np.pad(stats.basis, (0, classes)),
+            s=np.pad(stats.s, (0, classes)),
+            t=self.widen(stats.t),
+            x_mean=np.pad(stats.x_mean, (0, classes)),
+        )
+        return replace(self, stats=wider)
 
     def widen(self, w: Matrix) -> Float[np.ndarray, "K wider"]:
         """Return W as a point of the padded problem."""
@@ -168,11 +172,9 @@ class ReducedMSEPoint:
     @cached_property
     def bias_inverse(self) -> Float[np.ndarray, "K K"]:
         """A_b^-1; zero if the bias is free."""
-        problem = self.problem
-        if problem.bias_decay == 0:
+        if self.problem.bias_decay == 0:
             return np.zeros_like(self.inverse)
-        extra = problem.mu / problem.bias_decay if np.isfinite(problem.bias_decay) else 0.0
-        return np.linalg.inv(self.shifted + extra * np.eye(len(self.w)))
+        return np.linalg.inv(self.shifted + self.problem.bias_shift * np.eye(len(self.w)))
 
     @cached_property
     def mean_residual(self) -> Float[np.ndarray, " K"]:
@@ -189,6 +191,11 @@ class ReducedMSEPoint:
         """A^-1 R A^-1."""
         return self.inverse @ self.residual @ self.inverse
 
+    @cached_property
+    def logit_moment(self) -> Float[np.ndarray, "K K"]:
+        """E E^T / (N mu^2) of the residuals E = W H_L + b 1^T - Y."""
+        return self.inner + np.outer(self.scaled_residual, self.scaled_residual)
+
     def value(self) -> float:
         """Return J(W)."""
         fit = float(np.einsum("ij,ji->", self.inverse, self.residual)) + float(
@@ -198,7 +205,10 @@ class ReducedMSEPoint:
         return (self.problem.mu * fit + decay) / 2
 
     def gradient(self) -> Matrix:
-        """Return -mu (Q W + A^-1 (T - W S) + A_b^-1 e (W^T A_b^-1 e + mean(x))^T) + lw W."""
+        """Return lw W - mu (Q W + A^-1 (T - W S) + q (W^T q + mean(x))^T).
+
+        Q is `inner`, and q = A_b^-1 e.
+        """
         of_mean = np.outer(
             self.scaled_residual, self.scaled_residual @ self.w + self.problem.stats.x_mean
         )
@@ -227,27 +237,46 @@ class ReducedMSEPoint:
         return self.problem.weight_decay * v - self.problem.mu * total
 
     def preconditioner(self) -> LowRankInverse | EigenbasisInverse:
-        """Return the inverse Gauss-Newton matrix, with the second moments of H instead of S."""
+        """Return the inverse of the Gauss-Newton matrix, at a cost linear in d.
+
+        If W H is linearized with the features eliminated, the curvature of J along V is
+
+            lw V + mu A^-1 V (H H^T / N - m m^T) + mu A_b^-1 V m m^T,
+
+        with the mean m of H. For the eigenvector of A with eigenvalue a_i, this is a matrix of size
+        r: diagonal plus rank 2K + 1, because, with C = W^T A^-1 and G = T - W S,
+
+            H H^T / N - m m^T = S + C G + G^T C^T + C R C^T.
+
+        The inverses of K such matrices cost K (2K + 1)^3. If r is small compared with the number of
+        classes, it is cheaper to diagonalize all of them by the eigenvectors of H H^T / N - m m^T,
+        which costs r^3.
+        """
         problem, stats = self.problem, self.problem.stats
         classes, width = self.w.shape
         free = problem.bias_decay == 0
-        extra = problem.mu / problem.bias_decay if 0 < problem.bias_decay < np.inf else 0.0
-        eye = np.eye(classes)
-        middle = np.zeros((2 * classes + 1,) * 2)
-        middle[:classes, :classes] = self.residual
-        middle[:classes, classes:-1] = middle[classes:-1, :classes] = eye
-        middle[-1, -1] = 1.0
         pull = self.w.T @ self.inverse  # C
         mean = np.zeros(width) if free else stats.x_mean + pull @ (self.mean_residual - self.bias())
-        return gauss_newton(
-            shifted=self.shifted,
-            s=stats.s,
-            mu=problem.mu,
-            weight_decay=problem.weight_decay,
-            thin=np.column_stack([pull, self.fit.T, mean]),
-            middle=middle,
-            bias_shift=extra,
-        )
+        a, eigenvectors = np.linalg.eigh(self.shifted)
+        mean_weight = problem.mu / (a + problem.bias_shift)
+        middle = np.zeros((2 * classes + 1,) * 2)
+        middle[:classes, :classes] = self.residual
+        middle[:classes, classes:-1] = middle[classes:-1, :classes] = np.eye(classes)
+        thin = np.column_stack([pull, self.fit.T, mean])
+        if EIGH_COST * width**3 < classes * len(middle) ** 3:
+            update = thin[:, :-1] @ middle[:-1, :-1] @ thin[:, :-1].T
+            values, axes = np.linalg.eigh(np.diag(stats.s) + (update + update.T) / 2)
+            diagonal = problem.weight_decay + problem.mu * np.maximum(values, 0) / a[:, None]
+            return EigenbasisInverse(eigenvectors, axes, diagonal, axes.T @ mean, mean_weight)
+        diagonal = problem.weight_decay + problem.mu * stats.s / a[:, None]
+        eye = np.eye(len(middle))
+        core = np.empty((classes, *middle.shape))
+        for i, row in enumerate(diagonal):
+            weight = middle * (problem.mu / a[i])
+            weight[-1, -1] = mean_weight[i]
+            gram = (thin.T / row) @ thin
+            core[i] = weight @ np.linalg.inv(eye + gram @ weight)
+        return LowRankInverse(eigenvectors, diagonal, thin, (core + core.transpose(0, 2, 1)) / 2)
 
     def bias(self) -> Float[np.ndarray, " K"]:
         """Return the optimal b: zero without a bias, mean(y) - W mean(x) for a free one."""
@@ -282,20 +311,54 @@ class ReducedMSEPoint:
         return CrossMoment.of(stats.s, stats.x_mean, self.w, pull, self.fit + shift)
 
     def escape_direction(self) -> Matrix | None:
-        """Return a direction that leaves a strict saddle; None if none is known.
-
-        It changes W only along features that are zero in every sample.
-        """
+        """Return a direction that leaves a strict saddle (`saddle_direction`)."""
         stats = self.problem.stats
-        mean = stats.x_mean if self.problem.bias_decay > 0 else 0 * stats.x_mean
-        inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)
-        return saddle_direction(self.w, (stats.s == 0) & (mean == 0), inner, self.certificate())
+        zero = (stats.s == 0) & ((stats.x_mean == 0) | (self.problem.bias_decay == 0))
+        return saddle_direction(self.w, zero, self.logit_moment, self.certificate())
 
     def certificate(self) -> float:
         """Return ||W H_L + b 1^T - Y||_2 / sqrt(N lw mu).
 
         A critical point is a global minimum if this is at most 1.
         """
-        inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)
-        top = float(np.linalg.eigvalsh((inner + inner.T) / 2)[-1])
+        moment = self.logit_moment
+        top = float(np.linalg.eigvalsh((moment + moment.T) / 2)[-1])
         return float(np.sqrt(self.problem.mu * max(top, 0.0) / self.problem.weight_decay))
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankInverse:
+    """The inverse of the Gauss-Newton matrix by its low rank; call it on V.
+
+    For the eigenvalue a_i of A it is D^-1 - D^-1 thin core_i thin^T D^-1, with the diagonal matrix
+    D of row i of `diagonal`.
+    """
+
+    eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
+    diagonal: Matrix  # lw + mu s / a_i
+    thin: Float[np.ndarray, "r m"]  # C, G^T and m, as in `ReducedMSEPoint.preconditioner`
+    core: Float[np.ndarray, "K m m"]
+
+    def __call__(self, v: Matrix) -> Matrix:
+        """Return the inverse applied to V."""
+        scaled = (self.eigenvectors.T @ v) / self.diagonal
+        low = np.matmul(self.core, (scaled @ self.thin)[:, :, None])[:, :, 0]
+        return self.eigenvectors @ (scaled - (low @ self.thin.T) / self.diagonal)
+
+
+@dataclass(frozen=True, eq=False)
+class EigenbasisInverse:
+    """The same inverse by the eigenvectors of H H^T / N - m m^T; call it on V."""
+
+    eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
+    axes: Float[np.ndarray, "r r"]  # these eigenvectors, as columns
+    diagonal: Matrix  # lw + mu e_j / a_i, with their eigenvalues e_j
+    mean: Float[np.ndarray, " r"]  # m, in these axes
+    mean_weight: Float[np.ndarray, " K"]  # mu / (a_i + bias_shift)
+
+    def __call__(self, v: Matrix) -> Matrix:
+        """Return the inverse applied to V."""
+        scaled = (self.eigenvectors.T @ v @ self.axes) / self.diagonal
+        low = self.mean / self.diagonal
+        part = self.mean_weight * (scaled @ self.mean) / (1 + self.mean_weight * (low @ self.mean))
+        return self.eigenvectors @ (scaled - part[:, None] * low) @ self.axes.T

@@ -16,12 +16,14 @@ from ...arrays.rows import (
     check_features,
     class_means,
     materialize,
+    max_width,
     sum_over_rows,
 )
 from ...errors import ArgumentError
 from ...neural_collapse import LayerCollapse, collapse_of
 from ...results import Result, plain
 from ...runtime.processes import local_only
+from ..arguments import check_layer
 from ..solution import Certificate
 from .newton import Matrix
 
@@ -36,7 +38,7 @@ class MUFMSolution(Result):
     b : ndarray, (K,)
     X, H : ndarray, (N, d)
         First and last layer; rows are samples (the transposes of the paper's X and H_L). `layer`
-        returns the others. If the input is a memory map, these are memory maps of temporary files.
+        returns any layer. If the input is a memory map, X and H are memory maps of temporary files.
     labels : ndarray of int, (N,)
     layers : int
         L, the number of layers after the input.
@@ -47,18 +49,18 @@ class MUFMSolution(Result):
     certificate : Certificate
     values : tuple of float
         Final objective of each start of the search that found the solution, ascending. With
-        ``coupling="free"`` there is a search for every coupling tried; only the first one uses
+        ``coupling="free"`` there is a search for every coupling tried, and only the first one has
         random starts.
     settings : dict
-        ``mu`` (transport / layers), and the arguments of `fit_mufm` other than ``layers`` and
+        ``mu`` (transport / layers), and the settings of `fit_mufm` other than ``layers`` and
         ``tolerance``.
     effort : dict
         Of the search that found the solution: Newton ``steps`` and Hessian ``products`` of all
-        starts, and the ``decrement`` of the best one. Times in seconds: of the ``statistics`` for
-        the first search, of the ``search`` that found the solution, of the ``certificate``, and of
-        the whole fit (``seconds``).
+        starts, and the ``decrement`` at the solution. Times in seconds: until the first search
+        begins (``statistics``), of the ``search`` that found the solution, of the ``certificate``,
+        and of the whole fit (``seconds``).
     assignment : ndarray of int, (N,), or None
-        With ``coupling="free"``: the index of the input at which each path starts.
+        With ``coupling="free"``: the index in ``x`` of the input at which each path starts.
 
     Examples
     --------
@@ -89,18 +91,17 @@ class MUFMSolution(Result):
 
     def layer(self, index: int) -> Float[np.ndarray, "N d"]:
         """Return the features of layer 0, ..., L; rows are samples."""
-        if not 0 <= index <= self.layers:
-            raise ArgumentError(f"Layers go from 0 to {self.layers}; there is no layer {index}.")
+        check_layer(index, self.layers)
         t = index / self.layers
         path = LazyRows(self.X.shape, lambda rows: (1 - t) * self.X[rows] + t * self.H[rows])
         with local_only():
             return materialize([self.X, self.H], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
-        """Return H_L of other labeled samples for the fitted W and b.
+        """Return H_L of other labeled samples for the fitted W and b; rows are samples.
 
         H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh
-        and the feature decay lh. In this formula samples are columns; here rows are samples.
+        and the feature decay lh. In this formula samples are columns.
 
         Raises
         ------
@@ -120,21 +121,16 @@ class MUFMSolution(Result):
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with `loss='mse'`.")
         points, classes = check_features(x, "x"), len(self.W)
-        y, eye = as_labels(labels, len(points)), np.eye(classes)
+        y = as_labels(labels, len(points))
         if points.shape[1] != self.W.shape[1] or y.max() >= classes:
             raise ArgumentError(
                 f"The model has {self.W.shape[1]} features and classes 0 to {classes - 1}; x has "
                 f"{points.shape[1]} features and labels go up to {y.max()}."
             )
-        mu, decay = self.settings["mu"], self.settings["feature_decay"]
-        pull = np.linalg.solve(self.W @ self.W.T + (mu + decay) * eye, self.W)
-
-        def ends(rows: slice) -> Float[np.ndarray, "b d"]:
-            start = as_float64(points[rows]) * (mu / (mu + decay))
-            return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
-
+        mu, strength = self.settings["mu"], self.settings["mu"] + self.settings["feature_decay"]
+        scaled = LazyRows(points.shape, lambda rows: as_float64(points[rows]) * (mu / strength))
         with local_only():
-            return materialize([points], LazyRows(points.shape, ends, classes))
+            return materialize([points], last_layer(scaled, y, self.W, self.b, strength))
 
     @property
     def seconds(self) -> float:
@@ -143,12 +139,12 @@ class MUFMSolution(Result):
 
     @property
     def contraction(self) -> Float[np.ndarray, " k"] | None:
-        """Factors kappa_i by which within-class deviations shrink along W's right singular vectors.
+        """Factors by which within-class deviations shrink along W's right singular vectors, (k,).
 
-        kappa_i = mu / (sigma_i^2 + mu + lh) for the k = min(K, d) singular values of W, with the
-        feature decay lh; variances shrink by kappa_i^2. In the null space of W, the factor is
-        mu / (mu + lh): 1 without feature decay. None with cross-entropy, for which deviations do
-        not shrink by common factors.
+        The factors are mu / (sigma_i^2 + mu + lh) for the k = min(K, d) singular values sigma_i of
+        W and the feature decay lh; variances shrink by their squares. In the null space of W, the
+        factor is mu / (mu + lh): 1 without feature decay. None with cross-entropy, for which
+        deviations of different samples shrink differently.
         """
         if self.settings["loss"] != "mse":
             return None
@@ -180,12 +176,15 @@ class MUFMSolution(Result):
     def monotone(self) -> bool:
         """Whether tr Sigma_W / tr Sigma_B never increases from X to H_L, except for rounding.
 
-        Along (1 - t) X + t H, tr Sigma_W = w0 - 2 t w1 + t^2 w2 and tr Sigma_B = b0 + 2 t b1 + t^2
-        b2. Their ratio never increases on [0, 1] iff the quadratic
-        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is never positive there.
+        On the path (1 - t) X + t H,
+
+            tr Sigma_W = w0 - 2 t w1 + t^2 w2,    tr Sigma_B = b0 + 2 t b1 + t^2 b2,
+
+        and the derivative of their ratio has the sign of
+        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2).
         """
         with local_only():  # a record may be written by one process
-            q = monotonicity(self.X, self.H, self.labels)
+            q = _ratio_slope(self.X, self.H, self.labels)
         times = [0.0, 1.0]
         if q[2] < 0:
             times.append(float(np.clip(-q[1] / (2 * q[2]), 0, 1)))
@@ -215,11 +214,28 @@ class MUFMSolution(Result):
         )
 
 
-def monotonicity(
+def last_layer(
+    x: LazyRows,
+    labels: Int[np.ndarray, " n"],
+    w: Float[np.ndarray, "K d"],
+    b: Float[np.ndarray, " K"],
+    mu: float,
+) -> LazyRows:
+    """Return H_L = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T); in this formula, X^T is `x`."""
+    eye = np.eye(len(w))
+    pull = np.linalg.solve(w @ w.T + mu * eye, w)
+
+    def ends(rows: Any) -> Float[np.ndarray, "b d"]:
+        start = x[rows]
+        return start + (eye[labels[rows]] - b - start @ w.T) @ pull
+
+    return LazyRows(x.shape, ends, max(len(w), max_width(x)))
+
+
+def _ratio_slope(
     first: Sliceable, last: Sliceable, labels: Int[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
-    """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
-    _, labels = np.unique(labels, return_inverse=True)
+    """Return the coefficients of q(t) in `MUFMSolution.monotone`."""
     first_means, last_means = (class_means(each, labels) for each in (first, last))
 
     def within(rows: slice, start: Matrix, end: Matrix) -> list[float]:
