@@ -24,8 +24,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from wgeo import models, trace
 from wgeo.checkpoints import Network, load_checkpoint
-from wgeo.checkpoints.folding import fold_parts
-from wgeo.checkpoints.metadata import claimed_accuracy
+from wgeo.checkpoints.choosing import fold_parts
+from wgeo.checkpoints.loading import claimed_accuracy
 from wgeo.checkpoints.reading import fingerprint, read
 from wgeo.checkpoints.standins import StandIn, as_array
 from wgeo.errors import CheckpointError

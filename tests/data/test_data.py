@@ -26,7 +26,8 @@ from wgeo import load_images
 from wgeo.arrays import mapped as mapping
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
-from wgeo.data.source import balanced, from_array, scaled
+from wgeo.data.pixels import from_array, scaled
+from wgeo.data.source import balanced
 from wgeo.errors import ArgumentError, DataError, WgeoError
 from wgeo.runtime.memory import memory_limit
 

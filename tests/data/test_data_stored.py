@@ -20,8 +20,8 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from wgeo import load_images
-from wgeo.data import pickles
-from wgeo.data.pickles import Call, Name, pixels_of, plain_values
+from wgeo.data import stored
+from wgeo.data.stored import Call, Name, pixels_of, plain_values
 from wgeo.errors import DataError, WgeoWarning
 
 
@@ -165,7 +165,7 @@ def nested(levels):
     ],
 )
 def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pickles, "_MAX_OPS", 10_000)  # instructions: 2,000,000 take seconds
+    monkeypatch.setattr(stored, "_MAX_OPS", 10_000)  # instructions: 2,000,000 take seconds
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     (home / "data_batch_1").write_bytes(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +68,17 @@ class View:
     head: str = ""  # name of a head without the prefix, which is "fc" in `state`
 
 
-def find_states(value: Any, name: str, size: int, container: str | None = None) -> list[SavedState]:
+def find_states(value: Any, name: str, size: int, container: str | None) -> list[SavedState]:
     """Find the state dicts in a file's contents, the most likely first.
 
-    Others whose tensors cannot be weights are left out. `size` is that of the file in bytes.
-
-    Raises
-    ------
-    CheckpointError
-        There is no state dict, or no `container`; there are too many containers; or the most likely
-        state dict lacks layers (FSDP, DeepSpeed) or has tensors that cannot be weights.
+    If the most likely one lacks layers (FSDP, DeepSpeed) or its tensors cannot be weights, this is
+    an error. Others whose tensors cannot be weights are left out. `size` is the file's, in bytes.
     """
     if not isinstance(value, dict | list | tuple | StandIn):
+        kind = "single tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+        contents = "nothing" if value is None else f"a {kind}"
         raise CheckpointError(
-            f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
+            f"{name} contains {contents}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
         )
     states = list(_search(value, (), True, _DEPTH, {}, name))
@@ -105,7 +103,12 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         states = chosen
     _require_layers(states[0].state, name)
     _check_tensors(states[0].state, name, size)
-    return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
+    valid = states[:1]
+    for each in states[1:]:
+        with suppress(CheckpointError):
+            _check_tensors(each.state, name, size)
+            valid.append(each)
+    return valid
 
 
 def _unnamed(values: list[Any]) -> str:
@@ -135,20 +138,6 @@ def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
             "shapes of the layers are lost, and it may be only one process's part. "
             f"{WHOLE_STATE}"
         )
-
-
-def _is_valid(state: Mapping[str, torch.Tensor], size: int) -> bool:
-    try:
-        _check_tensors(state, "", size)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return "a single tensor"
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def only_item(value: Any) -> Any:
@@ -238,7 +227,7 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
         )
 
 
-def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[View]:
+def views(state: Mapping[str, torch.Tensor], prefix: str | None) -> list[View]:
     """Return one view of a state for each candidate prefix, the most likely first.
 
     ``_orig_mod`` (torch.compile) and similar wrappers are removed wherever they occur. Any other
@@ -247,17 +236,8 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     shorter ones, which the network itself may need. Then come prefixes of some tensors, the most
     frequent first. At most twelve views are returned.
 
-    Parameters
-    ----------
-    state : mapping of str to Tensor
-    prefix : str, optional
-        The only prefix to remove. A part before it may be omitted: ``encoder_q.`` for
-        ``module.encoder_q.``.
-
-    Raises
-    ------
-    CheckpointError
-        No name begins with `prefix`.
+    If there is a `prefix`, it is the only candidate. What precedes it may be omitted:
+    ``encoder_q.`` for ``module.encoder_q.``.
     """
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
     if len(plain) != len(state):

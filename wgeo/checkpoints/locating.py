@@ -37,12 +37,6 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
     """Return the files of the checkpoint at a path: the file itself, or all shards.
 
     The path of shards is their folder, their index, or one of them.
-
-    Raises
-    ------
-    CheckpointError
-        The path does not exist, a shard is missing, a folder was not written by
-        ``save_pretrained``, or torch.distributed saved the checkpoint as several files.
     """
     status = checked_path(path, name)
     text = os.fsdecode(path)

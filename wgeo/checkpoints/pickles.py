@@ -72,12 +72,8 @@ def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
 
     Return the classes and functions that the pickles import, except those that torch's reader may
     build, such as tensors. The values say how their objects are used: ``dict`` or ``list`` if
-    entries are added to them, else ``object``.
-
-    Raises
-    ------
-    CheckpointError
-        The pickles are damaged, would run programs or exhaust memory, or are not supported.
+    entries are added to them, else ``object``. Pickles that would run programs or exhaust memory
+    are a `CheckpointError`, as are damaged and unsupported ones.
     """
     reader = _Reader(name)
     failure: Exception | None = None

@@ -66,8 +66,11 @@ class LoadReport(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a record; of names, their number and the first twenty."""
-        names = {key: _summary(getattr(self, key)) for key in _READING}
-        return {**super().to_dict(), **names}
+        values = super().to_dict()
+        for key in _READING:
+            names = getattr(self, key)
+            values[key] = {"count": len(names), "first": list(names[:_MAX_NAMES])}
+        return values
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
@@ -83,10 +86,6 @@ def describe_reading(report: Mapping[str, Any]) -> str:
             few = first_names(names["first"], _FEW_NAMES, names["count"])
             parts.append(f"{form.format(names['count'])} ({few})")
     return "; ".join(parts)
-
-
-def _summary(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"count": len(names), "first": list(names[:_MAX_NAMES])}
 
 
 @dataclass(frozen=True, repr=False)

@@ -100,13 +100,7 @@ def is_module(value: Any) -> bool:
 
 
 def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled network from its stand-in.
-
-    Raises
-    ------
-    CheckpointError
-        The network contains itself, is nested too deeply, or has too many parts.
-    """
+    """Return the state dict of a pickled network from its stand-in."""
     return dict(_entries(module, "", itertools.count(), name))
 
 

@@ -55,13 +55,8 @@ def labels_of(
 ) -> LabelTable | None:
     """Return the labels from the table that names the most image files; None if no table does.
 
-    Paths in a table are only compared with `files`, never opened.
-
-    Raises
-    ------
-    DataError
-        A table cannot be read, and no other table names an image; or the tables that name the most
-        images disagree.
+    Paths in a table are only compared with `files`, never opened. A table that cannot be read is an
+    error only if no other table names an image.
     """
     matches: list[tuple[str, LabelTable]] = []
     errors: list[DataError] = []
@@ -173,8 +168,6 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         values.add(value)
         if split is not None and split < len(row):
             splits[image] = row[split].strip()
-    if not labels:
-        return LabelTable({}, set())
     counts = ((missing, "refer to missing images"), (unlabeled, "have no label"))
     notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
     return LabelTable(labels, values, splits, notes)
