@@ -384,6 +384,24 @@ def test_only_bytes_of_images_are_read(cell, tmp_path, parquet):
         load_images(tmp_path / "a.parquet")
 
 
+def test_broken_images_of_a_table_can_be_skipped(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    x, table = parquet
+    good = table([0, 1, 2, 3], [0, 1, 0, 1])
+    cells = good.column("image").to_pylist()
+    cells[2] = {**cells[2], "bytes": b"broken"}
+    broken = good.set_column(0, "image", pyarrow.array(cells))
+    pq.write_table(broken, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="skip_broken=True"):
+        load_images(tmp_path / "a.parquet")
+    with pytest.warns(WgeoWarning, match="1 of 4 images of a cannot be decoded and are skipped: 2"):
+        images = load_images(tmp_path / "a.parquet", skip_broken=True)
+    assert (images.y.tolist(), images.skipped) == ([0, 1, 1], ("2",))
+    assert np.array_equal(images.x.numpy(), x[[0, 1, 3]].transpose(0, 3, 1, 2))
+
+
 def test_damaged_and_unsuitable_tables_are_refused(tmp_path, parquet):
     import pyarrow
     import pyarrow.parquet as pq

@@ -55,7 +55,7 @@ class SavedState:
     container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
     usual: bool = True  # whether all names in `container` are usual ones
     whole: bool = False  # whether it was taken from a whole pickled network
-    keys: tuple[str, ...] = ()  # those of `container`, one for each dict, list or object
+    keys: tuple[str, ...] = ()  # that lead to a whole network, one per dict, list or object
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class View:
     state: dict[str, torch.Tensor]
     prefix: str
     aside: tuple[str, ...] = ()  # names without the prefix, whose tensors are ignored
-    head: str = ""  # name of a head without the prefix, which is "fc" in `state`
+    head: str = ""  # name of a head outside the prefix, which `state` contains as "fc"
 
 
 def find_states(value: Any, name: str, size: int, container: str | None) -> list[SavedState]:
@@ -191,7 +191,7 @@ def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _name(key: Any) -> str:
-    """Return a key as printable text; only its type if it is not text or a number below 2^63."""
+    """Return a key as printable text, or its type if it is neither text nor a small number."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63
@@ -240,23 +240,23 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None) -> list[View]:
     ``encoder_q.`` for ``module.encoder_q.``.
     """
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
+    wrapper = next((f"{match[2]}." for match in map(_WRAPPERS.search, state) if match), "")
     if len(plain) != len(state):
-        plain = dict(state)
-    wrappers = (_WRAPPERS.search(key) for key in state) if list(plain) != list(state) else ()
-    wrapper = next((f"{each[2]}." for each in wrappers if each), "")
+        plain, wrapper = dict(state), ""
     prefixes = _prefixes(plain)
     if prefix is not None:
         dotted = prefix if not prefix or prefix.endswith(".") else prefix + "."
         dotted = _WRAPPERS.sub("", dotted).removeprefix(".")
-        longer = [each for each in prefixes if each.endswith("." + dotted)]
-        if len(longer) == 1 and not any(key.startswith(dotted) for key in plain):
-            dotted = longer[0]  # encoder_q. for module.encoder_q.
         if not any(key.startswith(dotted) for key in plain):
-            choices = ", ".join(repr(each) for each in prefixes[:8])
-            raise CheckpointError(
-                f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be {choices}."
-            )
-        return [_view(plain, dotted, wrapper)]
+            longer = [each for each in prefixes if each.endswith("." + dotted)]
+            if len(longer) != 1:
+                choices = ", ".join(repr(each) for each in prefixes[:8])
+                raise CheckpointError(
+                    f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be "
+                    f"{choices}."
+                )
+            dotted = longer[0]  # module.encoder_q. for encoder_q.
+        prefixes = [dotted]
     return [_view(plain, each, wrapper) for each in prefixes]
 
 

@@ -51,11 +51,12 @@ def load_checkpoint(
 ) -> Network:
     """Load a trained network.
 
-    Reads files of ``torch.save`` (old and new format) and safetensors, single or sharded. A file
-    may contain a state dict, a whole pickled network, or a dict with one of these, nested up to
-    five levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is
-    set: objects of other classes, such as optimizers, are read as inert stand-ins. Weight
-    normalization, spectral normalization and pruning masks are folded into the weights.
+    The file is one of ``torch.save`` (old or new format) or safetensors, and may be sharded. It
+    contains a state dict, a whole pickled network, or a dict with one of these, nested up to five
+    levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is set:
+    objects other than tensors and plain containers, such as optimizers, are read as inert
+    stand-ins. Weight normalization, spectral normalization and pruning masks are folded into the
+    weights.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def load_checkpoint(
     options : mapping, optional
         Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``,
         ``{"heads": 8}`` for a vit, ``{"img_size": 32}`` for a timm network, or any argument of your
-        own factory.
+        own function.
     prefix : str, optional
         Prefix of the network's tensor names, such as ``encoder_q.``; needed if several fit.
     container : str, optional
@@ -147,7 +148,7 @@ def load_checkpoint(
         sha256=contents.sha256,
         arch=choice.fit.arch.name,
         num_classes=choice.fit.settings["num_classes"],
-        epoch=epoch(contents.value),
+        epoch=_epoch(contents.value),
         normalize=normalize or usual,
         report=_report(choice, contents, (*_assumptions(choice.fit, meta), *ignored, *notes)),
         claimed_accuracy=claimed_accuracy(contents.value),
@@ -334,8 +335,11 @@ def _usual_normalization(fit: Fit) -> str | None:
     return fit.arch.normalize if usual else None
 
 
-def as_number(value: Any) -> int | float | None:
-    """Return a number of at most 2^53, or the only one in a tensor or NumPy array; else None."""
+def _number(value: Any) -> int | float | None:
+    """Return a number, or the only one in a tensor or NumPy array; None if there is no such one.
+
+    Numbers beyond 2^53 count as missing.
+    """
     if isinstance(value, torch.Tensor):
         value = torch.Tensor.detach(value)  # drops attributes that could hide its methods
         plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
@@ -347,9 +351,9 @@ def as_number(value: Any) -> int | float | None:
     return value
 
 
-def epoch(value: Any) -> int | None:
+def _epoch(value: Any) -> int | None:
     """Return the integer ``epoch`` at the top level of a file's contents, or None."""
-    number = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
+    number = _number(dict.get(value, "epoch")) if isinstance(value, dict) else None
     return number if isinstance(number, int) else None
 
 
@@ -377,6 +381,6 @@ def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | floa
         if isinstance(entry, dict):
             nested.append((entry_path, entry))
         elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and _UNAMBIGUOUS.search(key):
-            yield entry_path, as_number(entry)
+            yield entry_path, _number(entry)
     for entry_path, entry in nested[:_MAX_NESTED]:
         yield from _claims(entry, entry_path, depth - 1)

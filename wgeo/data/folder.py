@@ -135,7 +135,7 @@ def _reader(path: Path) -> Iterator[Read]:
 
 def _check_size(size: int) -> None:
     if size > _MAX_FILE:
-        raise DataError(f"it claims {size} bytes")
+        raise DataError(f"it claims {size} bytes; at most {_MAX_FILE} are read")
 
 
 def decode_images(
@@ -163,8 +163,7 @@ def decode_images(
                 yield _image(path, read, name, pixels)
 
         x = pixel_tensor(decode, (len(names), len(mode), h, w))
-        if len(x):
-            refuse_black(int(x.max()), path.name)
+        refuse_black(int(x.max()), path.name)
         return x
 
 
@@ -192,7 +191,7 @@ def _decode_fully(image: Image.Image) -> None:
 
 @contextmanager
 def _decoding(path: Path, read: Read | None) -> Iterator[Read]:
-    """Yield `read` or a reader of `path`; Pillow refuses decompression bombs meanwhile."""
+    """Yield `read`, or a reader of `path`; until the end, Pillow refuses decompression bombs."""
     with nullcontext(read) if read else _reader(path) as read, warnings.catch_warnings():
         # Of images up to twice its limit, Pillow only warns.
         warnings.simplefilter("error", Image.DecompressionBombWarning)

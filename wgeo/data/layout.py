@@ -225,8 +225,8 @@ class _ClassFolders:
             if absent and len(absent) < len(union):
                 return (
                     f"the split {name!r} lacks {len(absent)} of the {len(union)} classes "
-                    f"({first_names(absent, 3)}), which are numbered over all splits: a network "
-                    f"trained on {name!r} alone may number its classes differently",
+                    f"({first_names(absent, 3)}). Classes are numbered over all splits, so a "
+                    f"network trained on {name!r} alone may number them differently",
                 )
         return ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -64,18 +65,13 @@ def _keys_by_split(keys: list[str], path: Path) -> dict[str | None, tuple[str, s
         if x in by_name and y in by_name:
             return {None: (by_name[x], by_name[y])}
     for x, y in itertools.product(_IMAGES[:-1], _LABELS[:-1]):
-        for start, end in ((f"{x}_", ""), ("", f"_{x}")):
-            other = (f"{y}_", "") if start else ("", f"_{y}")
-            affixes = len(start) + len(end)
-            splits = [
-                key[len(start) : len(key) - len(end)]
-                for key in by_name
-                if len(key) > affixes and key.startswith(start) and key.endswith(end)
-            ]
+        for form in ("{0}_{1}", "{1}_{0}"):  # x_train, train_x
+            matches = (re.fullmatch(form.format(x, "(.+)"), key) for key in by_name)
+            splits = [match[1] for match in matches if match]
             pairs: dict[str | None, tuple[str, str]] = {
-                name: (by_name[start + name + end], by_name[name.join(other)])
-                for name in reversed(splits)
-                if name.join(other) in by_name
+                split: (by_name[form.format(x, split)], by_name[form.format(y, split)])
+                for split in reversed(splits)
+                if form.format(y, split) in by_name
             }
             if pairs:
                 return pairs

@@ -112,6 +112,7 @@ def open_tabular(path: Path, split: str | None) -> Source:
 
 
 def _table(file: Path) -> Any:
+    import pyarrow
     import pyarrow.ipc
     import pyarrow.parquet
 
@@ -123,26 +124,17 @@ def _table(file: Path) -> Any:
         parquet = pyarrow.parquet.ParquetFile(file)
         if parquet.metadata.num_rows > file.stat().st_size:
             raise DataError(f"{file} claims more rows than it has bytes. It was not read.")
-        table = _unpack(parquet, file)
+        # Parquet can store a repeated value once, so even a small file can contain a huge table.
+        limit = max_unpacked(file.stat().st_size)
+        batches, unpacked = [], 0
+        for batch in parquet.iter_batches(_BATCH_ROWS):
+            unpacked += batch.nbytes
+            if unpacked > limit:
+                raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
+            batches.append(batch)
+        table = pyarrow.Table.from_batches(batches, parquet.schema_arrow)
     table.validate(full=True)
     return table
-
-
-def _unpack(parquet: Any, file: Path) -> Any:
-    """Return all rows; raise a DataError if they need far more bytes than the file has.
-
-    Parquet can store a repeated value once, so even a small file can contain a huge table.
-    """
-    import pyarrow
-
-    limit = max_unpacked(file.stat().st_size)
-    batches, size = [], 0
-    for batch in parquet.iter_batches(_BATCH_ROWS):
-        size += batch.nbytes
-        if size > limit:
-            raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
-        batches.append(batch)
-    return pyarrow.Table.from_batches(batches, parquet.schema_arrow)
 
 
 def _unlabeled(table: Any) -> bool:
