@@ -172,6 +172,13 @@ def test_a_whole_network_gives_its_state_dict(save, net):
     assert any("none of its code" in note for note in loaded.provenance.report.notes)
 
 
+def test_false_buffers_of_a_whole_network_are_ignored(save):
+    whole = Tied()
+    expected = whole.body.eval()
+    whole.__dict__["_buffers"] = "not a dict"
+    assert_same(load_checkpoint(save(whole), prefix="body."), expected)
+
+
 @pytest.mark.parametrize(
     "prefix",
     ["backbone.", "encoder_q.", "module.1.", "student.backbone.", "model.net.encoder.", "a.b.c.d."],

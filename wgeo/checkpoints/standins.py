@@ -115,7 +115,8 @@ def _entries(
         )
     non_persistent = dict.get(entries, "_non_persistent_buffers_set")
     for part in ("_parameters", "_buffers", "_modules"):
-        for key, value in dict.items(dict.get(entries, part) or {}):
+        members = dict.get(entries, part)
+        for key, value in dict.items(members) if isinstance(members, dict) else ():
             if next(counter) > _MAX_ENTRIES:
                 raise CheckpointError(
                     f"{name} contains a network of more than {_MAX_ENTRIES} parts. Reading them "

@@ -158,7 +158,7 @@ class Images(Displayed):
     Raises
     ------
     ArgumentError, FeatureError
-        `y` is not one whole number of at least 0 for each image.
+        `y` is not one whole number of at least 0 for each image, or a label has no class name.
 
     Examples
     --------
@@ -183,6 +183,11 @@ class Images(Displayed):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "y", as_labels(self.y, len(self.x)))
+        largest = int(self.y.max(initial=-1))
+        if largest >= self.num_classes:
+            raise ArgumentError(
+                f"class_names has {self.num_classes} names, too few for the label {largest}."
+            )
 
     def __len__(self) -> int:
         return len(self.y)
