@@ -137,11 +137,12 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
         raise DataError("The data set is empty.")
     default = loader.collate_fn in (default_collate, default_convert)
     collate = _collate if default else loader.collate_fn
+    batch_size = loader.batch_size or _BATCH
 
     def batches(rows: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ordered = DataLoader(
             Subset(data, rows),
-            batch_size=loader.batch_size or _BATCH,
+            batch_size=batch_size,
             num_workers=loader.num_workers,
             collate_fn=collate,
             worker_init_fn=loader.worker_init_fn,
@@ -159,7 +160,7 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
 
     def read_rows(rows: slice) -> Iterator[np.ndarray]:
         row, span = rows.start or 0, range(*rows.indices(len(data)))
-        for x, y in track(batches(span), "reading the data set", -(-len(span) // _BATCH)):
+        for x, y in track(batches(span), "reading the data set", -(-len(span) // batch_size)):
             if x.shape[1:] != shape[1:]:
                 raise DataError(_SHAPES)
             labels[row : row + len(x)] = as_labels(y)
