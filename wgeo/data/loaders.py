@@ -125,7 +125,7 @@ def _of_loader(loader: DataLoader) -> Images:
     name = type(data).__name__
     for note in notes:
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
-    classes = getattr(data, "classes", None)
+    classes: Any = getattr(data, "classes", None)
     named = isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes)
     names = tuple(classes) if named else ()
     return _as_images(x, as_labels(y, len(x)), name, names, tuple(notes))
