@@ -305,6 +305,10 @@ def test_error_for_unknown_weights_names_the_closest_architecture_if_any(save):
     state["extra.weight"] = torch.ones(2)
     with pytest.raises(CheckpointError, match=r"closest is cifar_resnet20.*1 unexpected: extra\.w"):
         load_checkpoint(save(state))
+    state = models.build("cifar_resnet110", num_classes=10).state_dict()
+    state["extra.weight"] = torch.ones(2)  # 1 of 548
+    with pytest.raises(CheckpointError, match=r"closest is cifar_resnet110, with 99\.8 %"):
+        load_checkpoint(save(state))
     with pytest.raises(CheckpointError, match=r"no built-in .* is close.*some\.weight.*factory"):
         load_checkpoint(save({"some.weight": torch.ones(3, 3)}))
 

@@ -24,8 +24,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from wgeo import models, trace
 from wgeo.checkpoints import Network, load_checkpoint
-from wgeo.checkpoints.folding import fold_parts
-from wgeo.checkpoints.metadata import claimed_accuracy
+from wgeo.checkpoints.choosing import fold_parts
+from wgeo.checkpoints.loading import claimed_accuracy
 from wgeo.checkpoints.reading import fingerprint, read
 from wgeo.checkpoints.standins import StandIn, as_array
 from wgeo.errors import CheckpointError
@@ -170,6 +170,13 @@ def test_a_whole_network_gives_its_state_dict(save, net):
     loaded = load_checkpoint(path, prefix="body.")
     assert_same(loaded, whole.body.eval())
     assert any("none of its code" in note for note in loaded.provenance.report.notes)
+
+
+def test_false_buffers_of_a_whole_network_are_ignored(save):
+    whole = Tied()
+    expected = whole.body.eval()
+    whole.__dict__["_buffers"] = "not a dict"
+    assert_same(load_checkpoint(save(whole), prefix="body."), expected)
 
 
 @pytest.mark.parametrize(

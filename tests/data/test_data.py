@@ -26,7 +26,8 @@ from wgeo import load_images
 from wgeo.arrays import mapped as mapping
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
-from wgeo.data.source import balanced, from_array, scaled
+from wgeo.data.pixels import from_array, scaled
+from wgeo.data.source import balanced
 from wgeo.errors import ArgumentError, DataError, WgeoError
 from wgeo.runtime.memory import memory_limit
 
@@ -107,7 +108,7 @@ def test_labels_become_an_array_of_integers(labels):
     assert images.facts()["classes"]["present"] == 3
 
 
-@pytest.mark.parametrize("labels", [["a", "b", "c"], [0, 1], [0, 1.5, 2], [0, -1, 2]])
+@pytest.mark.parametrize("labels", [["a", "b", "c"], [0, 1], [0, 1.5, 2], [0, -1, 2], [0, 1, 3]])
 def test_labels_that_are_no_classes_are_rejected_at_once(labels):
     with pytest.raises(WgeoError, match="label"):
         Images(torch.rand(3, 1, 2, 2), labels, ("a", "b", "c"), "arrays")

@@ -20,8 +20,8 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from wgeo import load_images
-from wgeo.data import pickles
-from wgeo.data.pickles import Call, Name, pixels_of, plain_values
+from wgeo.data import stored
+from wgeo.data.stored import Call, Name, pixels_of, plain_values
 from wgeo.errors import DataError, WgeoWarning
 
 
@@ -165,7 +165,7 @@ def nested(levels):
     ],
 )
 def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pickles, "_MAX_OPS", 10_000)  # instructions: 2,000,000 take seconds
+    monkeypatch.setattr(stored, "_MAX_OPS", 10_000)  # instructions: 2,000,000 take seconds
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     (home / "data_batch_1").write_bytes(body)
@@ -382,6 +382,24 @@ def test_only_bytes_of_images_are_read(cell, tmp_path, parquet):
     pq.write_table(pyarrow.table({"image": [cell] * 2, "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="cannot be decoded"):
         load_images(tmp_path / "a.parquet")
+
+
+def test_broken_images_of_a_table_can_be_skipped(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    x, table = parquet
+    good = table([0, 1, 2, 3], [0, 1, 0, 1])
+    cells = good.column("image").to_pylist()
+    cells[2] = {**cells[2], "bytes": b"broken"}
+    broken = good.set_column(0, "image", pyarrow.array(cells))
+    pq.write_table(broken, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="skip_broken=True"):
+        load_images(tmp_path / "a.parquet")
+    with pytest.warns(WgeoWarning, match="1 of 4 images of a cannot be decoded and are skipped: 2"):
+        images = load_images(tmp_path / "a.parquet", skip_broken=True)
+    assert (images.y.tolist(), images.skipped) == ([0, 1, 1], ("2",))
+    assert np.array_equal(images.x.numpy(), x[[0, 1, 3]].transpose(0, 3, 1, 2))
 
 
 def test_damaged_and_unsuitable_tables_are_refused(tmp_path, parquet):

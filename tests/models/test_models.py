@@ -356,9 +356,8 @@ def test_not_quite_all_tensors_are_less_than_100_percent():
     with torch.device("meta"):
         state = models.build("torchvision:resnet152", num_classes=3).state_dict()
     state["bn1.weight"] = torch.ones(63)  # one of several hundred
-    with pytest.raises(CheckpointError, match="closest is torchvision:resnet152, with 99% of"):
+    with pytest.raises(CheckpointError, match=r"closest is torchvision:resnet152, with 99\.9 % of"):
         models.matching.from_state("torchvision:resnet101", state)
-    assert models.matching.KeyReport(matched=3).percent == "100%"
 
 
 def test_a_number_of_classes_is_checked_for_every_architecture():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,25 @@ from ..errors import CheckpointError
 from ..models import matching
 from ..models.matching import Fit
 from ..models.registry import find
-from ..text import printable
+from ..text import percent, printable
 from .contents import SavedState, View, views
-from .folding import fold_parts
 from .normalizing import without_normalizers
+
+# A weight stored in parts: what torch.nn.utils appends to its name for each part, by the part's
+# role, in the old and in the new format.
+_PARTS = (
+    ("weight normalization", {"g": "_g", "v": "_v"}),
+    ("weight normalization", {"g": ".original0", "v": ".original1"}),
+    ("spectral normalization", {"w": "_orig", "left": "_u", "right": "_v"}),
+    ("spectral normalization", {"w": ".original", "left": ".0._u", "right": ".0._v"}),
+    ("a pruning mask", {"w": "_orig", "mask": "_mask"}),
+)
+_UNFOLDED = re.compile(r"(.+)(_orig|_mask|_g|\.original\d?)")
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The chosen state dict, the network built from it, and the choices that were made."""
+    """The chosen state dict, the network built from it, and notes on the choices."""
 
     saved: SavedState
     view: View
@@ -33,6 +44,7 @@ class _Candidate:
     saved: SavedState
     view: View
     arch: str
+    fit: Fit | None  # None if the architecture was recognized and the network not built yet
     notes: tuple[str, ...]
 
 
@@ -45,53 +57,40 @@ def choose(
 ) -> Choice:
     """Choose the state dict and prefix that fit, and build the network.
 
-    The first state dict under a usual name that fits is chosen. If none fits, the first one under
-    another name that fits is chosen, and all that fit must have the same weights.
+    Of the state dicts under usual names, the first that fits is chosen. If none of them fits, the
+    first under another name that fits is chosen, and all that fit must have the same weights. If
+    nothing fits, the error is that of the first of `states`, the most likely one.
 
-    Parameters
-    ----------
-    states : list of SavedState
-        The most likely first, as returned by `find_states`.
-    arch : str or None
-        None: the built-in architecture that fits, if its shapes determine the network.
-    num_classes : int or None
-    settings : callable
-        Returns the settings that shapes do not determine, for an architecture's name.
-    prefix : str or None
-        None: any that fits.
-
-    Raises
-    ------
-    CheckpointError
-        No state dict fits (the error is that of the most likely one), or different weights fit
-        under several unusual names or several prefixes.
+    If `arch` is None, it is the built-in architecture that fits, if shapes determine its network.
+    If `prefix` is None, any prefix may fit. `settings` takes an architecture's name and returns the
+    settings that shapes do not determine.
     """
 
-    def attempt(candidate: _Candidate) -> Fit:
-        options = settings(candidate.arch)
-        return matching.fit(candidate.arch, candidate.view.state, num_classes, **options)
+    def build(arch: str, view: View) -> Fit:
+        return matching.fit(arch, view.state, num_classes, **settings(arch))
 
-    error: CheckpointError | None = None
-    fitting: list[tuple[_Candidate, Fit | None]] = []
+    errors: list[CheckpointError] = []
+    fitting: list[_Candidate] = []
     for saved in states:
-        if fitting and fitting[0][0].saved.usual:
+        if fitting and fitting[0].saved.usual:
             break  # the first one that fits under a usual name is used
         try:
-            fitting += _fitting(saved, arch, prefix, attempt)
-        except CheckpointError as reason:
-            error = error or reason
+            fitting += _fitting(saved, arch, prefix, build)
+        except CheckpointError as error:
+            errors.append(error)
     if not fitting:
-        raise error or CheckpointError("it contains no state dict.")
-    require_one_network([(each.saved, each.view) for each, _ in fitting])
-    chosen, fit = fitting[0]
+        raise errors[0]
+    require_one_network([(each.saved, each.view) for each in fitting])
+    chosen = fitting[0]
     others = [f"{each.container!r}" for each in states if each is not chosen.saved]
     notes = [*chosen.notes, *(f"used {chosen.saved.container!r}, not {each}" for each in others)]
-    return Choice(chosen.saved, chosen.view, fit or attempt(chosen), tuple(notes))
+    fit = chosen.fit or build(chosen.arch, chosen.view)
+    return Choice(chosen.saved, chosen.view, fit, tuple(notes))
 
 
 def _fitting(
-    saved: SavedState, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
-) -> list[tuple[_Candidate, Fit | None]]:
+    saved: SavedState, arch: str | None, prefix: str | None, build: Callable[[str, View], Fit]
+) -> list[_Candidate]:
     """Return the fitting candidates of one state dict.
 
     If there are none, try again without its buffers of input normalization (mean, std).
@@ -99,24 +98,24 @@ def _fitting(
     state, folds = fold_parts(saved.state)
     bare = without_normalizers(state)
     try:
-        return _fitting_of(saved, state, folds, arch, prefix, attempt)
+        return _fitting_views(saved, state, folds, arch, prefix, build)
     except CheckpointError:
         if len(bare) == len(state):
             raise
-    return _fitting_of(saved, bare, folds, arch, prefix, attempt)
+    return _fitting_views(saved, bare, folds, arch, prefix, build)
 
 
-def _fitting_of(
+def _fitting_views(
     saved: SavedState,
     state: Mapping[str, torch.Tensor],
     folds: tuple[str, ...],
     arch: str | None,
     prefix: str | None,
-    attempt: Callable[[_Candidate], Fit],
-) -> list[tuple[_Candidate, Fit | None]]:
+    build: Callable[[str, View], Fit],
+) -> list[_Candidate]:
     """Return the views that fit; if one of them uses all tensors, only that one."""
-    error: CheckpointError | None = None
-    fitting: list[tuple[_Candidate, Fit | None]] = []
+    errors: list[CheckpointError] = []
+    fitting: list[_Candidate] = []
     candidates = views(state, prefix)
     for view in candidates:
         if fitting and not view.aside:
@@ -124,17 +123,18 @@ def _fitting_of(
         try:
             if arch is None:
                 name, note = _recognize(view)
-                fitting.append((_Candidate(saved, view, name, (note, *folds)), None))
+                fitting.append(_Candidate(saved, view, name, None, (note, *folds)))
             else:
-                candidate = _Candidate(saved, view, arch, folds)
-                fitting.append((candidate, attempt(candidate)))
-        except CheckpointError as reason:
-            error = error or reason
+                fitting.append(_Candidate(saved, view, arch, build(arch, view), folds))
+        except CheckpointError as error:
+            errors.append(error)
             continue
         if not view.aside:
             return fitting[-1:]
+    if not candidates:
+        raise CheckpointError("it contains no tensors.")
     if not fitting:
-        raise _best_error(candidates, arch) or error or CheckpointError("it contains no tensors.")
+        raise _best_error(candidates, arch) or errors[0]
     return fitting
 
 
@@ -172,9 +172,9 @@ def require_one_network(fitting: list[tuple[SavedState, View]]) -> None:
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     """Return whether two states are equal bit by bit."""
-    return one is other or (
-        one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
-    )
+    if one is other:
+        return True
+    return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -204,6 +204,62 @@ def _recognize(view: View) -> tuple[str, str]:
     closest, report = best
     raise CheckpointError(
         f"its architecture was not recognized: pass `arch=`. The closest is {closest}, with "
-        f"{report.percent} of the tensors in common; the differences are: "
+        f"{percent(report.matched_fraction, 0)} of the tensors in common; the differences are: "
         f"{report.describe()}."
     )
+
+
+def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Fold weights stored in parts into those that the network computes with; also return notes.
+
+    Weight normalization is w = g v / |v| (Salimans and Kingma 2016). Spectral normalization is
+    w = W / (u^T W v) with the saved vectors u and v, as in eval mode (Miyato et al. 2018). A
+    weight is multiplied by its pruning mask. The notes give the numbers of folded weights.
+    """
+    state = dict(state)
+    notes = []
+    for kind, parts in _PARTS:
+        count = 0
+        first = next(iter(parts.values()))
+        for key in [key for key in state if key.endswith(first)]:
+            start = key.removesuffix(first)
+            if not all(start + end in state for end in parts.values()):
+                continue
+            pieces = {part: state.pop(start + end) for part, end in parts.items()}
+            name = re.sub(r"(^|\.)parametrizations\.(?=[^.]+$)", r"\1", start)
+            state[name] = _weight(pieces, name)
+            count += 1
+        if count:
+            notes.append(f"folded {kind} into {count} weight{'s' * (count != 1)}")
+    for key in state:
+        split = _UNFOLDED.fullmatch(key)
+        if split and "weight" in split[1].rpartition(".")[2] and split[1] not in state:
+            raise CheckpointError(
+                f"it stores {printable(split[1])} in parts, but contains only {printable(key)}. "
+                "Fold the parts with the training code (torch.nn.utils.remove_spectral_norm, "
+                "remove_weight_norm, prune.remove or parametrize.remove_parametrizations), then "
+                "save the state dict."
+            )
+    return state, tuple(notes)
+
+
+def _weight(pieces: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    try:
+        if "g" in pieces:
+            sizes = pieces["g"].shape
+            dim = next((axis for axis, size in enumerate(sizes) if size > 1), 0)
+            return torch._weight_norm(pieces["v"], pieces["g"], dim)
+        if "mask" in pieces:
+            return pieces["w"] * pieces["mask"].to(pieces["w"].dtype)
+        weight, left, right = pieces["w"], pieces["left"], pieces["right"]
+        # u has one entry per output. Outputs are on axis 0, or on axis 1 in a transposed
+        # convolution. If both axes have this length, the larger product decides: u and v are the
+        # leading singular vectors.
+        axes = [axis for axis in (0, 1) if weight.shape[axis] == len(left)]
+        images = [torch.mv(weight.transpose(0, axis).flatten(1), right) for axis in axes]
+        return weight / max(torch.dot(left, image) for image in images)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"the stored parts of {printable(name)} do not fit together. Save the state dict again "
+            "with the training code."
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class SavedState:
     container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
     usual: bool = True  # whether all names in `container` are usual ones
     whole: bool = False  # whether it was taken from a whole pickled network
-    keys: tuple[str, ...] = ()  # those of `container`, one for each dict, list or object
+    keys: tuple[str, ...] = ()  # that lead to a whole network, one per dict, list or object
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,23 +65,20 @@ class View:
     state: dict[str, torch.Tensor]
     prefix: str
     aside: tuple[str, ...] = ()  # names without the prefix, whose tensors are ignored
-    head: str = ""  # name of a head without the prefix, which is "fc" in `state`
+    head: str = ""  # name of a head outside the prefix, which `state` contains as "fc"
 
 
-def find_states(value: Any, name: str, size: int, container: str | None = None) -> list[SavedState]:
+def find_states(value: Any, name: str, size: int, container: str | None) -> list[SavedState]:
     """Find the state dicts in a file's contents, the most likely first.
 
-    Others whose tensors cannot be weights are left out. `size` is that of the file in bytes.
-
-    Raises
-    ------
-    CheckpointError
-        There is no state dict, or no `container`; there are too many containers; or the most likely
-        state dict lacks layers (FSDP, DeepSpeed) or has tensors that cannot be weights.
+    If the most likely one lacks layers (FSDP, DeepSpeed) or its tensors cannot be weights, this is
+    an error. Others whose tensors cannot be weights are left out. `size` is the file's, in bytes.
     """
     if not isinstance(value, dict | list | tuple | StandIn):
+        kind = "single tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+        contents = "nothing" if value is None else f"a {kind}"
         raise CheckpointError(
-            f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
+            f"{name} contains {contents}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
         )
     states = list(_search(value, (), True, _DEPTH, {}, name))
@@ -105,7 +103,12 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         states = chosen
     _require_layers(states[0].state, name)
     _check_tensors(states[0].state, name, size)
-    return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
+    valid = states[:1]
+    for each in states[1:]:
+        with suppress(CheckpointError):
+            _check_tensors(each.state, name, size)
+            valid.append(each)
+    return valid
 
 
 def _unnamed(values: list[Any]) -> str:
@@ -135,20 +138,6 @@ def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
             "shapes of the layers are lost, and it may be only one process's part. "
             f"{WHOLE_STATE}"
         )
-
-
-def _is_valid(state: Mapping[str, torch.Tensor], size: int) -> bool:
-    try:
-        _check_tensors(state, "", size)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return "a single tensor"
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def only_item(value: Any) -> Any:
@@ -202,7 +191,7 @@ def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _name(key: Any) -> str:
-    """Return a key as printable text; only its type if it is not text or a number below 2^63."""
+    """Return a key as printable text, or its type if it is neither text nor a small number."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63
@@ -238,7 +227,7 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
         )
 
 
-def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[View]:
+def views(state: Mapping[str, torch.Tensor], prefix: str | None) -> list[View]:
     """Return one view of a state for each candidate prefix, the most likely first.
 
     ``_orig_mod`` (torch.compile) and similar wrappers are removed wherever they occur. Any other
@@ -247,36 +236,27 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     shorter ones, which the network itself may need. Then come prefixes of some tensors, the most
     frequent first. At most twelve views are returned.
 
-    Parameters
-    ----------
-    state : mapping of str to Tensor
-    prefix : str, optional
-        The only prefix to remove. A part before it may be omitted: ``encoder_q.`` for
-        ``module.encoder_q.``.
-
-    Raises
-    ------
-    CheckpointError
-        No name begins with `prefix`.
+    If there is a `prefix`, it is the only candidate. What precedes it may be omitted:
+    ``encoder_q.`` for ``module.encoder_q.``.
     """
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
+    wrapper = next((f"{match[2]}." for match in map(_WRAPPERS.search, state) if match), "")
     if len(plain) != len(state):
-        plain = dict(state)
-    wrappers = (_WRAPPERS.search(key) for key in state) if list(plain) != list(state) else ()
-    wrapper = next((f"{each[2]}." for each in wrappers if each), "")
+        plain, wrapper = dict(state), ""
     prefixes = _prefixes(plain)
     if prefix is not None:
         dotted = prefix if not prefix or prefix.endswith(".") else prefix + "."
         dotted = _WRAPPERS.sub("", dotted).removeprefix(".")
-        longer = [each for each in prefixes if each.endswith("." + dotted)]
-        if len(longer) == 1 and not any(key.startswith(dotted) for key in plain):
-            dotted = longer[0]  # encoder_q. for module.encoder_q.
         if not any(key.startswith(dotted) for key in plain):
-            choices = ", ".join(repr(each) for each in prefixes[:8])
-            raise CheckpointError(
-                f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be {choices}."
-            )
-        return [_view(plain, dotted, wrapper)]
+            longer = [each for each in prefixes if each.endswith("." + dotted)]
+            if len(longer) != 1:
+                choices = ", ".join(repr(each) for each in prefixes[:8])
+                raise CheckpointError(
+                    f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be "
+                    f"{choices}."
+                )
+            dotted = longer[0]  # module.encoder_q. for encoder_q.
+        prefixes = [dotted]
     return [_view(plain, each, wrapper) for each in prefixes]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +20,23 @@ from ..storage.files import as_path
 from ..text import first_names, printable
 from .choosing import Choice, choose, require_one_network
 from .contents import SavedState, View, find_states, only_item
-from .metadata import claimed_accuracy, epoch
 from .normalizing import normalization_of
 from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, display_path, read, read_trusted
+from .standins import as_array
 
 _MAX_LENGTH = 500  # characters of a setting stored in a file
 _MAX_SIDE = 2048  # pixels; the attention masks of a Swin transformer for 100,000 would take 150 GB
+_MAX_LEVELS = 3  # levels of nested dicts that are searched, including the top level
+_MAX_ENTRIES = 10_000  # entries of a dict that are searched
+_MAX_NESTED = 100  # dicts in a dict that are searched
+_PREFIX = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
+_ACCURACY = re.compile(
+    _PREFIX + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
+    re.IGNORECASE,
+)
+# "top", "prec" and "precision" without a 1 may mean something else.
+_UNAMBIGUOUS = re.compile(r"acc|1", re.IGNORECASE)
 
 
 def load_checkpoint(
@@ -39,11 +51,12 @@ def load_checkpoint(
 ) -> Network:
     """Load a trained network.
 
-    Reads files of ``torch.save`` (old and new format) and safetensors, single or sharded. A file
-    may contain a state dict, a whole pickled network, or a dict with one of these, nested up to
-    five levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is
-    set: objects of other classes, such as optimizers, are read as inert stand-ins. Weight
-    normalization, spectral normalization and pruning masks are folded into the weights.
+    The file is one of ``torch.save`` (old or new format) or safetensors, and may be sharded. It
+    contains a state dict, a whole pickled network, or a dict with one of these, nested up to five
+    levels deep. Tensor names may have any prefix. No code in the file is run unless `trust` is set:
+    objects other than tensors and plain containers, such as optimizers, are read as inert
+    stand-ins. Weight normalization, spectral normalization and pruning masks are folded into the
+    weights.
 
     Parameters
     ----------
@@ -62,7 +75,7 @@ def load_checkpoint(
     options : mapping, optional
         Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``,
         ``{"heads": 8}`` for a vit, ``{"img_size": 32}`` for a timm network, or any argument of your
-        own factory.
+        own function.
     prefix : str, optional
         Prefix of the network's tensor names, such as ``encoder_q.``; needed if several fit.
     container : str, optional
@@ -135,7 +148,7 @@ def load_checkpoint(
         sha256=contents.sha256,
         arch=choice.fit.arch.name,
         num_classes=choice.fit.settings["num_classes"],
-        epoch=epoch(contents.value),
+        epoch=_epoch(contents.value),
         normalize=normalize or usual,
         report=_report(choice, contents, (*_assumptions(choice.fit, meta), *ignored, *notes)),
         claimed_accuracy=claimed_accuracy(contents.value),
@@ -206,10 +219,12 @@ def _whole(
     _check_finite(module, name)
     bare = Network.from_module(module.float().eval())
     notes = ("a whole network, unpickled with `trust=True`",)
-    report = LoadReport(contents.kind, saved.container, "", bare.provenance.report.tensors,
-                        bare.provenance.report.parameters, notes=notes)  # fmt: skip
-    provenance = Provenance(name, contents.sha256, bare.arch, bare.num_classes, report=report)
-    return Network(module, provenance)
+    report = bare.provenance.report
+    report = replace(report, kind=contents.kind, container=saved.container, notes=notes)
+    return replace(
+        bare,
+        provenance=replace(bare.provenance, checkpoint=name, sha256=contents.sha256, report=report),
+    )
 
 
 def _meta(value: Any, name: str, arch: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -318,3 +333,54 @@ def _usual_normalization(fit: Fit) -> str | None:
     # They are for color images and, if there is a choice of stem, for large ones.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
     return fit.arch.normalize if usual else None
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a number, or the only one in a tensor or NumPy array; None if there is no such one.
+
+    Numbers beyond 2^53 count as missing.
+    """
+    if isinstance(value, torch.Tensor):
+        value = torch.Tensor.detach(value)  # drops attributes that could hide its methods
+        plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+        value = value.item() if plain and value.numel() == 1 else None
+    elif (array := as_array(value)) is not None:
+        value = array.item() if array.size == 1 else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**53:
+        return None
+    return value
+
+
+def _epoch(value: Any) -> int | None:
+    """Return the integer ``epoch`` at the top level of a file's contents, or None."""
+    number = _number(dict.get(value, "epoch")) if isinstance(value, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def claimed_accuracy(value: Any) -> dict[str, Any] | None:
+    """Return the accuracy that a file claims, or None.
+
+    ``key`` is the entry, such as ``metrics.val_acc``, and ``value`` is in [0, 1]. A number above 1
+    is read as a percentage; numbers outside 0 to 100 are skipped. Of several accuracies, the first
+    at the top level is returned, or else the first nested one.
+    """
+    for key, claim in _claims(value, "", _MAX_LEVELS):
+        if claim is not None and 0 <= claim <= 100:
+            return {"key": key, "value": claim / 100 if claim > 1 else float(claim)}
+    return None
+
+
+def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | float | None]]:
+    if not isinstance(value, dict) or depth == 0:
+        return
+    nested = []
+    for key, entry in list(dict.items(value))[:_MAX_ENTRIES]:
+        if not isinstance(key, str):
+            continue
+        entry_path = f"{path}.{printable(key)}" if path else printable(key)
+        if isinstance(entry, dict):
+            nested.append((entry_path, entry))
+        elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and _UNAMBIGUOUS.search(key):
+            yield entry_path, _number(entry)
+    for entry_path, entry in nested[:_MAX_NESTED]:
+        yield from _claims(entry, entry_path, depth - 1)

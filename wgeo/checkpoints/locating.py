@@ -37,12 +37,6 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
     """Return the files of the checkpoint at a path: the file itself, or all shards.
 
     The path of shards is their folder, their index, or one of them.
-
-    Raises
-    ------
-    CheckpointError
-        The path does not exist, a shard is missing, a folder was not written by
-        ``save_pretrained``, or torch.distributed saved the checkpoint as several files.
     """
     status = checked_path(path, name)
     text = os.fsdecode(path)
@@ -102,10 +96,11 @@ def _in_folder(folder: str, name: str) -> str:
         if each.is_dir()
         for file in _checkpoints(os.listdir(each))
     ]
+    if not inside:
+        raise CheckpointError(f"{name} is a folder that contains no checkpoint. Check the path.")
     shown = ", ".join(map(display_path, inside[:5]))
     more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
-    hint = f" It contains {shown}{more}." if inside else " It contains no checkpoint."
-    raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
+    raise CheckpointError(f"{name} is a folder; pass a file in it. It contains {shown}{more}.")
 
 
 def _checkpoints(names: Iterable[str]) -> list[str]:

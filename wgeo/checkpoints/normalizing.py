@@ -9,9 +9,11 @@ import torch
 
 from ..text import printable
 
-# Names of a mean and its standard deviation in torchattacks and most scripts, in RobustBench, and
-# in the robustness library.
-_STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
+_STD_OF_MEAN = {
+    "mean": "std",  # torchattacks, and most scripts
+    "mu": "sigma",  # RobustBench
+    "new_mean": "new_std",  # the robustness library
+}
 _MAX_PIXEL = 255.0
 
 

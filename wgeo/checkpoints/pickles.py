@@ -72,12 +72,8 @@ def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
 
     Return the classes and functions that the pickles import, except those that torch's reader may
     build, such as tensors. The values say how their objects are used: ``dict`` or ``list`` if
-    entries are added to them, else ``object``.
-
-    Raises
-    ------
-    CheckpointError
-        The pickles are damaged, would run programs or exhaust memory, or are not supported.
+    entries are added to them, else ``object``. Pickles that would run programs or exhaust memory
+    are a `CheckpointError`, as are damaged and unsupported ones.
     """
     reader = _Reader(name)
     failure: Exception | None = None
@@ -181,16 +177,10 @@ class _Reader:
             return _ANY
         if op.name in ("GET", "BINGET", "LONG_BINGET"):
             item = self.memo.get(argument, _ANY)
-            self.stack.append(item)
-            return item
-        if op.name in ("MARK", "POP_MARK"):
-            if op.name == "MARK":
-                self.stack.append(_MARK)
-            else:
-                self._pop(op)
-            return _ANY
-        operands = self._pop(op)
-        item = self._result(op, argument, operands)
+        elif op.name == "MARK":
+            item = _MARK
+        else:
+            item = self._result(op, argument, self._pop(op))
         self.stack.extend([item] * len(op.stack_after))
         return item
 
@@ -290,8 +280,8 @@ class _Reader:
 def _has_state(parts: tuple[_Item, ...]) -> bool:
     """Return whether there are four arguments, of which the last is a valid state.
 
-    A state that is a tuple must have two entries. For another tuple, torch raises an error that
-    prints it, which may never end.
+    A state that is a tuple must have two entries. Of any other tuple, torch's error prints all
+    entries, which may never end.
     """
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2

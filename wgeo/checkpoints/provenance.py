@@ -35,7 +35,7 @@ class LoadReport(Result):
     container : str
         The entry of the file that contains the weights; empty for a plain state dict.
     prefix : str
-        The prefix removed from every name.
+        The prefix removed from all names that have it.
     tensors, parameters : int
         Number of tensors in the state dict, and of parameters of the network.
     settings : mapping
@@ -65,9 +65,12 @@ class LoadReport(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a record; of names, their number and the first twenty."""
-        names = {key: _summary(getattr(self, key)) for key in _READING}
-        return {**super().to_dict(), **names}
+        """Return plain values for a record: of names, their number and the first twenty."""
+        values = super().to_dict()
+        for key in _READING:
+            names = getattr(self, key)
+            values[key] = {"count": len(names), "first": list(names[:_MAX_NAMES])}
+        return values
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
@@ -83,10 +86,6 @@ def describe_reading(report: Mapping[str, Any]) -> str:
             few = first_names(names["first"], _FEW_NAMES, names["count"])
             parts.append(f"{form.format(names['count'])} ({few})")
     return "; ".join(parts)
-
-
-def _summary(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"count": len(names), "first": list(names[:_MAX_NAMES])}
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,9 +113,8 @@ class Provenance(Result):
         architecture's published checkpoints; None if neither was used.
     arch_from : str
         Source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (written by wgeo),
-        ``tensors`` (the only searched architecture with these names and shapes), ``config`` (a
-        ``config.json`` in the same folder) or ``module`` (a network in memory, or unpickled with
-        ``trust=True``).
+        ``tensors`` (recognized by their names and shapes), ``config`` (a ``config.json`` in the
+        same folder) or ``module`` (a network in memory, or unpickled with ``trust=True``).
 
     Examples
     --------

@@ -57,13 +57,7 @@ class Contents:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Read a checkpoint: a file, or all of its shards.
-
-    Raises
-    ------
-    CheckpointError
-        The file does not exist, is unreadable, empty, damaged or malicious, or has another format.
-    """
+    """Read a checkpoint: a file, or all of its shards."""
     name = display_path(path)
     with _accessing(name):
         files = files_of(path, name)
@@ -92,13 +86,7 @@ def _accessing(name: str) -> Iterator[None]:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 that `read` reports, without reading the tensors.
-
-    Raises
-    ------
-    CheckpointError
-        The file or a shard does not exist or is unreadable, or the folder contains no checkpoint.
-    """
+    """Return the SHA-256 that `read` reports, without reading the tensors."""
     name = display_path(path)
     with _accessing(name):
         return _combined([sha256_of(file) for file in files_of(path, name)])
@@ -132,13 +120,7 @@ def _read_one(path: str, name: str) -> Contents:
 
 
 def read_trusted(path: str | os.PathLike[str]) -> Any:
-    """Unpickle a file, **which runs whatever code the file names**.
-
-    Raises
-    ------
-    CheckpointError
-        The file needs code that cannot be imported, or is damaged.
-    """
+    """Unpickle a file, **which runs whatever code the file names**."""
     name = display_path(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():

@@ -100,13 +100,7 @@ def is_module(value: Any) -> bool:
 
 
 def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled network from its stand-in.
-
-    Raises
-    ------
-    CheckpointError
-        The network contains itself, is nested too deeply, or has too many parts.
-    """
+    """Return the state dict of a pickled network from its stand-in."""
     return dict(_entries(module, "", itertools.count(), name))
 
 
@@ -121,7 +115,8 @@ def _entries(
         )
     non_persistent = dict.get(entries, "_non_persistent_buffers_set")
     for part in ("_parameters", "_buffers", "_modules"):
-        for key, value in dict.items(dict.get(entries, part) or {}):
+        members = dict.get(entries, part)
+        for key, value in dict.items(members) if isinstance(members, dict) else ():
             if next(counter) > _MAX_ENTRIES:
                 raise CheckpointError(
                     f"{name} contains a network of more than {_MAX_ENTRIES} parts. Reading them "

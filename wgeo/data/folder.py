@@ -6,7 +6,6 @@ A zip is read in memory, member by member; nothing is extracted to disk.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ from ..storage.files import require_regular
 from ..text import printable
 from .layout import Read, arrange, by_table, classify_files, folder_names
 from .members import check_member, check_members
-from .pixels import pixel_tensor
-from .source import Source, refuse_black, scaling
+from .pixels import pixel_tensor, refuse_black, scaling
+from .source import Source
 
 # None of these formats runs another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -41,47 +40,24 @@ _MIXED_SIZE = 224
 T = TypeVar("T")
 
 
-def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
-    """Open an image folder, or a zip of one.
+def open_folder(path: Path, split: str | None, table: str | None = None) -> Source:
+    """Open an image folder, or a zip of one; `table` is the only table of labels to use.
 
     Classes are numbered in the alphabetical order of their folders, as in torchvision's
     ImageFolder, and images are in alphabetical order within their class. The class folders of all
     splits are numbered together, empty ones included, so a class has the same number in each.
-    Splits without a common class are numbered separately. A single folder that wraps everything is
-    ignored.
+    Splits without a common class are numbered separately. If a single folder contains everything
+    else, its contents are read instead.
 
-    Images whose folders are not classes take their labels from a table: a CSV with a header such as
-    ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or Tiny ImageNet's
-    ``val_annotations.txt``.
+    If folders are not classes, the labels of their images are read from a table: a CSV with a
+    header such as ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or Tiny
+    ImageNet's ``val_annotations.txt``.
 
     Images of one size keep it by default. With a `size`, the shorter side is scaled to it and the
     central square is cropped. If sizes differ, the shorter side is scaled to size * 256/224, then
     the central size x size is cropped, as in ImageNet's evaluation; the default size is 224. Images
     are gray, (1, h, w), if all selected ones are, else RGB. Transparency is dropped.
-
-    Raises
-    ------
-    DataError
-        There are no images, the split does not exist, or an image is damaged.
     """
-    return _source(Path(path), split)
-
-
-def open_table(path: str | os.PathLike[str], split: str | None) -> Source:
-    """Open a CSV or tab-separated table of the names and labels of images below its folder.
-
-    An image is found by its path, its name, or its name without the extension.
-
-    Raises
-    ------
-    DataError
-        The table cannot be read, none of the named images exists, or an image has two labels.
-    """
-    path = Path(path)
-    return _source(path.parent, split, path.name)
-
-
-def _source(path: Path, split: str | None, table: str | None = None) -> Source:
     listing = classify_files(folder_names(path) if path.is_dir() else _in_zip(path))
     with _reader(path) as read:
         if table is None:
@@ -89,22 +65,23 @@ def _source(path: Path, split: str | None, table: str | None = None) -> Source:
         else:
             files = by_table(listing, table, split, path, read)
     names = files.names
-
-    def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
-        return decode_images(path, [names[row] for row in rows], size)
-
-    def broken(rows: np.ndarray) -> dict[int, str]:
-        return _broken(path, {int(row): names[row] for row in rows})
-
     return Source(
         path.stem if table is None else Path(table).stem,
         files.labels,
         files.class_names,
         files.split,
-        fetch,
-        broken=broken,
+        lambda rows, size: decode_images(path, [names[row] for row in rows], size),
+        broken=lambda rows: broken_images(path, {int(row): names[row] for row in rows}),
         notes=files.notes,
     )
+
+
+def open_table(path: Path, split: str | None) -> Source:
+    """Open a CSV or tab-separated table of the names and labels of images below its folder.
+
+    An image is found by its path, its name, or its name without the extension.
+    """
+    return open_folder(path.parent, split, path.name)
 
 
 def _in_zip(path: Path) -> list[str]:
@@ -113,8 +90,7 @@ def _in_zip(path: Path) -> list[str]:
             check_members(archive, path.stat().st_size)
         except DataError as error:
             raise DataError(f"{path} is not an archive of images: {error}") from None
-        names = {info.filename for info in archive.infolist()}
-        ordered = sorted(names)
+        ordered = sorted({info.filename for info in archive.infolist()})
         following = (*ordered[1:], "")  # the contents of a folder come right after it
         pairs = zip(ordered, following, strict=True)
         return [name for name, after in pairs if name[-1:] != "/" or not after.startswith(name)]
@@ -159,7 +135,7 @@ def _reader(path: Path) -> Iterator[Read]:
 
 def _check_size(size: int) -> None:
     if size > _MAX_FILE:
-        raise DataError(f"it claims {size} bytes")
+        raise DataError(f"it claims {size} bytes; at most {_MAX_FILE} are read")
 
 
 def decode_images(
@@ -170,7 +146,7 @@ def decode_images(
     The headers are read first, since they determine the common size and mode. `read` returns the
     bytes for a name; by default it reads the folder or zip `path`.
     """
-    with nullcontext(read) if read else _reader(path) as read, _strict():
+    with _decoding(path, read) as read:
         local_names = track(names[shard(len(names))], "reading image headers")
         headers = raise_on_any(lambda: {_image(path, read, name, _header) for name in local_names})
         kinds = set().union(*all_gather(headers))
@@ -187,21 +163,20 @@ def decode_images(
                 yield _image(path, read, name, pixels)
 
         x = pixel_tensor(decode, (len(names), len(mode), h, w))
-        if len(x):
-            refuse_black(int(x.max()), path.name)
+        refuse_black(int(x.max()), path.name)
         return x
 
 
-def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
-    """Return the entries of `names` whose files cannot be decoded."""
+def broken_images(path: Path, names: dict[int, str], read: Read | None = None) -> dict[int, str]:
+    """Return the entries of `names` whose files cannot be decoded; see `decode_images`."""
     local_names = list(names.items())[shard(len(names))]
 
     def check() -> dict[int, str]:
         failures = {}
-        with _reader(path) as read, _strict():
+        with _decoding(path, read) as read_file:
             for key, name in track(local_names, "looking for broken images"):
                 try:
-                    _image(path, read, name, _decode_fully)
+                    _image(path, read_file, name, _decode_fully)
                 except DataError:
                     failures[key] = name
         return failures
@@ -215,12 +190,13 @@ def _decode_fully(image: Image.Image) -> None:
 
 
 @contextmanager
-def _strict() -> Iterator[None]:
-    """Make Pillow refuse decompression bombs; of those up to twice its limit, it only warns."""
-    with warnings.catch_warnings():
+def _decoding(path: Path, read: Read | None) -> Iterator[Read]:
+    """Yield `read`, or a reader of `path`; until the end, Pillow refuses decompression bombs."""
+    with nullcontext(read) if read else _reader(path) as read, warnings.catch_warnings():
+        # Of images up to twice its limit, Pillow only warns.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
-        yield
+        yield read
 
 
 def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -> T:

@@ -158,7 +158,7 @@ class Images(Displayed):
     Raises
     ------
     ArgumentError, FeatureError
-        `y` is not one whole number of at least 0 for each image.
+        `y` is not one whole number of at least 0 for each image, or a label has no class name.
 
     Examples
     --------
@@ -183,6 +183,11 @@ class Images(Displayed):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "y", as_labels(self.y, len(self.x)))
+        largest = int(self.y.max(initial=-1))
+        if largest >= self.num_classes:
+            raise ArgumentError(
+                f"class_names has {self.num_classes} names, too few for the label {largest}."
+            )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -208,7 +213,7 @@ class Images(Displayed):
 
     @cached_property
     def copies_of(self) -> Int[np.ndarray, " n"]:
-        """For every image, the index of the first image of which it is a copy, or its own.
+        """For every image, the index of the first image of which it is a copy, or its own index.
 
         Copies differ by at most 1e-6 of the median distance between images; labels are ignored.
         """
@@ -234,12 +239,13 @@ class Images(Displayed):
         Returns
         -------
         dict
-            Numbers of images: ``samples``; ``samples_per_class``, in the smallest class that
-            occurs; ``distinct``; ``duplicates``, further copies of distinct ones; ``relabelled``,
-            copies with another label than the first. ``classes`` contains ``named``, the number of
-            classes; ``present``, the number with images; ``missing``, at most ten names of those
-            without; ``head``; and ``beyond``, the number of images whose class has no output in the
-            head, or None. ``notes`` are those of the images.
+            Numbers of images: ``samples``; ``samples_per_class``, in the smallest class that has
+            any; ``distinct``; ``duplicates``, further copies of distinct images; ``relabelled``,
+            duplicates whose label differs from that of the first copy. ``classes`` contains
+            ``named``, the number of classes; ``present``, the number with images; ``missing``, at
+            most ten names of those without; ``head``; and ``beyond``, the number of images whose
+            class has no output in the head, or None if `head` is. ``notes`` are those of the
+            images.
 
         Examples
         --------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxtyping import Int
 from ..errors import DataError
 from ..text import first_names, printable
 from .names import advice_on
-from .source import checked_labels, chosen_splits, first_label
+from .source import chosen_splits, number_texts
 from .tables import Entry, LabelTable, Parts, is_table, labels_of
 
 Read = Callable[[str], bytes]
@@ -24,7 +23,6 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"),
     *(".webp", ".ppm", ".pgm", ".pbm"),
 )
-_NUMBER = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
 
 
@@ -92,11 +90,6 @@ def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> Labe
 
     The splits None and ``all`` select every split that has classes. `path` is for messages; `read`
     returns the bytes of a file in the listing.
-
-    Raises
-    ------
-    DataError
-        There are no images, the split does not exist, or the images have no classes.
     """
     deep = [entry for entry in listing.images if len(entry[0]) > 1]
     if not deep and not (listing.images and listing.tables):
@@ -159,7 +152,7 @@ def _no_images(listing: Listing, path: Path) -> str:
 
 
 def _wrapper_depth(files: list[Entry], split: str | None) -> int:
-    """Return the number of nested folders that wrap all splits and classes."""
+    """Return how many nested folders, each the only one, are above the splits and classes."""
     depth = 0
     while files:
         tops = {parts[depth] for parts, _ in files}
@@ -227,13 +220,13 @@ class _ClassFolders:
     def notes(self, names: list[str]) -> tuple[str, ...]:
         """Return a note if the training split lacks some of the numbered classes."""
         union = self.union(names)
-        for name in {"train", "training"} & self.groups.keys():
+        for name in [each for each in ("train", "training") if each in self.groups]:
             absent = [label for label in union if label not in self.groups[name]]
             if absent and len(absent) < len(union):
                 return (
                     f"the split {name!r} lacks {len(absent)} of the {len(union)} classes "
-                    f"({first_names(absent, 3)}), which are numbered over all splits: a network "
-                    f"trained on {name!r} alone may number its classes differently",
+                    f"({first_names(absent, 3)}). Classes are numbered over all splits, so a "
+                    f"network trained on {name!r} alone may number them differently",
                 )
         return ()
 
@@ -309,46 +302,13 @@ def _from_table(
 def _labeled(
     files: list[Entry], table: LabelTable, split: str | None, tree: _ClassFolders, inside: bool
 ) -> LabeledFiles:
-    if inside or not table.splits:
-        selected_names, part = set(table.labels), split if inside else None
-    else:
-        selected_names, part = _part(table, split, tree.path)
+    selected_names, part = set(table.labels), split if inside else None
+    if table.splits and not inside:
+        chosen_splits(tree.path, split, sorted(set(table.splits.values())))
+        part = split or "all"
+        if part != "all":
+            selected_names = {name for name, each in table.splits.items() if each == split}
     index, classes, notes = number_texts(table.values, tree.classes(), f"the table of {tree.path}")
     rows = [name for _, name in sorted(files) if name in selected_names]
     labels = np.array([index[table.labels[name]] for name in rows], dtype=np.int64)
     return LabeledFiles(rows, labels, classes, part, (*table.notes, *notes))
-
-
-def _part(table: LabelTable, split: str | None, path: Path) -> tuple[set[str], str | None]:
-    """Return the images of a split in the table, and its name."""
-    available = sorted(set(table.splits.values()))
-    chosen_splits(path, split, available)
-    if split in (None, "all"):
-        return set(table.labels), "all"
-    return {name for name, part in table.splits.items() if part == split}, split
-
-
-def number_texts(
-    labels: set[str], classes: list[str], source: str
-) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """Return the class index of each text label, the class names, and notes.
-
-    If all labels are numbers, they are class indices. They index `classes` if all are below its
-    length; otherwise labels from 1 to K are shifted to 0 to K - 1. If not all labels are numbers,
-    labels and `classes` are sorted together.
-
-    Raises
-    ------
-    DataError
-        All labels are numbers, and one is a fraction, negative or too large.
-    """
-    numbers = {label: float(label) for label in labels if _NUMBER.fullmatch(label)}
-    if len(numbers) < len(labels):
-        names = sorted(labels.union(classes))
-        return {name: k for k, name in enumerate(names)}, tuple(names), ()
-    values = checked_labels(np.array(list(numbers.values())), source, None)
-    if int(values.max()) < len(classes):  # indices of the class folders
-        return {label: int(value) for label, value in numbers.items()}, tuple(classes), ()
-    first, notes = first_label(values)
-    index = {label: int(value) - first for label, value in numbers.items()}
-    return index, tuple(str(k) for k in range(first, int(values.max()) + 1)), notes

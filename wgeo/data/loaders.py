@@ -27,8 +27,8 @@ from ..errors import ArgumentError, DataError, WgeoError, WgeoWarning
 from ..runtime.processes import all_gather
 from ..runtime.progress import track
 from .images import PRESETS, Images
-from .pixels import pixel_tensor
-from .source import checked_labels, refuse_black
+from .pixels import pixel_tensor, refuse_black, refuse_empty
+from .source import checked_labels
 
 _X = ("pixel_values", "image", "img", "images", "x", "inputs")
 _Y = ("label", "labels", "y", "target", "targets", "fine_label")
@@ -37,10 +37,6 @@ _BATCH = 64
 # MNIST is at least 140.
 _MAX_NORMALIZED = 50.0
 _SHAPES = "The images of the data set have different shapes; add a transform that makes them equal."
-_EXPECTED = (
-    "images must be the result of wgeo.load_images, a pair (x, labels), or a torch Dataset or "
-    "DataLoader of such pairs"
-)
 
 
 def as_images(images: Any) -> Images:
@@ -52,8 +48,8 @@ def as_images(images: Any) -> Images:
         Pixels of type uint8 are divided by 255 and normalized for the network. All other types
         count as already normalized. A Dataset may be map-style or iterable; its ``transform``
         applies first, and PIL images are converted to uint8. A DataLoader that shuffles is read in
-        the data set's own order, with a warning. If it does not shuffle, images of the last batch
-        that it drops (``drop_last``) are left out.
+        the data set's own order, with a warning. If it does not shuffle but drops an incomplete
+        last batch (``drop_last``), the images of that batch are left out.
 
     Raises
     ------
@@ -63,9 +59,9 @@ def as_images(images: Any) -> Images:
     FeatureError
         The pixels of a pair are not numbers, or contain NaN or infinity.
     DataError
-        The data set is empty or cannot be read, or its items are not pairs of an image and a class
-        index, with images of one shape; a class index is not below 100,000; or the largest uint8
-        pixel is 1.
+        The data set is empty or cannot be read; its items are not pairs of an image and a class
+        index; its images have different shapes; a class index is 100,000 or more; or the largest
+        uint8 pixel is 1.
     """
     if isinstance(images, Images):
         return images
@@ -80,16 +76,18 @@ def as_images(images: Any) -> Images:
         else:
             x = torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
         return _as_images(x, as_labels(y, len(x)), "arrays", (), ())
-    raise ArgumentError(f"{_EXPECTED}; not {type(images).__name__}.")
+    raise ArgumentError(
+        "images must be the result of wgeo.load_images, a pair (x, labels), or a torch Dataset or "
+        f"DataLoader of such pairs; not {type(images).__name__}."
+    )
 
 
 def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
-    if 0 in x.shape:
-        raise DataError(f"The images of {name} are empty: shape {tuple(x.shape)}.")
+    refuse_empty(x.shape, name)
     check_finite(x, "images")
-    labels = checked_labels(labels, name, None)
+    labels = checked_labels(labels, name)
     if x.dtype == torch.uint8:
         refuse_black(int(x.max()), name)
     low, high = (0.0, 0.0) if x.dtype == torch.uint8 or x.is_complex() else _range(x)
@@ -127,9 +125,9 @@ def _of_loader(loader: DataLoader) -> Images:
     name = type(data).__name__
     for note in notes:
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
-    classes = getattr(data, "classes", None)
+    classes: Any = getattr(data, "classes", None)
     named = isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes)
-    names = tuple(map(str, classes or ())) if named else ()
+    names = tuple(classes) if named else ()
     return _as_images(x, as_labels(y, len(x)), name, names, tuple(notes))
 
 
@@ -139,11 +137,12 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
         raise DataError("The data set is empty.")
     default = loader.collate_fn in (default_collate, default_convert)
     collate = _collate if default else loader.collate_fn
+    batch_size = loader.batch_size or _BATCH
 
     def batches(rows: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ordered = DataLoader(
             Subset(data, rows),
-            batch_size=loader.batch_size or _BATCH,
+            batch_size=batch_size,
             num_workers=loader.num_workers,
             collate_fn=collate,
             worker_init_fn=loader.worker_init_fn,
@@ -161,7 +160,7 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
 
     def read_rows(rows: slice) -> Iterator[np.ndarray]:
         row, span = rows.start or 0, range(*rows.indices(len(data)))
-        for x, y in track(batches(span), "reading the data set", -(-len(span) // _BATCH)):
+        for x, y in track(batches(span), "reading the data set", -(-len(span) // batch_size)):
             if x.shape[1:] != shape[1:]:
                 raise DataError(_SHAPES)
             labels[row : row + len(x)] = as_labels(y)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from ..arrays.checks import as_count
 from ..errors import ArgumentError, DataError, WgeoWarning
 from ..text import printable
 from .folder import open_folder, open_table
 from .images import Images, Normalization, normalization
-from .named import is_svhn, open_named, open_svhn
-from .names import advice_on, locate
+from .names import TORCHVISION, advice_on, locate
 from .npz import open_npz
-from .source import Source, balanced
+from .pixels import from_array, scaled
+from .source import Source, balanced, chosen_splits
 from .stored import find_stored, open_stored
 from .tabular import is_tabular, open_tabular
 
-_READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
-_READERS |= {"csv": open_table, "tsv": open_table, "parquet": open_tabular}
+_READERS: dict[str, Callable[[Path, str | None], Source]] = {
+    **dict.fromkeys(("folder", "zip"), open_folder),
+    **dict.fromkeys(("csv", "tsv"), open_table),
+    "npz": open_npz,
+    "parquet": open_tabular,
+}
 _MAX_SIZE = 2**15  # pixels per side of an image
+_TIMEOUT = 10.0  # seconds without an answer after which a download is aborted
+
+_Split = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]  # pixels, labels, names of the classes
 
 
 def load_images(
@@ -104,8 +116,16 @@ def load_images(
         warnings.warn(f"{data.name}: {note}.", WgeoWarning, stacklevel=2)
     rows = balanced(data.labels, limit, seed)
     skipped: tuple[str, ...] = ()
-    if skip_broken and data.broken is not None:
-        rows, skipped = _without_broken(rows, data.broken(rows), data.name)
+    if skip_broken and data.broken is not None and (broken := data.broken(rows)):
+        skipped = tuple(printable(path, 300) for path in broken.values())
+        more = ", ..." if len(skipped) > 3 else ""
+        warnings.warn(
+            f"{len(skipped)} of {len(rows)} images of {data.name} cannot be decoded and are "
+            f"skipped: {', '.join(skipped[:3])}{more}",
+            WgeoWarning,
+            stacklevel=2,
+        )
+        rows = np.setdiff1d(rows, list(broken))
         _count_classes(data.labels[rows], data.name)
     return Images(
         data.fetch(rows, size),
@@ -124,28 +144,11 @@ def _count_classes(labels: np.ndarray, name: str) -> int:
     """Return the number of classes that occur, which must be at least two."""
     present = len(np.unique(labels))
     if present < 2:
+        problem = "images of one class only" if present else "no image that can be decoded"
         raise DataError(
-            f"{name} has images of one class only; neural collapse and classifiers need at "
-            "least two classes."
+            f"{name} has {problem}; neural collapse and classifiers need at least two classes."
         )
     return present
-
-
-def _without_broken(
-    rows: np.ndarray, broken: dict[int, str], name: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the rows that can be read, and the names of the others; warn about these."""
-    if not broken:
-        return rows, ()
-    names = tuple(printable(path, 300) for path in broken.values())
-    more = ", ..." if len(names) > 3 else ""
-    warnings.warn(
-        f"{len(names)} of {len(rows)} images of {name} cannot be decoded and are skipped: "
-        f"{', '.join(names[:3])}{more}",
-        WgeoWarning,
-        stacklevel=3,
-    )
-    return np.array([row for row in rows if int(row) not in broken], dtype=np.int64), names
 
 
 def _open(
@@ -153,12 +156,12 @@ def _open(
 ) -> Source:
     kind, path = locate(source)
     if path is None:
-        return open_named(kind, split, root)
+        return _open_named(kind, split, root)
     if path.is_dir():
-        if find_stored(path):
-            return open_stored(path, split)
-        if is_svhn(path):
-            return open_svhn(path, split)
+        if folder := find_stored(path):
+            return open_stored(folder, split)
+        if any(path.glob("*_32x32.mat")):
+            return _open_svhn(path, split)
         if is_tabular(path):
             return open_tabular(path, split)
         kind = "folder"
@@ -170,3 +173,81 @@ def _open(
             f".parquet. {advice_on(kind)}"
         )
     return _READERS[kind](path, split)
+
+
+def _open_svhn(path: Path, split: str | None) -> Source:
+    """Open a folder of SVHN's published files; torchvision verifies their checksums."""
+    available = [each for each in TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
+    selected = chosen_splits(path, split, available)
+    return _joined_splits("svhn", split, [_torchvision("svhn", each, path) for each in selected])
+
+
+def _open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
+    """Open one of `names.NAMES`; ``all`` (or None) joins the training set and the test set."""
+    splits = ("train", "test") if name == "digits" else TORCHVISION[name][1]
+    if split not in (None, "all", *splits):
+        raise DataError(f"{name} has no split {split!r}; choose from {', '.join(splits)} and all.")
+    selected = ("train", "test") if split in (None, "all") else (str(split),)
+    if name == "digits":
+        return _joined_splits(name, split, [_digits(each) for each in selected])
+    folder = Path(root or os.environ.get("WGEO_DATA") or "data")
+    parts = [_torchvision(name, each, folder, download=True) for each in selected]
+    return _joined_splits(name, split, parts)
+
+
+def _joined_splits(name: str, split: str | None, parts: list[_Split]) -> Source:
+    x = torch.cat([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
+    return Source(
+        name, labels, parts[0][2], split or "all", lambda rows, size: scaled(x[rows], size), name
+    )
+
+
+def _digits(split: str) -> _Split:
+    """Return handwritten digits, 8 x 8 in 17 gray levels; 360 of the 1,797 are the test set."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    test = balanced(data.target, 360, seed=0)
+    rows = test if split == "test" else np.setdiff1d(np.arange(len(data.target)), test)
+    x = from_array(data.images[rows] / 16, "digits")
+    return x, data.target[rows].astype(np.int64), tuple(str(k) for k in range(10))
+
+
+def _torchvision(name: str, split: str, root: Path, download: bool = False) -> _Split:
+    from torchvision import datasets
+
+    kind, _, files = TORCHVISION[name]
+    dataset = getattr(datasets, kind)
+    options: dict[str, Any] = (
+        {"split": split} if kind in ("SVHN", "STL10") else {"train": split == "train"}
+    )
+    timeout = socket.getdefaulttimeout()
+    try:
+        try:
+            data = dataset(root, **options)
+        except (RuntimeError, FileNotFoundError):  # raised by torchvision if the files do not exist
+            if not download:
+                raise
+            socket.setdefaulttimeout(_TIMEOUT)  # torchvision sets none, and could wait forever
+            data = dataset(root, download=True, **options)
+    except Exception as error:  # URLError, timeouts, md5 mismatch, damaged files, full disks
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else type(error).__name__
+        if not download:
+            raise DataError(
+                f"{root} does not contain the published files of {name} ({reason}). Read your own "
+                "files in Python and pass the pair (x, y) to wgeo.trace or wgeo.analyze."
+            ) from error
+        raise DataError(
+            f"{name} is not in {root} and could not be downloaded ({reason}). "
+            "Put its files where torchvision expects them, "
+            f"{root / files.format(split=split)}, or set WGEO_DATA to their folder; or pass "
+            "your own images as npz:PATH or folder:PATH."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
+    x = from_array(np.asarray(data.data), name)
+    classes = getattr(data, "classes", None) or [str(k) for k in range(10)]
+    return x, labels.astype(np.int64), tuple(classes)

@@ -24,8 +24,11 @@ KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # of files; also pref
 _ADVICE = {
     "npy": "A .npy file has one array without labels: save both, "
     "np.savez('data.npz', x=images, y=labels).",
-    "pt": "Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
-    "wgeo.trace(net, (x, y)).",
+    **dict.fromkeys(
+        ("pt", "pth"),
+        "Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
+        "wgeo.trace(net, (x, y)).",
+    ),
     **dict.fromkeys(
         ("tar", "tgz", "gz", "bz2", "xz", "7z", "rar"),
         "Unpack the archive and pass its folder, or a zip of it.",
@@ -38,7 +41,6 @@ _ADVICE = {
         ("heic", "avif", "jxl", "svg", "pdf", "dng", "dcm", "nii"), "Convert images to PNG or JPEG."
     ),
 }
-_ADVICE["pth"] = _ADVICE["pt"]
 
 
 def advice_on(ending: str) -> str:
@@ -52,17 +54,14 @@ def advice_on(ending: str) -> str:
 def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     """Return a data set's name and None, or a prefix of `KINDS` ("" if not given) and a path.
 
-    Raises
-    ------
-    DataError
-        There is no data set of this name, and no file or folder at this path.
+    The data set, file or folder must exist.
     """
     name = os.fspath(as_path(source, "source"))
     if name in NAMES:
         return name, None
-    kind, colon, rest = name.partition(":")
-    explicit = bool(colon) and kind in KINDS
-    location = rest if explicit else name
+    kind, colon, location = name.partition(":")
+    if not colon or kind not in KINDS:
+        kind, location = "", name
     path = Path(location)
     try:
         exists = bool(location) and path.exists()
@@ -75,4 +74,4 @@ def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
             f"No data set or file {printable(name, 300)!r}{suggestion(name, NAMES)}. Choose one "
             f"of {', '.join(NAMES)}, or pass a path: npz:PATH, folder:PATH (or a zip of a folder)."
         )
-    return (kind if explicit else ""), path
+    return kind, path

@@ -1,22 +1,24 @@
-"""The result of every reader: all labels, and pixels of selected images on demand."""
+"""What readers share: the `Source` that they return, the choice of splits, and class indices."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
 from ..errors import DataError
+from ..text import printable
 
-Fetch = Callable[[np.ndarray, int | None], torch.Tensor]
-Box = tuple[int, int, int, int]  # the first row and column of a part, and those after its end
 _MAX_CLASSES = 100_000
-_MAX_ASPECT = 32  # the longer side over the shorter one
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Source:
     labels: Int[np.ndarray, " n"]
     class_names: tuple[str, ...]
     split: str | None
-    fetch: Fetch
+    fetch: Callable[[np.ndarray, int | None], torch.Tensor]
     preset: str | None = None
     broken: Callable[[np.ndarray], dict[int, str]] | None = None
     notes: tuple[str, ...] = ()
@@ -53,14 +55,11 @@ def joined(
 ) -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
     """Return all images and all labels of several parts, such as splits.
 
-    Raises
-    ------
-    DataError
-        A part has different numbers of images and labels, or image shapes or types differ.
+    Each part must have as many labels as images, and all images the same shape and type.
     """
     for x, y in parts:
-        if x.ndim == 0 or len(x) != len(y):
-            count = len(x) if x.ndim else 0
+        count = len(x) if x.ndim else 0
+        if count != len(y):
             raise DataError(f"{source} has {count} images and {len(y)} labels.")
     images = [x for x, _ in parts]
     # Joined, values of different kinds would change their meaning: booleans would be nearly black.
@@ -90,15 +89,10 @@ def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int
     return np.sort(np.lexsort((labels, order))[:limit])
 
 
-def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[np.ndarray, " n"]:
-    """Return labels, (n,) or (n, 1), as int64.
-
-    Raises
-    ------
-    DataError
-        They have another shape or are not whole numbers, or one is negative or not below `classes`
-        (100,000 if None).
-    """
+def checked_labels(
+    labels: np.ndarray, source: str, classes: int = _MAX_CLASSES
+) -> Int[np.ndarray, " n"]:
+    """Return labels, (n,) or (n, 1), as int64; they must be whole numbers in [0, `classes`)."""
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if y.ndim != 1 or y.size == 0:
         several = y.ndim == 2 and y.shape[1] > 1
@@ -108,12 +102,11 @@ def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[
         )
     if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and np.all(y == np.floor(y))):
         raise DataError(f"The labels of {source} must be whole numbers (class indices).")
-    count = _MAX_CLASSES if classes is None else classes
-    invalid = np.flatnonzero((y < 0) | (y >= count))
+    invalid = np.flatnonzero((y < 0) | (y >= classes))
     if invalid.size:
         raise DataError(
             f"Label {y[invalid[0]]:g} of sample {invalid[0]} in {source} is out of range: class "
-            f"indices run from 0 to {count - 1}."
+            f"indices run from 0 to {classes - 1}."
         )
     return y.astype(np.int64)
 
@@ -132,121 +125,73 @@ def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
     )
 
 
-def scaling(sides: tuple[int, int], size: int, edge: int) -> tuple[Box, tuple[int, int], Box]:
-    """Return how an image gets a shorter side of `edge` and the central square of `size`.
+def number_texts(
+    labels: set[str], classes: list[str], source: str
+) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
+    """Return the class index of each text label, the class names, and notes.
 
-    The steps are those of torchvision's ``Resize`` and ``CenterCrop``: the box that is cropped
-    first, the sides to which it is scaled, and the box that is cropped last. The first box is the
-    whole image unless that is so long that scaling it would use up the memory.
+    If all labels are numbers, they are class indices. They index `classes` if all are below its
+    length; otherwise labels from 1 to K are shifted to 0 to K - 1. If not all labels are numbers,
+    labels and `classes` are sorted together.
     """
-    short = min(sides)
-    h, w = (min(side, _MAX_ASPECT * short) for side in sides)
-    whole = int(edge * h / short), int(edge * w / short)
-    return _central(sides, (h, w)), whole, _central(whole, (size, size))
+    numbers = {label: float(label) for label in labels if _NUMBER.fullmatch(label)}
+    if len(numbers) < len(labels):
+        names = sorted(labels.union(classes))
+        return {name: k for k, name in enumerate(names)}, tuple(names), ()
+    values = checked_labels(np.array(list(numbers.values())), source)
+    if int(values.max()) < len(classes):  # indices of the class folders
+        return {label: int(value) for label, value in numbers.items()}, tuple(classes), ()
+    first, notes = first_label(values)
+    index = {label: int(value) - first for label, value in numbers.items()}
+    return index, tuple(str(k) for k in range(first, int(values.max()) + 1)), notes
 
 
-def _central(sides: tuple[int, int], inside: tuple[int, int]) -> Box:
-    top, left = (round((a - b) / 2) for a, b in zip(sides, inside, strict=True))
-    return top, left, top + inside[0], left + inside[1]
+def index_labels(
+    labels: Mapping[K, np.ndarray], source: str, classes: tuple[str, ...] | None
+) -> tuple[dict[K, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    """Return the class indices of each split, the class names common to all splits, and notes.
 
-
-def _cropped(x: torch.Tensor, box: Box) -> torch.Tensor:
-    return x[..., box[0] : box[2], box[1] : box[3]]
-
-
-def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Scale images (n, c, h, w) to a shorter side of `size`, and crop the central square.
-
-    Interpolation is bilinear with antialiasing; the dtype is unchanged.
+    The labels are text, class indices or one-hot. If there are `classes`, they must be among them.
     """
-    if size is None or x.shape[2:] == (size, size):
-        return x
-    first, shape, square = scaling((x.shape[2], x.shape[3]), size, size)
-    x = _cropped(x, first)
-    out = x.new_empty((*x.shape[:2], size, size))
-    for start in range(0, len(x), 1024):  # limits the size of the float copy
-        part = slice(start, start + 1024)
-        y = torch.nn.functional.interpolate(x[part].float(), shape, mode="bilinear", antialias=True)
-        y = _cropped(y, square)
-        out[part] = y.round_().clamp_(0, 255).to(x.dtype) if x.dtype == torch.uint8 else y
-    return out
+    if all(y.dtype.kind in "US" and y.ndim == 1 and y.size for y in labels.values()):
+        return _index_texts(labels, source, classes)
+    indices = {key: checked_labels(_class_indices(y), source) for key, y in labels.items()}
+    first, notes = first_label(np.concatenate(list(indices.values())))
+    last = max(int(y.max()) for y in indices.values())
+    if classes is not None and len(classes) > last:  # class 0 has a name as well
+        first, notes = 0, ()
+    indices = {key: y - first for key, y in indices.items()}
+    if classes is not None:
+        for y in indices.values():
+            checked_labels(y, source, len(classes))
+    return indices, classes or tuple(str(k) for k in range(first, last + 1)), notes
 
 
-def from_array(x: np.ndarray, source: str) -> torch.Tensor:
-    """Return pixels as a tensor (n, c, h, w), uint8 or float32 in [0, 1].
-
-    Parameters
-    ----------
-    x : ndarray, (n, h, w), (n, h, w, c) or (n, c, h, w), c = 1 or 3
-        Integers in [0, 255], floats in [0, 1], or booleans.
-    source : str
-        Origin of the pixels, for errors.
-
-    Raises
-    ------
-    DataError
-        The shape or type is not supported, values are NaN, infinite or out of range, or the largest
-        integer is 1.
-    """
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and (x.shape[1] in (1, 3)) != (x.shape[3] in (1, 3)):
-        x = x if x.shape[1] in (1, 3) else x.transpose(0, 3, 1, 2)
+def _index_texts(
+    labels: Mapping[K, np.ndarray], source: str, classes: tuple[str, ...] | None
+) -> tuple[dict[K, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    texts = {
+        key: (np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y).tolist()
+        for key, y in labels.items()
+    }
+    present = set(itertools.chain.from_iterable(texts.values()))
+    if classes is None:
+        index, classes, notes = number_texts(present, [], source)
     else:
+        index, notes = {name: k for k, name in enumerate(classes)}, ()
+    unknown = sorted(present - index.keys())
+    if unknown:
         raise DataError(
-            f"The images of {source} have shape {x.shape}; pass (n, h, w), or (n, h, w, c) or "
-            f"(n, c, h, w) with 1 or 3 channels c.{_reshape_advice(x)}"
+            f"The label {printable(unknown[0])!r} of {source} is not one of its classes."
         )
-    if 0 in x.shape:
-        raise DataError(f"The images of {source} are empty: shape {x.shape}.")
-    if x.dtype.kind == "f":
-        _check_range(x, source, 1.0, "Floats must be in [0, 1]: divide by the largest value.")
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-    if x.dtype.kind not in "iub":
-        raise DataError(f"The images of {source} are not numbers (type {x.dtype}).")
-    if x.dtype.kind == "b":
-        x = x * np.uint8(255)
-    elif x.dtype != np.uint8:
-        _check_range(x, source, 255.0, "Integers must be in [0, 255].")
-    refuse_black(int(x.max()), source)
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
+    indices = {key: np.array([index[text] for text in values]) for key, values in texts.items()}
+    return indices, classes, notes
 
 
-def refuse_black(largest: int, source: str) -> None:
-    """Raise `DataError` if the largest integer pixel is 1, as in masks that were never scaled."""
-    if largest == 1:
-        raise DataError(
-            f"The pixels of {source} are integers from 0 to 1, which is black in the range "
-            "[0, 255]. Multiply them by 255, or make them booleans."
-        )
-
-
-def _reshape_advice(x: np.ndarray) -> str:
-    """Return advice for reshaping flat rows of pixels to images, if their length allows it."""
-    if x.ndim != 2:
-        return ""
-    for channels in (1, 3):
-        edge = math.isqrt(x.shape[1] // channels)
-        if edge > 1 and channels * edge**2 == x.shape[1]:
-            square = f"{edge}, {edge}"
-            shapes = f"({square})" if channels == 1 else f"(3, {square}) or ({square}, 3)"
-            return f" These rows are flat: x.reshape(n, ...) with {shapes} in place of the dots."
-    return ""
-
-
-def _check_range(x: np.ndarray, source: str, top: float, advice: str) -> None:
-    low, high = x.min(), x.max()  # NaN propagates to both
-    if low >= 0 and high <= top:
-        return
-    if not (np.isfinite(low) and np.isfinite(high)):
-        invalid = ~np.isfinite(x).reshape(len(x), -1).all(1)
-        raise DataError(
-            f"{int(invalid.sum())} images of {source} contain NaN or infinity; the first is image "
-            f"{invalid.argmax()} of those selected. Remove or repair them."
-        )
-    if low < 0 and x.dtype.kind == "f":
-        advice = (
-            "Floats must be in [0, 1]. If these are already normalized, undo it (x * std + mean), "
-            "or pass the pair (x, y) to wgeo.trace or wgeo.analyze, which use it as it is."
-        )
-    raise DataError(f"The pixels of {source} run from {low:g} to {high:g}. {advice}")
+def _class_indices(y: np.ndarray) -> np.ndarray:
+    """Convert one-hot labels (n, K) to class indices; return other labels unchanged."""
+    if y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "iufb":
+        ones = y == 1
+        if np.all(ones.sum(1) == 1) and np.all(ones | (y == 0)):
+            return ones.argmax(1)
+    return y

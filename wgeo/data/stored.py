@@ -1,14 +1,23 @@
-"""Folders downloaded by torchvision: CIFAR batches, MNIST's IDX files, STL10's binary files."""
+"""Folders downloaded by torchvision: CIFAR batches, MNIST's IDX files, STL10's binary files.
+
+CIFAR's batches are pickles, and a pickle is a program. `pickletools.genops` reads its instructions
+without executing them. Only those that build plain values are followed: lists, dicts, text,
+numbers, bytes. Imports are stored as a `Name`, and calls as a `Call`.
+"""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import os
+import pickletools
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,23 +25,28 @@ from ..errors import DataError
 from ..storage.files import require_regular
 from ..text import printable
 from .members import max_unpacked
-from .pickles import pixels_of, plain_values
-from .source import Source, checked_labels, chosen_splits, first_label, from_array, joined, scaled
+from .pixels import from_array, scaled
+from .source import Source, checked_labels, chosen_splits, first_label, joined
 
 _CIFAR = ("cifar-10-batches-py", "cifar-100-python")
-_IDX = re.compile(r"(train|test|t10k)-(images)-idx3-ubyte(\.gz)?")
 _PRESETS = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist", "stl10_binary": "stl10"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "stl10": 10}
 _FIRST = {"stl10": 1}  # the label of the first class, if it is not 0
 _STL10_SIZE = 96  # pixels per side
 _MAX_BYTES = 2**28  # of a file; STL10's test set has 221 million
-
-
-@dataclass(frozen=True)
-class _Part:
-    images: Path
-    labels: Path
-    split: str
+_MAX_OPS = 2_000_000  # instructions of a pickle; the largest, CIFAR-100, has about 300,000
+_VALUE_OPS = (
+    *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY_CONTAINERS: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+_MARK = object()
 
 
 def find_stored(path: Path) -> Path | None:
@@ -41,41 +55,33 @@ def find_stored(path: Path) -> Path | None:
     Return None if there is no such folder; several are a `DataError`.
     """
     inside = ("", *_CIFAR, "stl10_binary", "raw", *(f"{name}/raw" for name in _PRESETS))
-    folders = [each for name in inside if _batches(each := path / name) or _parts(each)]
+    folders = [each for name in inside if _batches(each := path / name) or _pairs(each)]
     if len(folders) > 1:
         names = ", ".join(str(each) for each in folders)
         raise DataError(f"{path} contains several data sets; pass the path of one: {names}.")
     return folders[0] if folders else None
 
 
-def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
-    """Open ``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, ..., or the folder around one.
-
-    CIFAR's batches are pickles; nothing in them is run (`plain_values`).
-    """
-    folder = find_stored(Path(path))
-    if folder is None:
-        raise DataError(f"{path} contains neither CIFAR batches nor IDX files nor STL10.")
-    batches = _batches(folder)
-    available: list[str] = list(batches) or [part.split for part in _parts(folder)]
-    selected = chosen_splits(folder, split, available)
+def open_stored(folder: Path, split: str | None) -> Source:
+    """Open a folder such as ``cifar-10-batches-py``, found by `find_stored`."""
+    batches, pairs = _batches(folder), _pairs(folder)
+    selected = chosen_splits(folder, split, list(batches or pairs))
     if batches:
         contents = {key: [_batch(file) for file in files] for key, files in batches.items()}
-        all_labels = {key: np.concatenate([y for _, y in contents[key]]) for key in available}
+        all_labels = {key: np.concatenate([y for _, y in contents[key]]) for key in batches}
         parts = [part for key in selected for part in contents[key]]
         name = preset = "cifar100" if (folder / "meta").is_file() else "cifar10"
     else:
-        pairs = {part.split: part for part in _parts(folder)}
-        all_labels = {key: _labels(part.labels).astype(np.int64) for key, part in pairs.items()}
-        parts = [(_images(pairs[key].images), all_labels[key]) for key in selected]
+        all_labels = {key: _labels(file).astype(np.int64) for key, (_, file) in pairs.items()}
+        parts = [(_images(pairs[key][0]), all_labels[key]) for key in selected]
         name = folder.parent.name if folder.name == "raw" else folder.name
         preset = _PRESETS.get(name, "")
     x, labels = joined(parts, str(folder))
     every_label = np.concatenate(list(all_labels.values()))
-    last = int(checked_labels(every_label, folder.name, None).max())
+    last = int(checked_labels(every_label, folder.name).max())
     first, notes = (_FIRST.get(preset, 0), ()) if preset else first_label(every_label)
     numbers = map(str, range(first, 1 + max(last, _CLASSES.get(preset, 0) - 1)))
-    classes = _names(folder) or tuple(numbers)
+    classes = _class_names(folder) or tuple(numbers)
     labels = checked_labels(labels - first, folder.name, len(classes))
     return Source(
         name,
@@ -88,7 +94,7 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
     )
 
 
-def _files(folder: Path) -> list[str]:
+def _names_in(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError:  # the folder does not exist
@@ -97,33 +103,28 @@ def _files(folder: Path) -> list[str]:
 
 def _batches(folder: Path) -> dict[str, list[Path]]:
     """Return the batch files of each split, in order."""
-    names = _files(folder)
+    names = _names_in(folder)
     train = [name for name in names if re.fullmatch(r"data_batch_\d+", name)]
-    test = [name for name in names if name == "test_batch"]
+    splits = {"train": train, "test": ["test_batch"]}
     if "meta" in names and not train:  # CIFAR-100, whose batches are named after the splits
-        train, test = ([n for n in names if n == key] for key in ("train", "test"))
-    splits: dict[str, list[str]] = {"train": train, "test": test}
-    return {key: [folder / name for name in files] for key, files in splits.items() if files}
+        splits = {"train": ["train"], "test": ["test"]}
+    files = {key: [folder / name for name in each if name in names] for key, each in splits.items()}
+    return {key: each for key, each in files.items() if each}
 
 
-def _parts(folder: Path) -> list[_Part]:
-    """Return the image files and label files of each split; uncompressed ones are preferred."""
-    parts: dict[str, _Part] = {}
-    names = _files(folder)  # sorted: the uncompressed file comes before the compressed one
-    for split in ("train", "test"):
-        images, labels = f"{split}_X.bin", f"{split}_y.bin"
-        if images in names and labels in names:
-            parts[split] = _Part(folder / images, folder / labels, split)
-    for name in names:
-        match = _IDX.fullmatch(name)
-        if match is None:
-            continue
-        split = "train" if match[1] == "train" else "test"
-        labels = f"{match[1]}-labels-idx1-ubyte"
-        files = [each for each in (labels, f"{labels}.gz") if each in names]
-        if files and split not in parts:
-            parts[split] = _Part(folder / name, folder / files[0], split)
-    return sorted(parts.values(), key=lambda part: part.split, reverse=True)
+def _pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the image file and the label file of each split; uncompressed ones are preferred."""
+    names = _names_in(folder)
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for split, start in (("train", "train"), ("test", "t10k"), ("test", "test")):
+        candidates = [(f"{split}_X.bin", f"{split}_y.bin")]
+        for ends in itertools.product(("", ".gz"), repeat=2):
+            images, labels = f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte"
+            candidates.append((images + ends[0], labels + ends[1]))
+        for images, labels in candidates:
+            if images in names and labels in names:
+                pairs.setdefault(split, (folder / images, folder / labels))
+    return pairs
 
 
 def _bytes(file: Path) -> bytes:
@@ -172,8 +173,9 @@ def _array(file: Path, dimensions: int) -> np.ndarray:
 
 
 def _dict(file: Path) -> dict[str, object]:
+    body = _bytes(file)
     try:
-        value = plain_values(_bytes(file))
+        value = plain_values(body)
         if not isinstance(value, dict):
             raise DataError("it is not a dict")
     except DataError as error:
@@ -201,7 +203,7 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 3, edge, edge), np.array(labels, dtype=np.int64)
 
 
-def _names(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path) -> tuple[str, ...]:
     """Return the class names stored in a folder of CIFAR or STL10; empty if unknown."""
     if (folder / "class_names.txt").is_file():
         return tuple(_bytes(folder / "class_names.txt").decode("utf-8", "replace").split())
@@ -213,3 +215,163 @@ def _names(folder: Path) -> tuple[str, ...]:
                     n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names
                 )
     return ()
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name that a pickle would import, such as ``numpy.dtype``."""
+
+    path: str
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that a pickle would make, and the state it would set on the result."""
+
+    function: Any
+    arguments: Any
+    state: Any = None
+
+
+def plain_values(body: bytes) -> Any:
+    """Return the value of a pickle; a `Name` or `Call` replaces whatever is not a plain value.
+
+    Instructions that plain values do not need are a `DataError`.
+    """
+    try:
+        return _Machine().run(body)
+    except DataError:
+        raise
+    except Exception as error:  # a truncated instruction, an empty stack
+        raise DataError(f"it is not a pickle of plain values ({type(error).__name__})") from error
+
+
+class _Machine:
+    """A stack machine with the instructions that plain values need."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, body: bytes) -> Any:
+        for count, (op, argument, _) in enumerate(pickletools.genops(body)):
+            if count > _MAX_OPS:
+                raise DataError(f"it has more than {_MAX_OPS} instructions")
+            if op.name == "STOP":
+                return self.stack.pop()
+            self._step(op.name, argument)
+        raise DataError("it is truncated")
+
+    def _step(self, op: str, argument: Any) -> None:
+        stack = self.stack
+        if op in _VALUE_OPS:
+            stack.append(argument)
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op])
+        elif op in _EMPTY_CONTAINERS:
+            stack.append(_EMPTY_CONTAINERS[op]())
+        elif op in ("PROTO", "FRAME"):
+            pass
+        elif op == "MARK":
+            stack.append(_MARK)
+        elif op == "POP":
+            stack.pop()
+        elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if op == "MEMOIZE" else argument] = stack[-1]
+        elif op in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif op in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "LIST", "DICT"):
+            self._build(op)
+        elif op in ("APPEND", "APPENDS", "SETITEM", "SETITEMS"):
+            self._fill(op)
+        elif op == "GLOBAL":
+            stack.append(Name(str(argument).replace(" ", ".", 1)))
+        elif op == "STACK_GLOBAL":
+            name, module = stack.pop(), stack.pop()
+            if not (isinstance(module, str) and isinstance(name, str)):
+                raise DataError("it imports an object whose name is not text")
+            stack.append(Name(f"{module}.{name}"))
+        elif op in ("REDUCE", "NEWOBJ"):
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(_bytes_of(function, arguments))
+        elif op == "BUILD":
+            state, target = stack.pop(), stack[-1]
+            if not isinstance(target, Call):
+                raise DataError("it sets the state of a plain value")
+            target.state = state
+        else:
+            raise DataError(f"its instruction {op} does not build a plain value")
+
+    def _pop_to_mark(self) -> list[Any]:
+        """Pop the values above the last mark, and the mark."""
+        values = []
+        while (value := self.stack.pop()) is not _MARK:
+            values.append(value)
+        return values[::-1]
+
+    def _build(self, op: str) -> None:
+        if op[-1].isdigit():
+            values = [self.stack.pop() for _ in range(int(op[-1]))][::-1]
+        else:
+            values = self._pop_to_mark()
+        if op == "DICT":
+            self.stack.append({})
+            self._set(values)
+        else:
+            self.stack.append(values if op == "LIST" else tuple(values))
+
+    def _fill(self, op: str) -> None:
+        several = op.endswith("S")
+        count = 1 if op.startswith("APPEND") else 2
+        values = self._pop_to_mark() if several else [self.stack.pop() for _ in range(count)][::-1]
+        if count == 2:
+            self._set(values)
+        elif isinstance(self.stack[-1], list):
+            self.stack[-1].extend(values)
+        else:
+            raise DataError("it appends to something other than a list")
+
+    def _set(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise DataError("it sets entries of something other than a dict")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if not isinstance(key, str | bytes):  # hashing nested tuples can take forever
+                raise DataError("it has keys that are not text")
+            target[key] = value
+
+
+def pixels_of(value: Any) -> np.ndarray:
+    """Return the uint8 array (n, d) that NumPy's pickle describes."""
+    function = value.function if isinstance(value, Call) else None
+    path = function.path if isinstance(function, Name) else ""
+    name = path.rpartition(".")[2] if path.startswith("numpy") else ""
+    match name, value:
+        case "_reconstruct", Call(state=(_, shape, dtype, fortran, body)):
+            pass
+        case "_frombuffer", Call(arguments=(body, dtype, shape, order)):
+            fortran = order == "F"
+        case _:
+            raise DataError("its images are not an array")
+    match dtype:
+        case Call(arguments=("u1" | b"u1", *_)):
+            pass
+        case _:
+            raise DataError("its images are not of type uint8")
+    body = body.encode("latin-1", "replace") if isinstance(body, str) else body  # Python 2
+    if not isinstance(body, bytes | bytearray):
+        raise DataError("its images are not bytes")
+    valid = isinstance(shape, tuple) and all(type(n) is int and 0 < n < 2**40 for n in shape)
+    if not valid or len(shape) != 2 or shape[0] * shape[1] != len(body):
+        raise DataError("the shape of its images does not match their number of bytes")
+    return np.frombuffer(body, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _bytes_of(function: Any, arguments: Any) -> Any:
+    """Return a call, or the bytes that it builds; protocols before 3 store bytes as calls."""
+    match function, arguments:
+        case Name("_codecs.encode"), (str() as text, "latin1"):
+            return text.encode("latin-1")
+        case Name("__builtin__.bytes"), ():
+            return b""
+    return Call(function, arguments)

@@ -55,13 +55,8 @@ def labels_of(
 ) -> LabelTable | None:
     """Return the labels from the table that names the most image files; None if no table does.
 
-    Paths in a table are only compared with `files`, never opened.
-
-    Raises
-    ------
-    DataError
-        A table cannot be read, and no other table names an image; or the tables that name the most
-        images disagree.
+    Paths in a table are only compared with `files`, never opened. A table that cannot be read is an
+    error only if no other table names an image.
     """
     matches: list[tuple[str, LabelTable]] = []
     errors: list[DataError] = []
@@ -139,11 +134,17 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         return _by_order(find, [row[0] for row in rows], name)
     head = [cell.strip().lower() for cell in rows[0]]
     file, label = _column(head, _FILE), _column(head, _LABEL)
+    split = _column(head, _SPLIT)
+    if file is not None and label is None and len(head) > 2:
+        columns = [printable(cell.strip(), 40) for k, cell in enumerate(rows[0]) if k != file]
+        raise DataError(
+            f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Give the "
+            "column of the classes the name 'label'; if there is one column per class, add a "
+            "column 'label' with the class or its index, such as "
+            "table[classes].to_numpy().argmax(1)."
+        )
     if file is not None and label is None and len(head) == 2:
         label = 1 - file
-    split = _column(head, _SPLIT) if file is not None else None
-    if file is not None and label is None and len(head) > 2:
-        raise DataError(_no_label_column(rows[0], file, name))
     if file is None or label is None:
         file, label, split = 0, 1, None
     else:
@@ -173,20 +174,9 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         values.add(value)
         if split is not None and split < len(row):
             splits[image] = row[split].strip()
-    if not labels:
-        return LabelTable({}, set())
     counts = ((missing, "refer to missing images"), (unlabeled, "have no label"))
     notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
     return LabelTable(labels, values, splits, notes)
-
-
-def _no_label_column(head: list[str], file: int, name: str) -> str:
-    columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
-    return (
-        f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Give the column "
-        "of the classes the name 'label'; if there is one column per class, add a column 'label' "
-        "with the class or its index, such as table[classes].to_numpy().argmax(1)."
-    )
 
 
 def _by_order(find: _Finder, labels: list[str], name: str) -> LabelTable:

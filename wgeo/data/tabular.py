@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import DataError
 from ..storage.files import require_regular
 from ..text import printable
+from .folder import broken_images, decode_images
 from .layout import SPLITS
 from .members import max_unpacked
-from .source import Source, chosen_splits
+from .source import Source, chosen_splits, index_labels
 
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _MAX_IMAGE = 2**28  # bytes
 _BATCH_ROWS = 64
-_INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[hf]'."
 
 
 def is_tabular(path: Path) -> bool:
@@ -48,24 +46,21 @@ def _parts(path: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
+def open_tabular(path: Path, split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
     A column ``image`` (``img``, ...) contains encoded images, as bytes or ``{bytes, path}``; paths
-    are never followed. A column ``label`` contains text or class indices; the classes are the same
-    for all splits. Their names may be in the file's ``huggingface`` metadata. A split whose labels
-    are missing, or all -1, is left out; if all selected splits lack labels, an error is raised.
-
-    Raises
-    ------
-    DataError
-        pyarrow is not installed, columns or the split are missing, or a file is damaged.
+    are never followed. A column ``label`` contains text or class indices. The classes are the same
+    for all splits, and the file's ``huggingface`` metadata may name them. A split whose labels are
+    missing, or all -1, is left out; if all selected splits lack labels, an error is raised.
     """
     try:
         import pyarrow
     except ImportError as error:
-        raise DataError(f"{path} cannot be read. {_INSTALL}") from error
-    path = Path(path)
+        raise DataError(
+            f"{path} cannot be read. Parquet and Hugging Face data sets need pyarrow: "
+            "pip install 'wgeo[hf]'."
+        ) from error
     parts = _parts(path)
     names = [name for name in parts if name]
     everything = split in (None, "all") or not names  # includes files that are in no named split
@@ -84,12 +79,9 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
         ) from error
     labeled = [name for name, table in tables.items() if not _unlabeled(table)]
     left_out = [name for name in selected if name not in labeled]
-    if len(left_out) == len(selected):
-        left_out = []  # an error below names what the split lacks
-    selected = [name for name in selected if name not in left_out]
+    # If no split is labeled, the error below says what the selected ones lack.
+    selected = [name for name in selected if name in labeled] or selected
     labels = {name: _labels(tables[name], path) for name in dict.fromkeys([*labeled, *selected])}
-    from .npz import index_labels
-
     numbers, classes, notes = index_labels(
         labels, path.name, _class_names(tables[next(iter(labels))], path)
     )
@@ -99,7 +91,8 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     cells = [tables[name].column(_column(tables[name], _IMAGES, path)) for name in selected]
     offsets = np.cumsum([0, *(len(cell) for cell in cells)])
 
-    def encoded(row: int) -> bytes:
+    def encoded(name: str) -> bytes:
+        row = int(name)
         k = int(np.searchsorted(offsets, row, "right")) - 1
         value: Any = cells[k][row - int(offsets[k])].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
@@ -107,23 +100,19 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
             raise DataError("it contains no encoded image; paths are not followed")
         return value
 
-    def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
-        from .folder import decode_images
-
-        names = [str(row) for row in rows]
-        return decode_images(path, names, size, lambda name: encoded(int(name)))
-
     return Source(
         path.stem,
         np.concatenate([numbers[name] for name in selected]),
-        tuple(classes),
+        classes,
         (split or "all") if names else None,
-        fetch,
+        lambda rows, size: decode_images(path, list(map(str, rows)), size, encoded),
+        broken=lambda rows: broken_images(path, {int(row): str(row) for row in rows}, encoded),
         notes=notes,
     )
 
 
 def _table(file: Path) -> Any:
+    import pyarrow
     import pyarrow.ipc
     import pyarrow.parquet
 
@@ -135,26 +124,17 @@ def _table(file: Path) -> Any:
         parquet = pyarrow.parquet.ParquetFile(file)
         if parquet.metadata.num_rows > file.stat().st_size:
             raise DataError(f"{file} claims more rows than it has bytes. It was not read.")
-        table = _unpack(parquet, file)
+        # Parquet can store a repeated value once, so even a small file can contain a huge table.
+        limit = max_unpacked(file.stat().st_size)
+        batches, unpacked = [], 0
+        for batch in parquet.iter_batches(_BATCH_ROWS):
+            unpacked += batch.nbytes
+            if unpacked > limit:
+                raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
+            batches.append(batch)
+        table = pyarrow.Table.from_batches(batches, parquet.schema_arrow)
     table.validate(full=True)
     return table
-
-
-def _unpack(parquet: Any, file: Path) -> Any:
-    """Return all rows; raise a DataError if they need far more bytes than the file has.
-
-    Parquet can store a repeated value once, so even a small file can contain a huge table.
-    """
-    import pyarrow
-
-    limit = max_unpacked(file.stat().st_size)
-    batches, size = [], 0
-    for batch in parquet.iter_batches(_BATCH_ROWS):
-        size += batch.nbytes
-        if size > limit:
-            raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
-        batches.append(batch)
-    return pyarrow.Table.from_batches(batches, parquet.schema_arrow)
 
 
 def _unlabeled(table: Any) -> bool:
@@ -187,7 +167,7 @@ def _column(table: Any, names: tuple[str, ...], path: Path) -> str:
     raise DataError(f"{path} has the columns {columns}; it needs {names[0]!r} or {names[1]!r}.")
 
 
-def _class_names(table: Any, path: Path) -> list[str] | None:
+def _class_names(table: Any, path: Path) -> tuple[str, ...] | None:
     label = _column(table, _LABELS, path)
     try:
         metadata = json.loads(table.schema.metadata[b"huggingface"])
@@ -195,5 +175,5 @@ def _class_names(table: Any, path: Path) -> list[str] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-        return names
+        return tuple(names)
     return None

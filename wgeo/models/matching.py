@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import ArgumentError, CheckpointError
 from ..results import Result
-from ..text import printable
+from ..text import percent, printable
 from .etf import with_etf_classifier
 from .external import ANY_HEAD, HEADS, TIMM_SIZES, VITS, Arch
 from .parts import State, count_children, head_of, require_positive, shapes_only, without_head
@@ -73,17 +73,8 @@ class KeyReport(Result):
     @property
     def matched_fraction(self) -> float:
         """Tensors that fit, as a fraction of all names that are not ignored; in [0, 1]."""
-        return self.matched / self._total
-
-    @property
-    def percent(self) -> str:
-        """`matched_fraction` as a percentage, rounded down: 100% only if all tensors fit."""
-        return f"{100 * self.matched // self._total}%"
-
-    @property
-    def _total(self) -> int:
         others = len(self.missing) + len(self.unexpected) + len(self.misshapen)
-        return max(1, self.matched + others)
+        return self.matched / max(1, self.matched + others)
 
     def describe(self) -> str:
         """Return the differences as text, the first five of each kind."""
@@ -411,4 +402,5 @@ def _misfit_message(
         return message + " No other built-in architecture is closer."
     if best_report.fits:
         return message + f" It fits {name}: use `arch={name!r}`."
-    return message + f" The closest is {name}, with {best_report.percent} of the tensors in common."
+    common = percent(best_report.matched_fraction, 0)
+    return message + f" The closest is {name}, with {common} of the tensors in common."
