@@ -30,8 +30,7 @@ from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError, RecordError
 from wgeo.plots import style
 from wgeo.plots.animation import scene
-from wgeo.plots.composed import catalog
-from wgeo.plots.files import SERIES_STEMS, STEMS, require_figures_writable
+from wgeo.plots.files import SERIES_STEMS, STEMS, catalog, require_figures_writable
 from wgeo.report.parts import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Segment, SeriesRecord
@@ -299,7 +298,7 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         line = next(
             line
             for line in panel(record).lines
-            if line.get_color() == plots.depth.MODELS["mufm_given"][1]
+            if line.get_color() == plots.predictions.MODELS["mufm_given"][1]
         )
         drawn_at = set(line.get_xdata()[np.isfinite(line.get_ydata())])
         assert not drawn_at & set(stage)
@@ -331,7 +330,7 @@ def test_predictions_of_zero_are_at_the_edge_only_of_a_logarithmic_axis(
     metric: str, scale: str
 ) -> None:
     record = sample_record()
-    record = {key: each for key, each in record.items() if key not in plots.depth.MODELS} | {
+    record = {key: each for key, each in record.items() if key not in plots.predictions.MODELS} | {
         "ufm": record["ufm"]
     }
     last = record["ufm"]["layers"][-1]
@@ -339,7 +338,7 @@ def test_predictions_of_zero_are_at_the_edge_only_of_a_logarithmic_axis(
     ax = plots.collapse(record, metric)
     drawn(ax)
     assert ax.get_yscale() == scale
-    marker = plots.depth.MODELS["ufm"][2]
+    marker = plots.predictions.MODELS["ufm"][2]
     (zero,) = [line for line in ax.lines if line.get_marker() == marker and 0 in line.get_ydata()]
     at = zero.get_transform().transform([(zero.get_xdata()[0], 0.0)])[0]
     edge = ax.transAxes.transform([(0, 0)])[0]
@@ -919,7 +918,9 @@ def lab(color: str, matrix: Any) -> np.ndarray:
 def test_the_color_blind_can_tell_series_apart(blindness: str) -> None:
     """Delta E of 2.3 is just noticeable; thin lines want several times that."""
     matrix = BLINDNESS[blindness]
-    for a, b in combinations((style.MEASURED, *(m[1] for m in plots.depth.MODELS.values())), 2):
+    for a, b in combinations(
+        (style.MEASURED, *(m[1] for m in plots.predictions.MODELS.values())), 2
+    ):
         assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 15, (a, b)
     for palette in (style.COLORS, style.CLASS_COLORS):
         for a, b in combinations(palette, 2):

@@ -24,18 +24,15 @@ All figures have the same style. Its colors can be told apart with color blindne
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .block_transport import correlation_scores, distances, ot_scores
-from .depth import collapse
-from .depth_laws import alignment, separation_law
-from .evidence import gradient_maps, sample_sizes
+from .blocks import block_distances, correlation_scores, distances, gradient_maps, ot_scores
+from .classes import class_means, class_variability
+from .depth import collapse, separation_law
 from .files import figures, save
-from .length_shares import block_distances
+from .matrices import alignment, correlation_pairs, distance_pairs
 from .models import model
-from .pairs import correlation_pairs, distance_pairs
-from .paths import class_means, interpolation_gap, straightness
-from .prediction_errors import model_errors
+from .paths import interpolation_gap, sample_sizes, straightness
+from .predictions import model_errors
 from .series import over, profiles
-from .single_classes import class_variability
 from .style import axes
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
-from .paths import segment_at
+from .sources import segment_at
 from .style import CLASS_COLORS, MUTED, class_name, legend, new_figure, short, styled
 
 _PCA_ROWS = 1000  # points that determine the plane; their Gram matrix is small at any width

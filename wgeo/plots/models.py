@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..results import Result
 from ..storage.files import folder_name
 from ..storage.ownership import owned
+from ..text import percent
 from .files import rendered
 from .sources import as_mapping
 from .style import (
@@ -25,6 +26,7 @@ from .style import (
     MEASURED,
     MUTED,
     REFERENCE,
+    figure_of,
     legend,
     new_axes,
     new_figure,
@@ -101,7 +103,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     )
     subtitle.set_in_layout(False)  # otherwise the color bar moves to the end of the text
     image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-    bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])  # type: ignore[union-attr]
+    bar = figure_of(ax).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])
     bar.outline.set_visible(False)  # type: ignore[operator]
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(min(K, 10), integer=True))
@@ -135,7 +137,7 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, 1.3 * max(float(np.nanmax(sizes)), 1e-300))
     ax.xaxis.set_major_locator(MaxNLocator(4))
     for y, size in zip(at, sizes, strict=True):
-        share = f" ({size / total:.0%})" if total > 0 else ""
+        share = f" ({percent(size / total, 0)})" if total > 0 else ""
         ax.annotate(
             f"{size:.3g}{share}",
             (size, y),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..plots.composed import catalog
-from ..plots.depth import MODELS, ZERO_BELOW
+from ..plots.depth import ZERO_BELOW
+from ..plots.files import catalog
+from ..plots.predictions import MODELS
 from ..plots.sources import as_record, as_series, is_series
 from ..plots.style import number, short
 from ..storage.record import Collapse, Record

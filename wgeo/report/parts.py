@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..plots.plot import Plot
+from ..plots.sources import Plot
 from ..plots.style import has_resolution, short_names
 from ..storage.record import Block, Layer, Measured, Record, Segment
 from ..text import stage_number

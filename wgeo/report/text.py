@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..plots.plot import as_csv
+from ..plots.files import as_csv
 from ..plots.style import clean, number, short
 from ..text import percent as in_percent
 
