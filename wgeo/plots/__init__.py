@@ -24,7 +24,13 @@ All figures have the same style. Its colors can be told apart with color blindne
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .blocks import block_distances, correlation_scores, distances, gradient_maps, ot_scores
+from .block_transport import (
+    block_distances,
+    correlation_scores,
+    distances,
+    gradient_maps,
+    ot_scores,
+)
 from .classes import class_means, class_variability
 from .depth import collapse, separation_law
 from .files import figures, save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -155,7 +156,7 @@ def flow(
     FeatureError
         The segment's features do not move.
     RecordError
-        The file cannot be written; an existing file is unchanged.
+        The file cannot be written, or ffmpeg fails; an existing file is unchanged.
 
     Examples
     --------
@@ -199,12 +200,21 @@ def flow(
                 clouds[1].set_offsets(shown.geodesic(t))
                 subtitle.set_text(shown.position(t))
                 writer.grab_frame()
+        except BrokenPipeError:  # ffmpeg has stopped; `finish` raises its error
+            writer.finish()
+            raise
         except BaseException:
-            with suppress(Exception):  # ends ffmpeg; its output is discarded
+            with suppress(Exception):  # ends ffmpeg, whose output is discarded
                 writer.finish()
             raise
         writer.finish()
         temporary.replace(path)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.splitlines()[-1:]) or f"exit status {error.returncode}"
+        raise RecordError(
+            f"ffmpeg could not write {path}: {reason}. Write a .gif, or check that `ffmpeg` can "
+            "write this format."
+        ) from error
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:

@@ -24,7 +24,7 @@ from ..runtime.progress import track
 from ..storage.files import writable, write_atomic
 from ..storage.ownership import owned, require_writable
 from ..text import printable
-from .blocks import block_distances_plot, distances_plot, gradient_maps_plot
+from .block_transport import block_distances_plot, distances_plot, gradient_maps_plot
 from .classes import class_means_plot, class_variability_plot, has_class_means
 from .depth import collapse_plot, separation_law_plot
 from .matrices import alignment_plot, pairs_plots

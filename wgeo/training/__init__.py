@@ -27,9 +27,8 @@ from ..errors import ArgumentError, WgeoWarning
 from ..results import Result
 from ..runtime.progress import track
 from ..storage.ownership import owned
-from .job import Job, Plan, checkpoint_path, checkpoints_in
+from .job import Job, Plan, checkpoint_name, checkpoints_in, departure, last_below
 from .recipe import Recipe
-from .terminal import departure, last_below
 
 CLASSIFIERS = ("learned", "etf", "etf-keep")
 
@@ -88,7 +87,7 @@ class TrainingRun(Result):
     @property
     def last(self) -> Path:
         """The checkpoint of the last epoch."""
-        return checkpoint_path(self.folder, self.history[-1]["epoch"])
+        return self.folder / checkpoint_name(self.history[-1]["epoch"])
 
     @property
     def last_below(self) -> int | None:

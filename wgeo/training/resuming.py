@@ -1,8 +1,10 @@
-"""Read ``last.pt`` of a stopped run as an untrusted file, and validate all of it."""
+"""The state of a run in a file: write it, and read it as an untrusted file, all validated."""
 
 from __future__ import annotations
 
+import io
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,23 @@ READ_ERRORS = (
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
 
 
+def serialized(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_on_cpu(state), buffer)
+    return buffer.getvalue()
+
+
+def _on_cpu(state: Any) -> Any:
+    """Return a state with all tensors on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu()
+    if type(state) in (dict, OrderedDict):  # others may not be built from pairs
+        return type(state)((key, _on_cpu(value)) for key, value in state.items())
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Return the saved state of a run; raise one of `READ_ERRORS` if it cannot be read."""
     require_regular(path)
@@ -30,6 +49,20 @@ def read_state(path: Path) -> dict[str, Any]:
     if contents.stand_ins or type(contents.value) is not dict:
         raise ValueError("it is not the saved state of a wgeo run")
     return contents.value
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the settings that differ, as ``name was X, now Y``.
+
+    With a constant learning rate, the number of epochs may differ: finished epochs do not depend on
+    it.
+    """
+    # Older runs did not record these settings, which had only one value.
+    defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
+    old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))
+    ignored = {"epochs"} if new["schedule"] == "constant" else set()
+    keys = [key for key in {**old, **new} if key not in ignored and old.get(key) != new.get(key)]
+    return [f"{key} was {shortened(old.get(key))}, now {new.get(key)!r}" for key in keys]
 
 
 def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
@@ -121,5 +154,10 @@ def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
             f"{name} are {value.dtype} {tuple(value.shape)}, but this run's are {tensor.dtype} "
             f"{tuple(tensor.shape)}"
         )
-    if not bool(torch.isfinite(value).all()):
+    if is_finite(tensor) and not is_finite(value):
         raise ValueError(f"{name} contain NaN or infinity")
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is not a tensor with NaN or infinity."""
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
