@@ -76,19 +76,10 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
     )
     stage_bands(ax, _block_stages(record), labels=True)
     ax.bar(x, w2, width=0.72, color=COLORS[5], alpha=0.55, lw=0, zorder=2)
-    defined = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
-    below, above = np.maximum(w2 - lower, 0)[defined], np.maximum(upper - w2, 0)[defined]
-    ax.errorbar(
-        x[defined],
-        w2[defined],
-        yerr=[below, above],
-        fmt="o",
-        ms=3.5,
-        color=MEASURED,
-        elinewidth=1.1,
-        capsize=2.5,
-        zorder=4,
-    )
+    known = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
+    bars = np.maximum([w2 - lower, upper - w2], 0)[:, known]
+    style: dict[str, Any] = {"color": MEASURED, "elinewidth": 1.1, "capsize": 2.5}
+    ax.errorbar(x[known], w2[known], yerr=bars, fmt="o", ms=3.5, zorder=4, **style)
     handles = [Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1)]
     names = ["W2, with its bounds"]
     if np.isfinite(paired).any():  # two point clouds without a network have no such pairing
@@ -136,10 +127,10 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw 1 - correlation score of every block on a logarithmic axis; 0 for an optimal map.
 
-    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Crosses show the
-    same for the highest upper bound of the scores of the block's null maps. These have the block's
-    displacements, but assign them to the wrong samples or rotate them. A marker is hollow if the
-    block's score is not clearly above theirs, and is then not evidence of an optimal map.
+    Values below 1e-6, the tolerance of the solvers, are drawn at the lower edge. Crosses show 1
+    minus the highest upper bound of the null maps' scores. Null maps have the displacements of the
+    block, but assign them to the wrong samples or rotate them. A marker is hollow if the block's
+    score is not clearly above theirs; the score is then not evidence of an optimal map.
 
     Examples
     --------
@@ -195,7 +186,7 @@ def _draw_scores(
 
 
 def _block_stages(record: Record) -> list[Any]:
-    """Return each block's stage, the stage of its output layer."""
+    """Return the stage of each block's output layer."""
     stages = {layer.name: layer.stage for layer in record.layers}
     return [stages.get(block.target) for block in record.blocks]
 
@@ -329,7 +320,9 @@ def distances_plot(record: Record) -> Plot | None:
     if not blocks:
         return None
     has_correlations = any(block.corr_score for block in blocks)
-    panels = [distances, *[correlation_scores] * has_correlations, ot_scores]
+    functions = [distances, *[correlation_scores] * has_correlations, ot_scores]
+    panels = [partial(function, record) for function in functions]
+    height, ratios = 1.4 + 2.0 * len(panels), [3, *[2] * (len(panels) - 1)]
 
     def rows() -> list[Row]:
         # Computing times are left out, so that equal analyses give equal files.
@@ -362,12 +355,7 @@ def distances_plot(record: Record) -> Plot | None:
         "Values below 1e-6, which the solvers do not resolve, are at the lower edge.",
         f"W2 of {counted(len(blocks), 'block')}{range_text(blocks, 'distance')}; "
         f"OT score{range_text(blocks, 'ot_score')}.",
-        lambda: page_figure(
-            1.4 + 2.0 * len(panels),
-            (len(panels), 1),
-            [partial(panel, record) for panel in panels],
-            height_ratios=[3, *[2] * (len(panels) - 1)],
-        ),
+        lambda: page_figure(height, panels, height_ratios=ratios),
         rows,
     )
 
@@ -400,13 +388,12 @@ def gradient_maps_plot(record: Record) -> Plot | None:
         "symmetric part; if it is negative, the block is not an optimal map, whatever its OT "
         "score.",
         f"Brenier test of {counted(len(tested), 'block')}.",
-        lambda: page_figure(5.0, (2, 1), [partial(gradient_maps, record, test) for test in TESTS]),
+        lambda: page_figure(5.0, [partial(gradient_maps, record, test) for test in TESTS]),
         rows,
     )
 
 
 def block_distances_plot(series: SeriesRecord) -> Plot | None:
-    """Return the figure; None unless all analyses have the same blocks, at least two of them."""
     count = len(_blocks(series))
     if count < 2:
         return None
@@ -434,6 +421,6 @@ def block_distances_plot(series: SeriesRecord) -> Plot | None:
         "of the stage. On a geodesic with constant speed, all percentages of a stage are equal; "
         "one bright row means that a single block does most of the work.",
         f"Share of every block in its stage's length, {over}.",
-        lambda: page_figure(1.4 + 0.26 * count, (1, 1), [partial(block_distances, series)]),
+        lambda: page_figure(1.4 + 0.26 * count, [partial(block_distances, series)]),
         rows,
     )

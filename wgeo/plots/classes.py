@@ -76,7 +76,7 @@ def class_means(
     record = over_training(as_series(record)) if training else as_record(record, "Trajectory")
     ax = new_axes(ax, 6.2, 4.4)
     view = segment_at(record.segments, segment).view
-    if not has_class_means(view):
+    if not _has_class_means(view):
         return nothing_to_show(ax, "This record has no plane of class means.")
     _draw_paths(ax, view, chords=not training, centered=centered)
     layers = record.segments[segment].layers
@@ -90,7 +90,7 @@ def class_means(
     return ax
 
 
-def has_class_means(view: View) -> bool:
+def _has_class_means(view: View) -> bool:
     paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
     return paths.ndim == 3 and bool(np.isfinite(paths).any())
 
@@ -166,12 +166,14 @@ def _path_handles(record: Record, view: View, step: str) -> tuple[list[Line2D], 
     return handles, names
 
 
-def class_means_plot(source: Record | SeriesRecord, index: int = -1) -> Plot:
+def class_means_plot(source: Record | SeriesRecord, index: int = -1) -> Plot | None:
     """Return the figure of a segment's class means, or of a series' over the epochs."""
     over_epochs = isinstance(source, SeriesRecord)
     record = over_training(source) if isinstance(source, SeriesRecord) else source
     segment = record.segments[index]
     view = segment.view
+    if not _has_class_means(view):
+        return None
     means = view.class_means
     name = segment_name(segment.layers, index)
 
@@ -181,10 +183,11 @@ def class_means_plot(source: Record | SeriesRecord, index: int = -1) -> Plot:
 
     def draw() -> Figure:
         if over_epochs:
-            return page_figure(5.4, (1, 1), [partial(class_means, source, index)])
+            return page_figure(5.4, [partial(class_means, source, index)])
         legend = partial(_path_handles, record, view, "layer")
         height = 4.0 + 0.04 * len(legend()[1])
-        return page_figure(height, (1, 2), [partial(panel, False), partial(panel, True)], legend)
+        panels = [partial(panel, False), partial(panel, True)]
+        return page_figure(height, panels, legend, columns=2)
 
     def rows() -> list[Row]:
         names = class_names(record, view, width=200)
@@ -225,7 +228,7 @@ def class_variability(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the variability within each class, var_k / tr Σb, over depth.
 
     It is 0 if the class has collapsed to its mean. With more than 20 classes, the line is their
-    median, and the bands contain the middle half and all of the classes.
+    median, and the bands contain the middle half of the classes and all of them.
 
     Examples
     --------
@@ -262,7 +265,7 @@ def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
     stage_bands(ax, [layer.stage for layer in record.layers])
     if values.shape[1] <= _MAX_CURVES:
         for k, curve in enumerate(values.T):
-            draw_layers(ax, staged, curve, lw=1.3, **{**_class_style(k), "ms": 3.5})
+            draw_layers(ax, staged, curve, lw=1.3, ms=3.5, **_class_style(k))
     else:
         low, first, median, third, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1), axis=1)
         draw_band(ax, staged, low, high, alpha=0.15)
@@ -275,18 +278,15 @@ def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
 
 def _variability_handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:
     if classes > _MAX_CURVES:
-        names = [f"median of {classes} classes", "middle half", "all classes"]
-        widths: list[dict[str, Any]] = [
-            {"marker": "o", "ms": 3.5},
-            *({"lw": 6, "alpha": a} for a in (0.3, 0.15)),
-        ]
-        return [Line2D([], [], color=MEASURED, **style) for style in widths], names
-    handles = [Line2D([], [], lw=1.3, **{**_class_style(k), "ms": 3.5}) for k in range(classes)]
+        median = Line2D([], [], color=MEASURED, marker="o", ms=3.5)
+        bands = [Line2D([], [], color=MEASURED, lw=6, alpha=alpha) for alpha in (0.3, 0.15)]
+        return [median, *bands], [f"median of {classes} classes", "middle half", "all classes"]
+    handles = [Line2D([], [], lw=1.3, ms=3.5, **_class_style(k)) for k in range(classes)]
     return handles, _variable_classes(record, classes)
 
 
 def _variable_classes(record: Record, count: int) -> list[str]:
-    """Return the names of the `count` classes that occur, or numbers if it is unknown which do."""
+    """Return the names of the `count` classes that occur, or numbers if they are unknown."""
     names, own = record.provenance.class_names, record.json.get("classes")
     known: list[Sequence[int]] = [own] if isinstance(own, list) else []  # a `Collapse` has them
     known += [segment.view.classes for segment in record.segments]
@@ -300,6 +300,7 @@ def class_variability_plot(record: Record) -> Plot | None:
     values = _variability(record)
     if not np.isfinite(values).any():
         return None
+    legend = partial(_variability_handles, record, values.shape[1])
 
     def rows() -> list[Row]:
         names = _variable_classes(record, values.shape[1])
@@ -320,11 +321,6 @@ def class_variability_plot(record: Record) -> Plot | None:
         "highest has collapsed least.",
         f"Variability of {values.shape[1]} classes over {counted(len(values), 'layer')}"
         f"{last if np.isfinite(spread) else ''}.",
-        lambda: page_figure(
-            3.6,
-            (1, 1),
-            [lambda ax: _draw_variability(ax, record, values)],
-            partial(_variability_handles, record, values.shape[1]),
-        ),
+        lambda: page_figure(3.6, [lambda ax: _draw_variability(ax, record, values)], legend),
         rows,
     )

@@ -242,16 +242,22 @@ def collapse_plot(record: Record) -> Plot | None:
         for position, metric in enumerate(_COLLAPSE_METRICS)
     ]
 
+    legend = partial(_collapse_handles, record) if models else None
+
     def rows() -> list[Row]:
-        table = []
-        for i, layer in enumerate(layers):
-            row: Row = {**layer.only("name", "stage", "width"), **layer.collapse.plain()}
-            for model in models:
-                for metric in _COLLAPSE_METRICS:
-                    value = predicted_metric(record, model, metric)[i]
-                    row[f"{model}.{metric}"] = defined(value)
-            table.append(row)
-        return table
+        predicted = {
+            f"{model}.{metric}": predicted_metric(record, model, metric)
+            for model in models
+            for metric in _COLLAPSE_METRICS
+        }
+        return [
+            {
+                **layer.only("name", "stage", "width"),
+                **layer.collapse.plain(),
+                **{name: defined(values[i]) for name, values in predicted.items()},
+            }
+            for i, layer in enumerate(layers)
+        ]
 
     predictions = (
         "Dashed and dotted: predictions of the models fitted to this network; on a logarithmic "
@@ -272,12 +278,7 @@ def collapse_plot(record: Record) -> Plot | None:
         " ".join(filter(None, (_COLLAPSE_CAPTION, predictions, not_drawn(record)))),
         f"Six collapse metrics over {len(layers)} layers; {summary}",
         lambda: page_figure(
-            8.0,
-            (3, 2),
-            panels,
-            partial(_collapse_handles, record) if models else None,
-            loc="outside upper center",
-            max_columns=3,
+            8.0, panels, legend, columns=2, loc="outside upper center", max_columns=3
         ),
         rows,
     )
@@ -397,6 +398,6 @@ def separation_law_plot(record: Record) -> Plot | None:
         "with constant speed, these two curves are bent. Below: one minus the largest cosine "
         "between uncentered class means.",
         f"Separation of the classes over depth in {counted(len(fits), 'stage')}.",
-        lambda: page_figure(8.4, (3, 1), [partial(separation_law, record, key) for key in LAWS]),
+        lambda: page_figure(8.4, [partial(separation_law, record, key) for key in LAWS]),
         rows,
     )

@@ -25,7 +25,7 @@ from ..storage.files import writable, write_atomic
 from ..storage.ownership import owned, require_writable
 from ..text import printable
 from .block_transport import block_distances_plot, distances_plot, gradient_maps_plot
-from .classes import class_means_plot, class_variability_plot, has_class_means
+from .classes import class_means_plot, class_variability_plot
 from .depth import collapse_plot, separation_law_plot
 from .matrices import alignment_plot, pairs_plots
 from .paths import sample_sizes_plot, straightness_plot
@@ -53,11 +53,10 @@ def catalog(source: Any) -> list[Plot]:
             over_plot(series),
             profiles_plot(series),
             block_distances_plot(series),
-            class_means_plot(series) if series.last_layer.view else None,
+            class_means_plot(series),
         ]
     else:
         record = as_record(source)
-        views = [segment.view for segment in record.segments]
         plots = [
             collapse_plot(record),
             class_variability_plot(record),
@@ -69,7 +68,7 @@ def catalog(source: Any) -> list[Plot]:
             gradient_maps_plot(record),
             separation_law_plot(record),
             alignment_plot(record),
-            *(class_means_plot(record, i) for i, v in enumerate(views) if has_class_means(v)),
+            *(class_means_plot(record, i) for i in range(len(record.segments))),
         ]
     return [plot for plot in plots if plot is not None]
 

@@ -53,7 +53,7 @@ def draw_cells(
     marks: bool = False,
     **image: Any,
 ) -> None:
-    """Draw a matrix as colored cells, with a color bar that has tick marks only if `marks`."""
+    """Draw a matrix as colored cells, with a color bar; `marks` adds tick marks to the bar."""
     cells = ax.imshow(values, cmap="cividis", interpolation="nearest", **image)
     color_bar: Any = figure_of(ax).colorbar(cells, ax=ax, fraction=0.05, **bar)
     color_bar.outline.set_visible(False)
@@ -166,7 +166,7 @@ def distance_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axe
 
 
 def _segment_and_axes(record: Any, segment: int, ax: Axes | None) -> tuple[Segment, Axes]:
-    """Return a segment, which is empty if the record has none, and axes with its name."""
+    """Return a segment, or an empty one if the record has none, and axes with its name."""
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)
     if not record.segments:
@@ -244,7 +244,7 @@ def _pairs_plot(
     caption: str,
     name: str,
 ) -> Plot | None:
-    """Return the figure of a value of layer pairs, whose data contain `columns`."""
+    """Return the figure of the value `key` of layer pairs; its data contain `columns`."""
     segments = record.segments
     shown = [i for i, each in enumerate(segments) if np.isfinite(_layer_pairs(each, key)).any()]
     if not shown:

@@ -1,4 +1,4 @@
-"""Panels of the path through a segment: straightness, distance from the geodesic, sample sizes."""
+"""Panels of the path through a segment: its straightness, and the effect of the sample size."""
 
 from __future__ import annotations
 
@@ -151,12 +151,12 @@ def _row_of_marks(
 
 
 def is_evidence(segment: Segment, key: str) -> bool:
-    """Return whether the samples are sufficient for a score to be evidence."""
+    """Return whether a score of 1 would be evidence of an optimal map."""
     return bool(segment.power) if key == "corr_score" else has_resolution(segment)
 
 
 def orthogonal_ratio(segment: Segment) -> float | None:
-    """Return the length ratio of orthogonal steps: of the centered path if recorded."""
+    """Return the length ratio that orthogonal steps would have: centered, if recorded."""
     centered = segment.centred.sqrt_moving_blocks
     return segment.sqrt_moving_blocks if centered is None else centered
 
@@ -356,6 +356,9 @@ def sample_sizes_plot(record: Record) -> Plot | None:
     def panel(measure: str, ax: Axes) -> None:
         sample_sizes(record, measure, ax).tick_params(axis="x", labelrotation=90)
 
+    panels = [partial(panel, measure) for measure in CURVES]
+    legend, height = partial(segment_handles, record), 3.0 + 0.16 * len(segments)
+
     def rows() -> list[Row]:
         return [
             {"segment": segment_name(segment.layers, i), **point.plain()}
@@ -374,12 +377,6 @@ def sample_sizes_plot(record: Record) -> Plot | None:
         "samples; bars: standard deviation over subsets. Empirical W2 is biased: if a curve still "
         f"changes at the largest number of samples, the value depends on that number.{note}",
         "W2, OT score and resolution over the number of samples.",
-        lambda: page_figure(
-            3.0 + 0.16 * len(segments),
-            (1, 3),
-            [partial(panel, measure) for measure in CURVES],
-            partial(segment_handles, record),
-            max_columns=2,
-        ),
+        lambda: page_figure(height, panels, legend, columns=3, max_columns=2),
         rows,
     )

@@ -1,4 +1,4 @@
-"""Predictions of the models fitted to a network: how they are drawn, and the panel of errors."""
+"""Models fitted to a network: how their predictions are drawn, and the panel of their errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ _TIME_TOLERANCE = 1e-9  # fitted times that differ by less are considered equal
 
 
 def models_in(record: Record) -> list[str]:
-    """Return the keys of the models in a record."""
     return [key for key in MODELS if record.model(key).layers]
 
 
@@ -80,7 +79,8 @@ def in_order(record: Record, model: str) -> np.ndarray:
     """Return a mask of the layers at which a model is drawn.
 
     A layer's fitted time is the time at which the model's path is nearest to it. If these times
-    decrease with depth in a stage, the network does not follow the model, which is then not drawn.
+    decrease with depth in a stage, the network does not follow the model there, and the model is
+    not drawn in this stage.
     """
     times = numbers([row.time for row in model_rows(record, model)])
     stages = [layer.stage for layer in record.layers]
@@ -93,7 +93,7 @@ def in_order(record: Record, model: str) -> np.ndarray:
 
 
 def not_drawn(record: Record) -> str:
-    """Return a note for a caption on models that are not drawn in some stages, or an empty text."""
+    """Return a note for a caption: the models that some stages lack, or an empty text."""
     stages = np.array([layer.stage for layer in record.layers])
     notes = []
     for key in models_in(record):
@@ -101,9 +101,8 @@ def not_drawn(record: Record) -> str:
         if missing:
             numbered = ", ".join(str(stage_number(stage)) for stage in missing)
             notes.append(f"{MODELS[key][0]} in stage{'s' * (len(missing) > 1)} {numbered}")
-    if not notes:
-        return ""
-    return f"Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
+    reason = "Not drawn, because the fitted times decrease with depth"
+    return f"{reason}: {'; '.join(notes)}." if notes else ""
 
 
 @styled
@@ -151,7 +150,7 @@ def _errors(record: Record, model: str, measure: str) -> np.ndarray:
 
 
 def _shown(record: Record, measure: str) -> dict[str, np.ndarray]:
-    """Return the errors of each model that is drawn; NaN in stages that are not drawn."""
+    """Return the errors of each model that is drawn; NaN in stages where it is not."""
     errors = {
         key: np.where(in_order(record, key), _errors(record, key, measure), np.nan)
         for key in models_in(record)
@@ -164,8 +163,9 @@ def model_errors_plot(record: Record) -> Plot | None:
     errors = {(k, m): _errors(record, k, m) for k in keys for m in ERRORS}
     if not any(np.isfinite(error).any() for error in errors.values()):
         return None
+    panels = [partial(model_errors, record, measure) for measure in ERRORS]
 
-    def handles() -> tuple[list[Line2D], list[str]]:
+    def legend() -> tuple[list[Line2D], list[str]]:
         shown = {key for measure in ERRORS for key in _shown(record, measure)}
         return model_handles(key for key in keys if key in shown)
 
@@ -189,12 +189,7 @@ def model_errors_plot(record: Record) -> Plot | None:
         f"{not_drawn(record)}".rstrip(),
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         lambda: page_figure(
-            3.6,
-            (1, 2),
-            [partial(model_errors, record, measure) for measure in ERRORS],
-            handles,
-            loc="outside upper center",
-            max_columns=2,
+            3.6, panels, legend, columns=2, loc="outside upper center", max_columns=2
         ),
         rows,
     )

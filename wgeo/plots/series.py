@@ -55,14 +55,6 @@ ENDS: dict[str, str] = {
 """Measures of a whole network that `over` draws, and their labels."""
 
 
-def positions(series: SeriesRecord) -> np.ndarray:
-    """Return each analysis's position on the axis: its epoch, or its index."""
-    rows = series.analyses
-    if series.axis == "epoch":
-        return numbers([row.provenance.epoch for row in rows])
-    return np.arange(len(rows), dtype=np.float64)
-
-
 @renamed_parameter("figure", "measure")
 @styled
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
@@ -95,8 +87,9 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     series = as_series(series)
     require_choice(measure, {**OVER, **ENDS})
     ax = new_axes(ax)
-    rows, at = series.analyses, positions(series)
+    rows = series.analyses
     connected = series.axis == "epoch"
+    at = numbers([row.provenance.epoch for row in rows]) if connected else np.arange(len(rows))
     if measure in ENDS:
         values = numbers([_network_value(row, measure) for row in rows])
         drawn = [values]
@@ -110,7 +103,13 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         if not any(value is not None for values in by_segment for value, _, _ in values):
             return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
         for i, triples in enumerate(by_segment):
-            drawn += _draw_segment(ax, triples, at, i, count, connected)
+            values = numbers([value for value, _, _ in triples])
+            bars = interval_ends(interval for _, interval, _ in triples)
+            solid = np.array([evidence for _, _, evidence in triples], bool)
+            # Segments are drawn next to each other if no line connects their values.
+            shift = 0.0 if connected or count == 1 else np.linspace(-0.16, 0.16, count)[i]
+            draw_curve(ax, at + shift, values, bars, solid, segment_style(i), connected)
+            drawn += [values, *bars]
         ax.axhline(1.0, **REFERENCE_LINE)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
@@ -158,23 +157,6 @@ def _measured(
         source.interval(key),
         measure not in _SCORES or is_evidence(segment, measure),
     )
-
-
-def _draw_segment(
-    ax: Axes,
-    triples: Sequence[tuple[Any, Any, bool]],
-    at: np.ndarray,
-    index: int,
-    count: int,
-    connected: bool,
-) -> list[np.ndarray]:
-    values = numbers([value for value, _, _ in triples])
-    bars = interval_ends(interval for _, interval, _ in triples)
-    if not connected and count > 1:  # next to each other, as no line connects them
-        at = at + np.linspace(-0.16, 0.16, count)[index]
-    solid = np.array([evidence for _, _, evidence in triples], bool)
-    draw_curve(ax, at, values, bars, solid, segment_style(index), connected)
-    return [values, *bars]
 
 
 def _network_value(row: AnalysisRow, measure: str) -> Any:
@@ -335,6 +317,8 @@ def over_plot(series: SeriesRecord) -> Plot:
         own = any(row.provenance.is_initialization for row in series.analyses)
         epochs = f" Epochs on a logarithmic axis{'; 0 is the initialization' if own else ''}."
         what = "over training"
+    panels = [partial(over, series, measure) for measure in _PANELS]
+    legend = partial(segments_in, series)
     return Plot(
         "over",
         f"Straightness and collapse {what}",
@@ -344,19 +328,15 @@ def over_plot(series: SeriesRecord) -> Plot:
         "its layers are included; the length over k equal runs is therefore measured at k + 1 "
         f"layers of the segment in every analysis.{epochs}",
         f"Straightness, NC1 and accuracy of {len(series.analyses)} analyses, {what}.",
-        lambda: page_figure(
-            9.4,
-            (4, 2),
-            [partial(over, series, measure) for measure in _PANELS],
-            partial(segments_in, series),
-            max_columns=2,
-        ),
+        lambda: page_figure(9.4, panels, legend, columns=2, max_columns=2),
         lambda: series_rows(series),
     )
 
 
 def profiles_plot(series: SeriesRecord) -> Plot:
     by_epoch = series.axis == "epoch"
+    panels = [partial(profiles, series, metric) for metric in _PROFILES]
+    legend = partial(series_handles, series)
 
     def rows() -> list[Row]:
         return [
@@ -375,12 +355,6 @@ def profiles_plot(series: SeriesRecord) -> Plot:
         f"Collapse over depth, {'over training' if by_epoch else 'across networks'}",
         f"Each line is one analysis{'; later epochs are darker' if by_epoch else ''}.",
         f"Collapse metrics over depth of {len(series.analyses)} analyses.",
-        lambda: page_figure(
-            5.6,
-            (2, 2),
-            [partial(profiles, series, metric) for metric in _PROFILES],
-            partial(series_handles, series),
-            max_columns=4,
-        ),
+        lambda: page_figure(5.6, panels, legend, columns=2, max_columns=4),
         rows,
     )

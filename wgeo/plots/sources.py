@@ -29,7 +29,7 @@ class Plot:
     stem : str
         Name of its files, without the extension.
     title, caption, alt : str
-        Title, an explanation of how to read the figure, and a text for those who cannot see it.
+        Title, explanation of how to read the figure, and description for those who cannot see it.
     draw : callable
         Returns the matplotlib figure.
     rows : callable
@@ -47,19 +47,20 @@ class Plot:
 @styled
 def page_figure(
     height: float,
-    shape: tuple[int, int],
     panels: Sequence[Callable[[Axes], Any]],
     legend: Callable[[], tuple[list[Line2D], list[str]]] | None = None,
     *,
+    columns: int = 1,
     height_ratios: Sequence[float] | None = None,
     **options: Any,
 ) -> Figure:
-    """Return a figure of page width: rows and columns of panels, which share a legend.
+    """Return a figure of page width with its panels in rows and columns, which share a legend.
 
     `legend` returns its handles and names; `options` are those of `legend_of_figure`.
     """
     figure = new_figure(SIZES["page"][0], height)
-    grid = figure.subplots(*shape, squeeze=False, height_ratios=height_ratios)
+    rows = len(panels) // columns
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
     for panel, ax in zip(panels, grid.flat, strict=True):
         panel(ax)
     if legend is not None:
@@ -90,7 +91,7 @@ _RECORDS = {
 
 
 def as_record(source: Any, *kinds: str) -> Record:
-    """Return the typed record of an `Analysis`, its mapping, or a result of one of the `kinds`."""
+    """Return the typed record of an `Analysis`, of its mapping, or of a result in `kinds`."""
     return source if isinstance(source, Record) else Record.of(as_mapping(source, *kinds))
 
 

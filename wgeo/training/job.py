@@ -87,7 +87,7 @@ class Pixels:
 
 @dataclass
 class Job:
-    """The state of a training run, which `train` advances step by step."""
+    """A training run, which `train` advances step by step."""
 
     module: nn.Module
     images: Images
@@ -248,7 +248,7 @@ class Job:
         self.owner.write({"last.pt": serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return ``history.json``, which is not needed to resume, as {name: text}."""
+        """Return the file ``history.json``, for `Owned.write`; it is not needed to resume."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
@@ -369,9 +369,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 # --- the terminal phase --------------------------------------------------------------------------
 
-# A run may leave this phase, for example because weight decay shrinks weights before a batch norm
-# until a step is too large (Lobacheva et al. 2021, arXiv:2106.15739). The phase therefore begins
-# when the accuracy reaches 1 for the last time.
+# The phase begins when the training accuracy reaches 1 for the last time. It may do so repeatedly,
+# for example because weight decay shrinks weights before a batch norm until a step is too large
+# (Lobacheva et al. 2021, arXiv:2106.15739).
 
 
 def last_below(history: Sequence[Mapping[str, Any]]) -> int | None:

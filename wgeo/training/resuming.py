@@ -1,4 +1,4 @@
-"""The state of a run in a file: write it, and read it as an untrusted file, all validated."""
+"""Write the state of a run to a file, and read it back as an untrusted file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from ..errors import WgeoError
 from ..storage.files import require_regular
 from ..text import printable
 
+# Errors that a damaged state may cause
 READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     WgeoError,
 )
-"""Errors that a damaged state may cause."""
-
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
 
 
@@ -54,8 +53,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the settings that differ, as ``name was X, now Y``.
 
-    With a constant learning rate, the number of epochs may differ: finished epochs do not depend on
-    it.
+    With a constant learning rate, the number of epochs may differ, since finished epochs do not
+    depend on it.
     """
     # Older runs did not record these settings, which had only one value.
     defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
@@ -93,8 +92,8 @@ def with_momenta(
 ) -> dict[str, Any]:
     """Return `expected`, the optimizer state of a new run, with the momenta of the saved state.
 
-    Raise ValueError if the momenta do not belong to the parameters, which are in the order of the
-    groups, or are missing although `required`.
+    `parameters` are in the order of the optimizer's groups. Raise ValueError if the momenta do not
+    belong to them, or are missing although `required`.
     """
     groups = [group["params"] for group in saved["param_groups"]]
     if groups != [group["params"] for group in expected["param_groups"]]:
@@ -130,11 +129,9 @@ def _require_history(progress: Any, epoch: int) -> None:
     for i, row in enumerate(history):
         if not isinstance(row, dict) or row.keys() - {"test_accuracy"} != _ROW:
             raise ValueError(f"row {i} of its history is damaged")
-        averages = {key: row[key] for key in ("loss", "running_accuracy", "lr")}
         valid = type(row["epoch"]) is int and row["epoch"] == i and _is_number(row["seconds"])
-        valid &= all(
-            (value is None) if i == 0 else _is_number(value) for value in averages.values()
-        )
+        for key in ("loss", "running_accuracy", "lr"):  # the initialization has none
+            valid &= row[key] is None if i == 0 else _is_number(row[key])
         for key in {"running_accuracy", "train_accuracy", "test_accuracy"} & row.keys():
             valid &= row[key] is None or (_is_number(row[key]) and row[key] <= 1)
         if not valid:
@@ -159,5 +156,5 @@ def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is not a tensor with NaN or infinity."""
+    """Return False for a tensor with NaN or infinity, and True for anything else."""
     return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
