@@ -32,7 +32,6 @@ from .style import (
     nothing_to_show,
     numbers,
     segment_name,
-    stage_bands,
     styled,
 )
 
@@ -262,7 +261,6 @@ def _variability(record: Record) -> np.ndarray:
 
 def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
     staged = staged_layers(record.layers)
-    stage_bands(ax, [layer.stage for layer in record.layers])
     if values.shape[1] <= _MAX_CURVES:
         for k, curve in enumerate(values.T):
             draw_layers(ax, staged, curve, lw=1.3, ms=3.5, **_class_style(k))
@@ -273,7 +271,7 @@ def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
         draw_layers(ax, staged, median, color=MEASURED, marker="o", ms=3.5)
     log_if_positive(ax, values.ravel())
     ax.set_ylabel("var of the class / tr Σb")
-    layer_axis(ax, [layer.name for layer in record.layers])
+    layer_axis(ax, [la.name for la in record.layers], [la.stage for la in record.layers])
 
 
 def _variability_handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:

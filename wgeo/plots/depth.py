@@ -39,7 +39,6 @@ from .style import (
     numbers,
     require_choice,
     segment_style,
-    stage_bands,
     styled,
 )
 
@@ -71,7 +70,11 @@ LAWS: dict[str, str] = {
 
 ZERO_BELOW = 1e-12  # smaller predictions count as zero: rounding errors
 _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
-_FIT_PREFIXES = {"separation": "", "compression": "compression_"}
+_FITS = {
+    "separation": ("rate", "correlation", "curvature"),
+    "compression": ("compression_rate", "compression_correlation", "compression_curvature"),
+    "discrimination": ("discrimination_slope", "discrimination_correlation"),
+}
 
 
 @styled
@@ -107,7 +110,6 @@ def collapse(
         return nothing_to_show(ax, "This record has no layers.")
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
-    stage_bands(ax, [layer.stage for layer in layers])
     curves = [measured]  # those that the vertical axis must show
     zeros = []
     crowded = len(layers) > 30
@@ -135,7 +137,8 @@ def collapse(
     edge["in_layout"] = False
     for at, style in zeros:  # a logarithmic axis has no 0: they are drawn at its edge
         ax.plot(at, 0 * at, **style, **(edge if ax.get_yscale() == "log" else {}))
-    layer_axis(ax, [layer.name for layer in layers], labels=label_layers)
+    stages = [layer.stage for layer in layers]
+    layer_axis(ax, [layer.name for layer in layers], stages, labels=label_layers)
     notes = [note for note in notes if note]
     stacked = len(notes) > 1 and figure_of(ax).get_size_inches()[0] < 4
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)
@@ -325,8 +328,7 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
         (dots,) = ax.plot(at, values, ls="none", ms=4, zorder=3, **style)
         curves.append(values)
         line = _line(segment, measure, values)
-        if line is not None:
-            ax.plot(at, line, color=style["color"], lw=1.1, ls=(0, (4, 3)), zorder=2)
+        ax.plot(at, line, color=style["color"], lw=1.1, ls=(0, (4, 3)), zorder=2)
         handles.append(dots)
         labels.append(_label(segment, measure))
     if measure != "discrimination":
@@ -343,32 +345,23 @@ def _stage_fits(record: Record) -> list[SegmentLaw]:
     return [segment for segment in segments if segment.stage is not None]
 
 
-def _line(segment: SegmentLaw, measure: str, values: np.ndarray) -> np.ndarray | None:
-    """Return the fitted line, which passes through the mean of the values; None if undefined."""
+def _line(segment: SegmentLaw, measure: str, values: np.ndarray) -> np.ndarray:
+    """Return the fitted line, which passes through the mean of the values; NaN if undefined."""
     x = np.arange(len(values)) - (len(values) - 1) / 2
+    rate = number(segment.measure(_FITS[measure][0]))
     if measure == "discrimination":
-        slope = number(segment.discrimination_slope)
-        return values.mean() + slope * x if np.isfinite(slope) else None
-    rate = number(segment.measure(f"{_FIT_PREFIXES[measure]}rate"))
-    if not (np.isfinite(rate) and rate > 0 and (values > 0).all()):
-        return None
+        return values.mean() + rate * x
+    if not (rate > 0 and (values > 0).all()):  # NaN compares false
+        return np.full(len(values), np.nan)
     return np.exp(np.log(values).mean() + np.log(rate) * x)
 
 
 def _label(segment: SegmentLaw, measure: str) -> str:
     """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
     name = f"stage {stage_number(segment.stage)}"
-    if measure == "discrimination":
-        pairs = [("slope", "discrimination_slope"), ("r =", "discrimination_correlation")]
-    else:
-        fit = _FIT_PREFIXES[measure]
-        pairs = [
-            ("factor", f"{fit}rate"),
-            ("r =", f"{fit}correlation"),
-            ("curvature", f"{fit}curvature"),
-        ]
-    values = {word: segment.measure(key) for word, key in pairs}
-    parts = [f"{word} {value:.3g}" for word, value in values.items() if value is not None]
+    rate = "slope" if measure == "discrimination" else "factor"
+    values = zip((rate, "r =", "curvature"), map(segment.measure, _FITS[measure]), strict=False)
+    parts = [f"{word} {value:.3g}" for word, value in values if value is not None]
     return f"{name}: {', '.join(parts)}".replace("-", "−") if parts else name
 
 

@@ -282,6 +282,7 @@ def series_rows(series: Any) -> list[Row]:
     rows = []
     for analysis in series.analyses:
         whole = {key: _network_value(analysis, key) for key in ENDS}
+        whole = {k: None if np.isnan(number(v)) else v for k, v in whole.items()}
         for i, segment in enumerate(analysis.segments or [Segment.of({})]):
             row: dict[str, Any] = {
                 "name": analysis.name,
@@ -297,9 +298,7 @@ def series_rows(series: Any) -> list[Row]:
             row["sqrt_moving_blocks"] = orthogonal_ratio(segment)
             row["highest_null"] = segment.highest_null
             row["power"] = segment.power
-            rows.append(
-                {**row, **{k: None if np.isnan(number(v)) else v for k, v in whole.items()}}
-            )
+            rows.append({**row, **whole})
     return rows
 
 

@@ -266,8 +266,17 @@ def segment_style(i: int) -> dict[str, Any]:
 # --- axes ----------------------------------------------------------------------------------------
 
 
-def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
-    """Write layer names under an axis: as many as fit, including the first and the last."""
+def layer_axis(
+    ax: Axes,
+    names: Sequence[Any],
+    stages: Sequence[Any] = (),
+    *,
+    labels: bool = True,
+    stage_labels: bool = False,
+) -> None:
+    """Write layer names under an axis, as many as fit, and mark the stages of the layers."""
+    if stages:
+        _stage_bands(ax, stages, stage_labels)
     n = len(names)
     ax.set_xlim(-0.6, n - 0.4)
     ax.xaxis.set_minor_locator(FixedLocator(range(n)))
@@ -295,7 +304,7 @@ def thinned(n: int, budget: int) -> list[int]:
     return [*indices, n - 1]
 
 
-def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
+def _stage_bands(ax: Axes, stages: Sequence[Any], labels: bool) -> None:
     """Shade every other stage, and draw a line at every change of stage."""
     starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
     shaded = False
