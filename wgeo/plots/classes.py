@@ -132,7 +132,7 @@ def over_training(series: SeriesRecord) -> Record:
 
 
 def class_names(record: Record, view: View, width: int = 18) -> list[str]:
-    """Return the names of a view's classes, shortened to `width`; numbers if they are unknown."""
+    """Return the names of a view's classes, shortened to `width`; numbers if a name is unknown."""
     names = record.provenance.class_names
     count = len(view.class_means[0])
     classes = view.classes or range(count)

@@ -184,9 +184,9 @@ def _draw_pairs(ax: Axes, source: Segment, values: np.ndarray, **options: Any) -
 
 
 def _layer_pairs(segment: Segment, key: str) -> np.ndarray:
-    """Return a value of layer pairs: from all layers but the last (rows) to all but the first.
+    """Return the matrix of a value: from all layers but the last (rows) to all but the first.
 
-    It is NaN unless the column's layer is later than the row's.
+    Entries are NaN unless the column's layer is later than the row's.
     """
     rows = getattr(segment.pairs, key)
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))[:-1, 1:]

@@ -52,9 +52,8 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(solution: Any) -> Figure:
     """Draw a solution of `wgeo.ufm`, or its record (``solution.json``), as one figure.
 
-    The panels show the cosines of the class means and the terms of the objective. If there are
-    several layers or starts, they also show the collapse at each layer or the objective of each
-    start.
+    The panels show the cosines of the class means and the terms of the objective. With several
+    layers, they also show the collapse at each layer; with several starts, the objective of each.
 
     Examples
     --------

@@ -156,7 +156,7 @@ def is_evidence(segment: Segment, key: str) -> bool:
 
 
 def orthogonal_ratio(segment: Segment) -> float | None:
-    """Return the length ratio that orthogonal steps would have: centered, if recorded."""
+    """Return the length ratio of orthogonal steps, on the centered path if that is recorded."""
     centered = segment.centred.sqrt_moving_blocks
     return segment.sqrt_moving_blocks if centered is None else centered
 

@@ -54,7 +54,7 @@ def page_figure(
     height_ratios: Sequence[float] | None = None,
     **options: Any,
 ) -> Figure:
-    """Return a figure of page width with its panels in rows and columns, which share a legend.
+    """Return a figure of page width: panels in rows and columns, with a common legend.
 
     `legend` returns its handles and names; `options` are those of `legend_of_figure`.
     """

@@ -369,9 +369,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 # --- the terminal phase --------------------------------------------------------------------------
 
-# The phase begins when the training accuracy reaches 1 for the last time. It may do so repeatedly,
-# for example because weight decay shrinks weights before a batch norm until a step is too large
-# (Lobacheva et al. 2021, arXiv:2106.15739).
+# The phase begins when the training accuracy reaches 1 for the last time. Before, the accuracy may
+# reach 1 and fall again, for example because weight decay shrinks weights before a batch norm until
+# a step is too large (Lobacheva et al. 2021, arXiv:2106.15739).
 
 
 def last_below(history: Sequence[Mapping[str, Any]]) -> int | None:
