@@ -73,6 +73,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         numbers([block.measure(key) for block in blocks])
         for key in ("distance", "lower", "upper", "paired")
     )
+    layer_axis(ax, [b.target for b in blocks], _block_stages(record), stage_labels=True)
     ax.bar(x, w2, width=0.72, color=COLORS[5], alpha=0.55, lw=0, zorder=2)
     known = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
     bars = np.maximum([w2 - lower, upper - w2], 0)[:, known]
@@ -86,7 +87,6 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         names.append("the network's own pairing")
     ax.set_ylim(bottom=0)
     ax.set_ylabel("distance moved (feature units)")
-    layer_axis(ax, [b.target for b in blocks], _block_stages(record), stage_labels=True)
     legend_above(ax, handles, names, gap=11)
     return ax
 
@@ -166,6 +166,7 @@ def _draw_scores(
 ) -> list[Line2D]:
     """Draw how far the blocks' scores are below 1, on a logarithmic axis; return legend handles."""
     x = np.arange(len(score))
+    layer_axis(ax, [block.target for block in record.blocks], _block_stages(record))
     dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ms": 5, "mew": 1.2, "zorder": 3}
     cross: dict[str, Any] = {"marker": "x", "color": COLORS[1], "ms": 4, "zorder": 4}
     drawn = [(score, solid, dot), (score, ~solid, {**dot, "mfc": "white"})]
@@ -178,7 +179,6 @@ def _draw_scores(
     largest = 1 - np.nanmin(np.concatenate([values for values, _, _ in drawn]), initial=0.999)
     ax.set_ylim(_SMALLEST, 1.5 * largest)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    layer_axis(ax, [block.target for block in record.blocks], _block_stages(record))
     return [Line2D([], [], ls="none", **style) for _, _, style in drawn]
 
 

@@ -260,6 +260,7 @@ def _variability(record: Record) -> np.ndarray:
 
 
 def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
+    layer_axis(ax, [la.name for la in record.layers], [la.stage for la in record.layers])
     staged = staged_layers(record.layers)
     if values.shape[1] <= _MAX_CURVES:
         for k, curve in enumerate(values.T):
@@ -271,7 +272,6 @@ def _draw_variability(ax: Axes, record: Record, values: np.ndarray) -> None:
         draw_layers(ax, staged, median, color=MEASURED, marker="o", ms=3.5)
     log_if_positive(ax, values.ravel())
     ax.set_ylabel("var of the class / tr Σb")
-    layer_axis(ax, [la.name for la in record.layers], [la.stage for la in record.layers])
 
 
 def _variability_handles(record: Record, classes: int) -> tuple[list[Line2D], list[str]]:

@@ -110,6 +110,8 @@ def collapse(
         return nothing_to_show(ax, "This record has no layers.")
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
+    stages = [layer.stage for layer in layers]
+    layer_axis(ax, [layer.name for layer in layers], stages, labels=label_layers)
     curves = [measured]  # those that the vertical axis must show
     zeros = []
     crowded = len(layers) > 30
@@ -137,8 +139,6 @@ def collapse(
     edge["in_layout"] = False
     for at, style in zeros:  # a logarithmic axis has no 0: they are drawn at its edge
         ax.plot(at, 0 * at, **style, **(edge if ax.get_yscale() == "log" else {}))
-    stages = [layer.stage for layer in layers]
-    layer_axis(ax, [layer.name for layer in layers], stages, labels=label_layers)
     notes = [note for note in notes if note]
     stacked = len(notes) > 1 and figure_of(ax).get_size_inches()[0] < 4
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)

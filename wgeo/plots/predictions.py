@@ -134,10 +134,10 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     ax.set_title(ERRORS[measure])
     if not shown:
         return nothing_to_show(ax, not_drawn(record) or "This record has no model features.")
+    layer_axis(ax, [layer.name for layer in layers], [layer.stage for layer in layers])
     for key, error in shown.items():
         ax.plot(*split_by_stage(record, error), **model_style(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
-    layer_axis(ax, [layer.name for layer in layers], [layer.stage for layer in layers])
     legend_below(ax, *model_handles(shown))
     return ax
 
