@@ -25,8 +25,7 @@ from wgeo.cli import main, tables
 from wgeo.cli.root import command, say
 from wgeo.cli.widths import Column, fit_to_width
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
-from wgeo.plots.composed import catalog
-from wgeo.plots.plot import as_csv
+from wgeo.plots.files import as_csv, catalog
 from wgeo.plots.style import clean
 from wgeo.report import pages
 from wgeo.runtime.terminal import Terminal
@@ -180,7 +179,8 @@ def test_pages_and_figures_are_text(name):
     for page in pages.pages(named(name)).values():
         assert all(unicodedata.category(c) not in ("Cf", "Cs") for c in page)
         assert "\ufffe" not in page
-    for svg in (plots.files._svg(plot.draw()) for plot in catalog(named(name))[:2]):
+    for plot in catalog(named(name))[:2]:
+        (svg,) = plots.files.rendered(plot.draw(), plot.stem, ["svg"]).values()
         ElementTree.fromstring(svg)  # a character that XML cannot hold is an error
     for plot in catalog(named(name)):
         assert as_csv(plot.rows()).decode().replace("\n", "").isprintable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -30,8 +31,7 @@ from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError, RecordError
 from wgeo.plots import style
 from wgeo.plots.animation import scene
-from wgeo.plots.composed import catalog
-from wgeo.plots.files import SERIES_STEMS, STEMS, require_figures_writable
+from wgeo.plots.files import SERIES_STEMS, STEMS, catalog, require_figures_writable
 from wgeo.report.markdown import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.record import Segment, SeriesRecord
@@ -173,6 +173,9 @@ def test_variability_of_single_classes(classes: int) -> None:
     drawn = np.array([line.get_ydata() for line in lines]).T
     expected = values if classes == 4 else np.quantile(values, [0.5], axis=1).T
     np.testing.assert_allclose(drawn[on_path], expected[on_path])
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    image = np.concatenate([line.get_xydata() for line in hollow])
+    np.testing.assert_allclose(image, [[0, value] for value in expected[0]])
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names[0] == ("median of 25 classes" if classes == 25 else "class 1 of 4")
     assert len(names) == (3 if classes == 25 else 4)
@@ -299,7 +302,7 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         line = next(
             line
             for line in panel(record).lines
-            if line.get_color() == plots.depth.MODELS["mufm_given"][1]
+            if line.get_color() == plots.predictions.MODELS["mufm_given"][1]
         )
         drawn_at = set(line.get_xdata()[np.isfinite(line.get_ydata())])
         assert not drawn_at & set(stage)
@@ -331,7 +334,7 @@ def test_predictions_of_zero_are_at_the_edge_only_of_a_logarithmic_axis(
     metric: str, scale: str
 ) -> None:
     record = sample_record()
-    record = {key: each for key, each in record.items() if key not in plots.depth.MODELS} | {
+    record = {key: each for key, each in record.items() if key not in plots.predictions.MODELS} | {
         "ufm": record["ufm"]
     }
     last = record["ufm"]["layers"][-1]
@@ -339,7 +342,7 @@ def test_predictions_of_zero_are_at_the_edge_only_of_a_logarithmic_axis(
     ax = plots.collapse(record, metric)
     drawn(ax)
     assert ax.get_yscale() == scale
-    marker = plots.depth.MODELS["ufm"][2]
+    marker = plots.predictions.MODELS["ufm"][2]
     (zero,) = [line for line in ax.lines if line.get_marker() == marker and 0 in line.get_ydata()]
     at = zero.get_transform().transform([(zero.get_xdata()[0], 0.0)])[0]
     edge = ax.transAxes.transform([(0, 0)])[0]
@@ -442,6 +445,17 @@ def test_classes_in_view_keep_their_names_when_some_do_not_occur() -> None:
     view["classes"] = [1, 4, 12]
     texts = [text.get_text() for text in plots.class_means(record).get_legend().get_texts()]
     assert texts[:3] == ["automobile", "deer", "class 12"]
+
+
+def test_almost_all_is_not_100_percent() -> None:
+    record = sample_record((3,), CIFAR)
+    record["segments"][0]["view"]["explained"] = [0.9996, 0.0004]
+    ax = plots.class_means(record)
+    assert ax.get_xlabel() == "first principal component (99.96 % of variance)"
+    assert ax.get_ylabel() == "second principal component (0.04 % of variance)"
+    terms = {"fit": 0.9996, "transport": 0.0004}
+    ax = plots.models.model_terms({"terms": terms, "objective": 1.0, "certificate": {}})
+    assert [text.get_text() for text in ax.texts[1:]] == ["1 (99.96 %)", "0.0004 (0.04 %)"]
 
 
 def test_straightness_draws_values_and_intervals() -> None:
@@ -919,7 +933,9 @@ def lab(color: str, matrix: Any) -> np.ndarray:
 def test_the_color_blind_can_tell_series_apart(blindness: str) -> None:
     """Delta E of 2.3 is just noticeable; thin lines want several times that."""
     matrix = BLINDNESS[blindness]
-    for a, b in combinations((style.MEASURED, *(m[1] for m in plots.depth.MODELS.values())), 2):
+    for a, b in combinations(
+        (style.MEASURED, *(m[1] for m in plots.predictions.MODELS.values())), 2
+    ):
         assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 15, (a, b)
     for palette in (style.COLORS, style.CLASS_COLORS):
         for a, b in combinations(palette, 2):
@@ -1009,7 +1025,9 @@ def test_csv_contains_full_precision(folder: Path) -> None:
 
 def test_figures_of_one_record_are_the_same_bytes(tmp_path: Path) -> None:
     record = {"blocks": sample_record((2,))["blocks"]}
-    first, second = (plots.figures(record, tmp_path / name) for name in "ab")
+    first = plots.figures(record, tmp_path / "a")
+    with mpl.rc_context({"ytick.labelsize": 30}):  # with fewer ticks
+        second = plots.figures(record, tmp_path / "b")
     assert len(first) == 6
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
@@ -1174,6 +1192,22 @@ def test_flow_that_cannot_be_written_keeps_the_earlier_one(
     with pytest.raises(RecordError, match=r"Cannot write .*flow\.gif: No space left"):
         plots.flow(moving([0.0, 1.0], rng), path, seconds=0.2, fps=5)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("flow.gif", b"earlier")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ffmpeg is replaced by a shell script")
+@pytest.mark.parametrize("reads", [True, False])
+def test_failure_of_ffmpeg_is_a_clear_error(
+    reads: bool, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands, out = tmp_path / "bin", tmp_path / "out"
+    commands.mkdir()
+    script = f"#!/bin/sh\n{'cat > /dev/null' * reads}\necho Unknown encoder h264 >&2\nexit 1\n"
+    (commands / "ffmpeg").write_text(script)
+    (commands / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(RecordError, match=r"write .*a\.mp4: Unknown encoder h264\. Write a \.gif"):
+        plots.flow(moving([0.0, 1.0], rng), out / "a.mp4", seconds=0.2, fps=5)
+    assert not list(out.iterdir())
 
 
 def test_flow_refuses_unsupported_settings(

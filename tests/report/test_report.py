@@ -29,7 +29,7 @@ from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.cli.tables import _correlation
 from wgeo.errors import DependencyError, RecordError, WgeoError
-from wgeo.plots.composed import catalog
+from wgeo.plots.files import catalog
 from wgeo.plots.style import clean
 from wgeo.report import building, markdown, mathtext, pages
 from wgeo.report.building import ENGINES, for_print

@@ -17,7 +17,7 @@ from wgeo.analysis.series import training_view
 from wgeo.analysis.verdict import against_network
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
-from wgeo.plots.composed import catalog
+from wgeo.plots.files import catalog
 from wgeo.storage.record import Record
 from wgeo.storage.records import check_record
 from wgeo.trajectory import Trajectory

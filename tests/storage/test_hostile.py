@@ -23,7 +23,7 @@ from records import sample_record, sample_series
 from wgeo import load_images
 from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
-from wgeo.plots.composed import catalog
+from wgeo.plots.files import catalog
 from wgeo.report import pages
 from wgeo.storage.record import Record
 from wgeo.storage.records import ANALYSIS, SERIES, read_record

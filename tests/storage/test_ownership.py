@@ -31,7 +31,7 @@ from wgeo import Analysis
 from wgeo.cli import main
 from wgeo.cli.gathering import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
-from wgeo.plots.composed import catalog
+from wgeo.plots.files import catalog
 from wgeo.plots.models import write_model
 from wgeo.storage import files
 from wgeo.storage.files import folder_name

@@ -29,9 +29,8 @@ from wgeo.models import build, simplex_etf
 from wgeo.models.etf import FixedLinear
 from wgeo.models.parts import classifier_of
 from wgeo.training import TrainingRun
-from wgeo.training.job import Plan
+from wgeo.training.job import Plan, departure, last_below, terminal_epoch
 from wgeo.training.recipe import Recipe, augment, criterion, learning_rate, normalized_weights
-from wgeo.training.terminal import departure, last_below, terminal_epoch
 
 
 def net(seed: int = 0, dropout: float = 0.0) -> nn.Module:
@@ -848,6 +847,26 @@ def test_extra_state_need_not_be_a_tensor(tmp_path):
     assert len(run.history) == 3
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[name])
+
+
+class Masked(nn.Module):
+    """A network with a mask of minus infinity, as in attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x):
+        return torch.softmax(self.mask, 0)[0] * self.net(x)
+
+
+def test_a_mask_of_minus_infinity_is_no_divergence_and_is_resumed(tmp_path):
+    settings = {"schedule": "constant", "lr": 0.05}
+    whole = train(Masked(), blobs(), tmp_path / "whole", epochs=2, **settings)
+    train(Masked(), blobs(), tmp_path / "run", epochs=1, **settings)
+    resumed = train(Masked(), blobs(), tmp_path / "run", epochs=2, **settings)
+    assert same(weights(whole), weights(resumed))
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -3,14 +3,13 @@
 Most functions draw one panel: they take an `Analysis`, or its record, and return the axes. Many
 also take the result of a single step, such as a `Straightness` or a `Trajectory`. An argument that
 cannot be drawn, or an unknown segment or measure, raises `ArgumentError`, which lists the choices.
-`over`, `profiles` and `block_distances` compare the
-analyses of a `Series`, `model` draws a solution of `wgeo.ufm`, and `flow` writes an animation of a
-`Trajectory`.
+`over`, `profiles` and `block_distances` compare the analyses of a `Series`. `model` draws a
+solution of `wgeo.ufm`, and `flow` writes an animation of a `Trajectory`.
 
 By default, a panel is drawn in pyplot's current axes if they are empty, and otherwise in a new
 figure. pyplot shows the new figure in a notebook, and in a program that has imported pyplot with a
-backend that opens windows. In other programs, the new figure is not registered in pyplot. A panel
-has its legend and color bar in any axes: in a figure of several axes, the legend is in the panel.
+backend that opens windows. In other programs, the new figure is not registered in pyplot. In your
+own figure of several axes, each panel has its own legend and color bar.
 
 `figures` writes all figures at page width. For a paper's column or a slide, draw a panel in `axes`
 of that size and `save` it::
@@ -24,18 +23,21 @@ All figures have the same style. Its colors can be told apart with color blindne
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
-from .block_transport import correlation_scores, distances, ot_scores
-from .depth import collapse
-from .depth_laws import alignment, separation_law
-from .evidence import gradient_maps, sample_sizes
+from .block_transport import (
+    block_distances,
+    correlation_scores,
+    distances,
+    gradient_maps,
+    ot_scores,
+)
+from .classes import class_means, class_variability
+from .depth import collapse, separation_law
 from .files import figures, save
-from .length_shares import block_distances
+from .matrices import alignment, correlation_pairs, distance_pairs
 from .models import model
-from .pairs import correlation_pairs, distance_pairs
-from .paths import class_means, interpolation_gap, straightness
-from .prediction_errors import model_errors
+from .paths import interpolation_gap, sample_sizes, straightness
+from .predictions import model_errors
 from .series import over, profiles
-from .single_classes import class_variability
 from .style import axes
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib import animation
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError, DependencyError, FeatureError, RecordError
@@ -20,7 +23,7 @@ from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, Solver, wasserstein
-from .paths import segment_at
+from .sources import segment_at
 from .style import CLASS_COLORS, MUTED, class_name, legend, new_figure, short, styled
 
 _PCA_ROWS = 1000  # points that determine the plane; their Gram matrix is small at any width
@@ -32,8 +35,8 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-    The time t is the fraction of the path's length; layer l is reached at ``times[l]``. In the
-    optimal coupling, sample i moves to the last layer's features of sample ``target[i]``.
+    The time t is a fraction of the path's length; the network reaches layer l at ``times[l]``. The
+    optimal coupling moves sample i to the last layer's features of sample ``target[i]``.
     """
 
     names: tuple[str, ...]
@@ -155,7 +158,7 @@ def flow(
     FeatureError
         The segment's features do not move.
     RecordError
-        The file cannot be written; an existing file is unchanged.
+        The file cannot be written, or ffmpeg fails; an existing file is unchanged.
 
     Examples
     --------
@@ -188,28 +191,51 @@ def flow(
     figure.set_layout_engine("none")  # the same layout for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
     pause = round(_PAUSE * fps)
-    temporary = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
-    writer = animation.writers[name](fps=fps)
     times = [*[0.0] * pause, *moving, *[1.0] * pause]
+
+    def draw(t: float) -> None:
+        clouds[0].set_offsets(shown.network(t))
+        clouds[1].set_offsets(shown.geodesic(t))
+        subtitle.set_text(shown.position(t))
+
+    _write(path, animation.writers[name](fps=fps), figure, track(times, "drawing frames"), draw)
+    return path
+
+
+def _write(
+    path: Path,
+    writer: animation.AbstractMovieWriter,
+    figure: Figure,
+    times: Iterable[float],
+    draw: Callable[[float], None],
+) -> None:
+    """Write a frame at every time; on failure, an existing file is unchanged."""
+    temporary = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
     try:
         writer.setup(figure, str(temporary), dpi=100)
         try:
-            for t in track(times, "drawing frames"):
-                clouds[0].set_offsets(shown.network(t))
-                clouds[1].set_offsets(shown.geodesic(t))
-                subtitle.set_text(shown.position(t))
+            for t in times:
+                draw(t)
                 writer.grab_frame()
+        except BrokenPipeError:  # ffmpeg has stopped; `finish` raises its error
+            writer.finish()
+            raise
         except BaseException:
-            with suppress(Exception):  # ends ffmpeg; its output is discarded
+            with suppress(Exception):  # ends ffmpeg, whose output is discarded
                 writer.finish()
             raise
         writer.finish()
         temporary.replace(path)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.splitlines()[-1:]) or f"exit status {error.returncode}"
+        raise RecordError(
+            f"ffmpeg could not write {path}: {reason.rstrip('.')}. Write a .gif, or use an ffmpeg "
+            "that can encode H.264."
+        ) from error
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _scatter(ax: Axes, shown: Scene, colors: list[str]) -> Any:
@@ -222,7 +248,7 @@ def _scatter(ax: Axes, shown: Scene, colors: list[str]) -> Any:
     return ax.scatter(x, y, s=9, c=colors, alpha=0.75, lw=0)
 
 
-def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
+def _class_legend(figure: Figure, traj: Trajectory, shown: Scene) -> None:
     present = np.unique(shown.labels)
     if len(present) > 20:
         return

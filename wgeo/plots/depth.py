@@ -1,8 +1,9 @@
-"""Panels of the collapse metrics over depth, for the network and the models fitted to it."""
+"""Panels over depth: the collapse metrics, and the separation of the classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from ..storage.record import Collapse, Predicted, Record
-from ..text import stage_number
-from .sources import as_record
+from ..results import defined
+from ..storage.record import Collapse, Layer, Record, SegmentLaw
+from ..text import counted, stage_number
+from .predictions import (
+    in_order,
+    model_handles,
+    model_rows,
+    model_style,
+    models_in,
+    not_drawn,
+    split_by_stage,
+)
+from .sources import Plot, Row, as_record, page_figure
 from .style import (
-    COLORS,
     MEASURED,
     MUTED,
     REFERENCE_LINE,
+    figure_of,
     interval_ends,
     layer_axis,
     legend_below,
@@ -27,7 +38,7 @@ from .style import (
     number,
     numbers,
     require_choice,
-    stage_bands,
+    segment_style,
     styled,
 )
 
@@ -50,16 +61,20 @@ METRICS: dict[str, str] = {
 FRACTIONS = ("ncc_error", "ncc_mismatch")
 """Metrics that are drawn as percentages."""
 
-MODELS: dict[str, tuple[str, str, str, Any]] = {
-    "geodesic_model": ("geodesic model", COLORS[1], "s", (0, (5, 2))),
-    "mufm": ("MUFM", COLORS[2], "^", (0, (1.5, 1.5))),
-    "mufm_given": ("MUFM, network's classifier", COLORS[3], "D", (0, (4, 1.5, 1, 1.5))),
-    "ufm": ("plain UFM", COLORS[6], "v", "none"),
+LAWS: dict[str, str] = {
+    "separation": "Separation, tr Σw Σb⁺",
+    "compression": "Compression, tr Σw / tr Σb",
+    "discrimination": "Discrimination, 1 − largest cosine",
 }
-"""Models of a record: name, color, marker, dashes."""
+"""Measures of `separation_law`, and the titles of their panels."""
 
-_TIME_TOLERANCE = 1e-9  # fitted times that differ by less are considered equal
 ZERO_BELOW = 1e-12  # smaller predictions count as zero: rounding errors
+_SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
+_FITS = {
+    "separation": ("rate", "correlation", "curvature"),
+    "compression": ("compression_rate", "compression_correlation", "compression_curvature"),
+    "discrimination": ("discrimination_slope", "discrimination_correlation"),
+}
 
 
 @styled
@@ -95,7 +110,8 @@ def collapse(
         return nothing_to_show(ax, "This record has no layers.")
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
-    stage_bands(ax, [layer.stage for layer in layers])
+    stages = [layer.stage for layer in layers]
+    layer_axis(ax, [layer.name for layer in layers], stages, labels=label_layers)
     curves = [measured]  # those that the vertical axis must show
     zeros = []
     crowded = len(layers) > 30
@@ -110,13 +126,11 @@ def collapse(
         if np.isfinite(predicted).any():
             ax.plot(*split_by_stage(record, predicted), **style)
             curves.append(predicted)
-    # Layers without a stage, such as the image, are drawn separately, not as part of the trend.
-    unstaged = np.array([layer.stage is None for layer in layers])
-    dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
-    _draw_intervals(ax, record, metric, unstaged)
-    ax.plot(x, np.where(unstaged, np.nan, measured), color=MEASURED, **dots)
-    ax.plot(x[unstaged], measured[unstaged], color=MEASURED, mfc="white", ls="none", **dots)
-    notes = [trend_label(record, metric)]
+    staged = staged_layers(layers)
+    draw_band(ax, staged, *_intervals(record, metric), alpha=0.2)
+    size = 2.4 if crowded else 4.0
+    draw_layers(ax, staged, measured, color=MEASURED, marker="o", ms=size, zorder=4)
+    notes = [_trend_label(record, metric)]
     if metric in FRACTIONS:
         notes.append(_error_axis(ax, record, metric, curves))
     else:
@@ -125,28 +139,42 @@ def collapse(
     edge["in_layout"] = False
     for at, style in zeros:  # a logarithmic axis has no 0: they are drawn at its edge
         ax.plot(at, 0 * at, **style, **(edge if ax.get_yscale() == "log" else {}))
-    layer_axis(ax, [layer.name for layer in layers], labels=label_layers)
     notes = [note for note in notes if note]
-    stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
+    stacked = len(notes) > 1 and figure_of(ax).get_size_inches()[0] < 4
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)
     ax.text(0, 1.02, ("\n" if stacked else "; ").join(notes), transform=ax.transAxes, **_SUBTITLE)
-    legend_below(ax, *model_handles(record))
+    legend_below(ax, *_collapse_handles(record))
     return ax
 
 
-def _draw_intervals(ax: Axes, record: Record, metric: str, unstaged: np.ndarray) -> None:
-    """Shade the metric's intervals; layers without a stage have error bars."""
-    key = "ncc_accuracy" if metric == "ncc_error" else metric
-    low, high = interval_ends(layer.collapse.interval(key) for layer in record.layers)
-    if metric == "ncc_error":
-        low, high = 1 - high, 1 - low
+def staged_layers(layers: Sequence[Layer]) -> np.ndarray:
+    """Return which layers are in a stage; others, such as the image, are not part of the path."""
+    return np.array([layer.stage is not None for layer in layers], bool)
+
+
+def draw_layers(ax: Axes, staged: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    """Draw a line over layers; those without a stage are open markers, not part of the line."""
+    x = np.arange(len(values))
+    ax.plot(x, np.where(staged, values, np.nan), **style)
+    ax.plot(x[~staged], values[~staged], **{**style, "mfc": "white", "ls": "none"})
+
+
+def draw_band(
+    ax: Axes, staged: np.ndarray, low: np.ndarray, high: np.ndarray, *, alpha: float
+) -> None:
+    """Shade the band between two curves over layers; those without a stage have error bars."""
     x = np.arange(len(low))
-    bottom, top = (np.where(unstaged, np.nan, ends) for ends in (low, high))
-    ax.fill_between(x, bottom, top, color=MEASURED, alpha=0.2, lw=0)
-    ax.vlines(x[unstaged], low[unstaged], high[unstaged], color=MEASURED, lw=1)
+    bottom, top = (np.where(staged, ends, np.nan) for ends in (low, high))
+    ax.fill_between(x, bottom, top, color=MEASURED, alpha=alpha, lw=0)
+    ax.vlines(x[~staged], low[~staged], high[~staged], color=MEASURED, lw=1)
 
 
-_SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
+def _intervals(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the metric's intervals at every layer."""
+    if metric != "ncc_error":
+        return interval_ends(layer.collapse.interval(metric) for layer in record.layers)
+    low, high = interval_ends(layer.collapse.interval("ncc_accuracy") for layer in record.layers)
+    return 1 - high, 1 - low
 
 
 def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray]) -> str:
@@ -162,6 +190,16 @@ def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray])
     return f"gray line: the network's own error, {100 * error:.3g} %" if has_line else ""
 
 
+def _trend_label(record: Record, metric: str) -> str:
+    """Return the number of increases and Kendall's τ, as in ``increases: 2, τ = −0.80``."""
+    trend = record.trend(metric)
+    tau = number(trend.kendall_tau)
+    parts = [] if trend.violations is None else [f"increases: {trend.violations}"]
+    if np.isfinite(tau):
+        parts.append(f"τ = {tau:z.2f}".replace("-", "−"))
+    return ", ".join(parts)
+
+
 def measured_metric(record: Record, metric: str) -> np.ndarray:
     """Return the metric at every layer, or NaN if it is undefined."""
     return _values_of([layer.collapse for layer in record.layers], metric)
@@ -172,85 +210,187 @@ def predicted_metric(record: Record, model: str, metric: str) -> np.ndarray:
     return _values_of([row.collapse for row in model_rows(record, model)], metric)
 
 
-def model_rows(record: Record, model: str) -> list[Predicted]:
-    """Return a model's row for every layer, empty if the model does not predict the layer."""
-    rows = {row.name: row for row in record.model(model).layers}
-    return [rows.get(layer.name, Predicted.of({})) for layer in record.layers]
-
-
-def in_order(record: Record, model: str) -> np.ndarray:
-    """Return a mask of the layers at which a model is drawn.
-
-    A layer's fitted time is the time at which the model's path is nearest to it. If these times
-    decrease with depth in a stage, the network does not follow the model, which is then not drawn.
-    """
-    times = numbers([row.time for row in model_rows(record, model)])
-    stages = [layer.stage for layer in record.layers]
-    drawn = np.ones(len(stages), bool)
-    for stage in {stage for stage in stages if stage is not None}:
-        members = np.array([each == stage for each in stages])
-        fitted = times[members][np.isfinite(times[members])]
-        drawn[members] = not (np.diff(fitted) < -_TIME_TOLERANCE).any()
-    return drawn
-
-
-def not_drawn(record: Record) -> str:
-    """Return a note for a caption on models that are not drawn in some stages, or an empty text."""
-    stages = np.array([layer.stage for layer in record.layers])
-    notes = []
-    for key in models_in(record):
-        missing = sorted(set(stages[~in_order(record, key)]))
-        if missing:
-            numbered = ", ".join(str(stage_number(stage)) for stage in missing)
-            notes.append(f"{MODELS[key][0]} in stage{'s' * (len(missing) > 1)} {numbered}")
-    if not notes:
-        return ""
-    return f"Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
-
-
-def split_by_stage(record: Record, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions and values of a line over layers, with gaps between stages."""
-    stages = [layer.stage for layer in record.layers]
-    positions = np.arange(len(values), dtype=float)
-    cuts = [
-        i
-        for i in range(1, len(stages))
-        if stages[i] != stages[i - 1] and None not in (stages[i], stages[i - 1])
-    ]
-    return np.insert(positions, cuts, np.nan), np.insert(values, cuts, np.nan)
-
-
 def _values_of(layers: Sequence[Collapse], metric: str) -> np.ndarray:
     if metric == "ncc_error":
         return 1 - numbers([layer.measure("ncc_accuracy") for layer in layers])
     return numbers([layer.measure(metric) for layer in layers])
 
 
-def model_style(key: str) -> dict[str, Any]:
-    _, color, marker, dashes = MODELS[key]
-    line = {"color": color, "ls": dashes, "lw": 1.3}
-    return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
-
-
-def models_in(record: Record) -> list[str]:
-    """Return the keys of the models in a record."""
-    return [key for key in MODELS if record.model(key).layers]
-
-
-def trend_label(record: Record, metric: str) -> str:
-    """Return the number of increases and Kendall's τ, as in ``increases: 2, τ = −0.80``."""
-    trend = record.trend(metric)
-    tau = number(trend.kendall_tau)
-    parts = [] if trend.violations is None else [f"increases: {trend.violations}"]
-    if np.isfinite(tau):
-        parts.append(f"τ = {tau:z.2f}".replace("-", "−"))
-    return ", ".join(parts)
-
-
-def model_handles(record: Record) -> tuple[list[Line2D], list[str]]:
+def _collapse_handles(record: Record) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of the network and of the models that are drawn."""
-    staged = np.array([layer.stage is not None for layer in record.layers])
+    staged = staged_layers(record.layers)
     drawn = [key for key in models_in(record) if (in_order(record, key) & staged).any()]
+    handles, names = model_handles(drawn)
     network = Line2D([], [], color=MEASURED, marker="o", ms=4)
-    handles = [network, *(Line2D([], [], **model_style(key)) for key in drawn)]
-    return handles, ["the network", *(MODELS[key][0] for key in drawn)]
+    return [network, *handles], ["the network", *names]
+
+
+_COLLAPSE_METRICS = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
+_COLLAPSE_CAPTION = (
+    "Progressive feedforward collapse: each metric over depth, from the input of the first block "
+    "to the output of the last; 0 is complete collapse. Bands: intervals over samples. Open "
+    "circles: layers outside the blocks, such as the input image and the classifier's input, which "
+    "are not part of the trend. Kendall's τ is −1 if a metric decreases at every layer. Shading "
+    "marks the feature spaces."
+)
+
+
+def collapse_plot(record: Record) -> Plot | None:
+    layers = record.layers
+    if not layers:
+        return None
+    models = models_in(record)
+    panels = [
+        partial(collapse, record, metric, label_layers=position >= 4)
+        for position, metric in enumerate(_COLLAPSE_METRICS)
+    ]
+
+    legend = partial(_collapse_handles, record) if models else None
+
+    def rows() -> list[Row]:
+        predicted = {
+            f"{model}.{metric}": predicted_metric(record, model, metric)
+            for model in models
+            for metric in _COLLAPSE_METRICS
+        }
+        return [
+            {
+                **layer.only("name", "stage", "width"),
+                **layer.collapse.plain(),
+                **{name: defined(values[i]) for name, values in predicted.items()},
+            }
+            for i, layer in enumerate(layers)
+        ]
+
+    predictions = (
+        "Dashed and dotted: predictions of the models fitted to this network; on a logarithmic "
+        "axis, predictions of zero are drawn at the lower edge."
+        if models
+        else ""
+    )
+    trends = {key: record.trend(key).monotone for key in _COLLAPSE_METRICS}
+    if monotone := [key for key, falls in trends.items() if falls]:
+        summary = f"never increasing: {', '.join(monotone)}."
+    elif False in trends.values():
+        summary = "each that is defined increases at some layer."
+    else:
+        summary = "their trends are undefined."
+    return Plot(
+        "collapse",
+        "Collapse from layer to layer",
+        " ".join(filter(None, (_COLLAPSE_CAPTION, predictions, not_drawn(record)))),
+        f"Six collapse metrics over {len(layers)} layers; {summary}",
+        lambda: page_figure(
+            8.0, panels, legend, columns=2, loc="outside upper center", max_columns=3
+        ),
+        rows,
+    )
+
+
+# --- the law of data separation ------------------------------------------------------------------
+
+
+@styled
+def separation_law(record: Any, measure: str = "separation", ax: Axes | None = None) -> Axes:
+    """Draw a measure of the classes' separation over depth, and fitted lines of constant rate.
+
+    The law of data separation says that D = tr Σw Σb⁺ falls by the same factor at every layer, so
+    that ln D is linear in depth. One line is fitted per stage.
+
+    Parameters
+    ----------
+    measure : str
+        A key of `LAWS`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels, noise = np.arange(60) % 3, np.random.default_rng(0).normal(size=(60, 4))
+    >>> layers = [np.eye(3, 4)[labels] + 0.8**l * noise for l in range(4)]
+    >>> law = wgeo.separation_law(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> ax = wgeo.plots.separation_law(law)
+    >>> ax.get_title(loc="left")
+    'Separation, tr Σw Σb⁺'
+    """
+    record = as_record(record, "SeparationLaw", "Collapse")
+    require_choice(measure, LAWS)
+    ax = new_axes(ax)
+    segments = _stage_fits(record)
+    if not segments:
+        return nothing_to_show(ax, "This record has no stage of at least three layers.")
+    names = list(dict.fromkeys(name for segment in segments for name in segment.layers))
+    handles, labels, curves = [], [], []
+    for i, segment in enumerate(segments):
+        at = np.array([names.index(name) for name in segment.layers], float)
+        values = numbers(getattr(segment, measure))
+        style = segment_style(i)
+        (dots,) = ax.plot(at, values, ls="none", ms=4, zorder=3, **style)
+        curves.append(values)
+        line = _line(segment, measure, values)
+        ax.plot(at, line, color=style["color"], lw=1.1, ls=(0, (4, 3)), zorder=2)
+        handles.append(dots)
+        labels.append(_label(segment, measure))
+    if measure != "discrimination":
+        log_if_positive(ax, *curves)
+    layer_axis(ax, names)
+    ax.set_title(LAWS[measure])
+    legend_below(ax, handles, labels)
+    return ax
+
+
+def _stage_fits(record: Record) -> list[SegmentLaw]:
+    """Return the fits of single stages; fits over several feature spaces are not drawn."""
+    segments = record.separation_law.segments
+    return [segment for segment in segments if segment.stage is not None]
+
+
+def _line(segment: SegmentLaw, measure: str, values: np.ndarray) -> np.ndarray:
+    """Return the fitted line, which passes through the mean of the values; NaN if undefined."""
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    rate = number(segment.measure(_FITS[measure][0]))
+    if measure == "discrimination":
+        return values.mean() + rate * x
+    if not (rate > 0 and (values > 0).all()):  # NaN compares false
+        return np.full(len(values), np.nan)
+    return np.exp(np.log(values).mean() + np.log(rate) * x)
+
+
+def _label(segment: SegmentLaw, measure: str) -> str:
+    """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
+    name = f"stage {stage_number(segment.stage)}"
+    rate = "slope" if measure == "discrimination" else "factor"
+    values = zip((rate, "r =", "curvature"), map(segment.measure, _FITS[measure]), strict=False)
+    parts = [f"{word} {value:.3g}" for word, value in values if value is not None]
+    return f"{name}: {', '.join(parts)}".replace("-", "−") if parts else name
+
+
+def separation_law_plot(record: Record) -> Plot | None:
+    fits = _stage_fits(record)
+    if not fits:
+        return None
+
+    def rows() -> list[Row]:
+        return [
+            {
+                "stage": segment.stage,
+                "layer": name,
+                **{key: getattr(segment, key)[i] for key in LAWS},
+                **{k: v for k, v in segment.json.items() if v is None or isinstance(v, float)},
+            }
+            for segment in fits
+            for i, name in enumerate(segment.layers)
+        ]
+
+    return Plot(
+        "separation-law",
+        "Do the classes separate at a constant rate?",
+        "Scatter within classes relative to the scatter between class means: tr Σw Σb⁺ above, and "
+        "tr Σw / tr Σb in the middle. Dashed: a constant factor per layer, which is a straight "
+        "line on a logarithmic axis, with curvature 0 and correlation r = −1. Along a geodesic "
+        "with constant speed, these two curves are bent. Below: one minus the largest cosine "
+        "between uncentered class means.",
+        f"Separation of the classes over depth in {counted(len(fits), 'stage')}.",
+        lambda: page_figure(8.4, [partial(separation_law, record, key) for key in LAWS]),
+        rows,
+    )

@@ -1,17 +1,19 @@
-"""Write figures to PNG, SVG and PDF files, and the plotted numbers to CSV files."""
+"""The figures of a record, and their files: PNG, SVG and PDF, with the plotted numbers as CSV."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,9 +23,16 @@ from ..errors import ArgumentError
 from ..runtime.progress import track
 from ..storage.files import writable, write_atomic
 from ..storage.ownership import owned, require_writable
-from .composed import catalog
-from .plot import Plot, as_csv
-from .style import styled
+from ..text import printable
+from .block_transport import block_distances_plot, distances_plot, gradient_maps_plot
+from .classes import class_means_plot, class_variability_plot
+from .depth import collapse_plot, separation_law_plot
+from .matrices import alignment_plot, pairs_plots
+from .paths import sample_sizes_plot, straightness_plot
+from .predictions import model_errors_plot
+from .series import over_plot, profiles_plot
+from .sources import Plot, Row, as_record, as_series, is_series
+from .style import figure_of, styled
 
 # Names of the files of an analysis and of a series, without extensions: glob patterns
 STEMS = (
@@ -33,6 +42,35 @@ STEMS = (
 )
 SERIES_STEMS = ("over", "profiles", "block-distances", "class-means-training")
 _DEFAULT_ENDINGS = ("png", "svg", "csv")
+
+
+def catalog(source: Any) -> list[Plot]:
+    """Return the figures that can be drawn from a record, in reading order."""
+    plots: list[Plot | None]
+    if is_series(source):
+        series = as_series(source)
+        plots = [
+            over_plot(series),
+            profiles_plot(series),
+            block_distances_plot(series),
+            class_means_plot(series),
+        ]
+    else:
+        record = as_record(source)
+        plots = [
+            collapse_plot(record),
+            class_variability_plot(record),
+            model_errors_plot(record),
+            distances_plot(record),
+            straightness_plot(record),
+            *pairs_plots(record),
+            sample_sizes_plot(record),
+            gradient_maps_plot(record),
+            separation_law_plot(record),
+            alignment_plot(record),
+            *(class_means_plot(record, i) for i in range(len(record.segments))),
+        ]
+    return [plot for plot in plots if plot is not None]
 
 
 def file_names(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -> list[str]:
@@ -116,8 +154,7 @@ def figures(
 
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    pictures = [ending for ending in _RENDER if ending in endings]
-    if pictures:
+    if pictures := [ending for ending in _CANVASES if ending in endings]:
         with warnings.catch_warnings():
             # Characters that the font lacks are drawn as boxes, without a warning.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -127,48 +164,56 @@ def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
+@styled
 def rendered(figure: Figure, stem: str, endings: Sequence[str]) -> dict[str, bytes]:
     """Return the contents of a figure's files by name, with one layout for all."""
     if layout := figure.get_layout_engine():
         layout.execute(figure)  # not the whole drawing, which is repeated for each file anyway
     figure.set_layout_engine("none")
-    return {f"{stem}.{ending}": _RENDER[ending](figure) for ending in endings}
+    return {f"{stem}.{ending}": _picture(figure, ending) for ending in endings}
+
+
+def as_csv(rows: Iterable[Row]) -> bytes:
+    """Return rows as CSV in UTF-8, with numbers in full precision; undefined values are empty.
+
+    Unprintable characters are escaped as in Python, because a terminal would interpret them.
+    """
+    rows = [{_escaped(key): _escaped(value) for key, value in row.items()} for row in rows]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _escaped(value: Any) -> Any:
+    return printable(value, None) if isinstance(value, str) else value
 
 
 # The canvases are used directly: savefig would draw every figure a second time for its layout.
 # Dates and versions are left out, so that equal records give equal files.
+_CANVASES: dict[str, tuple[type[FigureCanvasBase], dict[str, None]]] = {
+    "png": (FigureCanvasAgg, {"Software": None}),
+    "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
+    "pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": None, "Producer": None}),
+}
+ENDINGS = (*_CANVASES, "csv")
 
 
-def _png(figure: Figure) -> bytes:
+def _picture(figure: Figure, ending: str) -> bytes:
+    """Return the contents of a figure's file."""
+    canvas, metadata = _CANVASES[ending]
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    getattr(canvas(figure), f"print_{ending}")(data, metadata=metadata)
     return data.getvalue()
 
 
 @styled
-def _svg(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})
-    return data.getvalue()
-
-
 def data_uri(ax: Axes) -> str:
     """Return the figure of a panel as the ``src`` of an HTML image."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    return f"data:image/svg+xml;base64,{base64.b64encode(_svg(figure)).decode()}"
-
-
-@styled
-def _pdf(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    FigureCanvasPdf(figure).print_pdf(data, metadata=undated)
-    return data.getvalue()
-
-
-_RENDER: dict[str, Callable[[Figure], bytes]] = {"png": _png, "svg": _svg, "pdf": _pdf}
-ENDINGS = (*_RENDER, "csv")
+    content = base64.b64encode(_picture(figure_of(ax), "svg"))
+    return f"data:image/svg+xml;base64,{content.decode()}"
 
 
 @styled
@@ -209,15 +254,16 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     """
     path = Path(path)
     ending = path.suffix.lower().removeprefix(".")
-    if ending not in _RENDER:
-        raise ArgumentError(f"save writes .{', .'.join(_RENDER)}; not {path.suffix or path.name}.")
-    figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
-    assert figure is not None
+    if ending not in _CANVASES:
+        raise ArgumentError(
+            f"save writes .{', .'.join(_CANVASES)}; not {path.suffix or path.name}."
+        )
+    figure = drawn if isinstance(drawn, Figure) else figure_of(drawn)
     original_dpi, canvas = figure.dpi, figure.canvas
     try:
         figure.dpi = dpi if ending == "png" else 72
         figure.draw_without_rendering()
-        write_atomic(writable(path.parent) / path.name, _RENDER[ending](figure))
+        write_atomic(writable(path.parent) / path.name, _picture(figure, ending))
     finally:
         figure.dpi = original_dpi
         figure.set_canvas(canvas)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
 from ..results import Result
 from ..storage.files import folder_name
 from ..storage.ownership import owned
+from ..text import percent
 from .files import rendered
 from .sources import as_mapping
 from .style import (
@@ -25,6 +25,7 @@ from .style import (
     MEASURED,
     MUTED,
     REFERENCE,
+    figure_of,
     legend,
     new_axes,
     new_figure,
@@ -51,9 +52,8 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(solution: Any) -> Figure:
     """Draw a solution of `wgeo.ufm`, or its record (``solution.json``), as one figure.
 
-    The panels show the cosines of the class means and the terms of the objective. If there are
-    several layers or starts, they also show the collapse at each layer or the objective of each
-    start.
+    The panels show the cosines of the class means and the terms of the objective. With several
+    layers, they also show the collapse at each layer; with several starts, the objective of each.
 
     Examples
     --------
@@ -77,9 +77,14 @@ def model(solution: Any) -> Figure:
     if lower:
         rows.append(lower if len(lower) == 2 else lower * 2)
     panels = figure.subplot_mosaic(rows)
-    draw = {"means": model_means, "terms": model_terms, "layers": model_layers}
+    draw = {
+        "means": model_means,
+        "terms": model_terms,
+        "layers": model_layers,
+        "starts": model_starts,
+    }
     for name, ax in panels.items():
-        draw.get(name, model_starts)(record, ax)
+        draw[name](record, ax)
     return figure
 
 
@@ -95,13 +100,11 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     if not K or not np.isfinite(matrix).any():
         return nothing_to_show(ax, "The class means are zero.")
     simplex = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; ".replace("-", "−") if K > 1 else ""
-    note = f"{simplex}orthogonal frame: 0"
-    subtitle = ax.text(
-        0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom"
-    )
+    options: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "va": "bottom"}
+    subtitle = ax.text(0, 1.02, f"{simplex}orthogonal frame: 0", transform=ax.transAxes, **options)
     subtitle.set_in_layout(False)  # otherwise the color bar moves to the end of the text
     image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-    bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])  # type: ignore[union-attr]
+    bar = figure_of(ax).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])
     bar.outline.set_visible(False)  # type: ignore[operator]
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(min(K, 10), integer=True))
@@ -134,16 +137,10 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, 1.3 * max(float(np.nanmax(sizes)), 1e-300))
     ax.xaxis.set_major_locator(MaxNLocator(4))
+    options: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
     for y, size in zip(at, sizes, strict=True):
-        share = f" ({size / total:.0%})" if total > 0 else ""
-        ax.annotate(
-            f"{size:.3g}{share}",
-            (size, y),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-        )
+        share = f" ({percent(size / total, 0)})" if total > 0 else ""
+        ax.annotate(f"{size:.3g}{share}", (size, y), xytext=(3, 0), **options)
     return ax
 
 
@@ -155,21 +152,17 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     curve = record.get("curve") or []
     weights = bool(curve) and "deep" in curve[0]  # a row per weight matrix; MUFM: per layer
     part = "deep" if weights else "collapse"
-    lines = []
-    for key, name in (DEEP if weights else LINES).items():
-        series = numbers([layer[part][key] for layer in curve])
-        if np.isfinite(series).any():
-            lines.append((name, series))
+    names = DEEP if weights else LINES
+    metrics = {name: numbers([layer[part][key] for layer in curve]) for key, name in names.items()}
+    lines = {name: values for name, values in metrics.items() if np.isfinite(values).any()}
     ax.set_title("Collapse at every layer", pad=16)
     if not lines:
         return nothing_to_show(ax, "No metric is defined at any layer.")
     handles = []
-    for order, (_, series) in enumerate(lines):
-        style: dict[str, Any] = {"color": COLORS[order], "marker": MARKERS[order]}
-        ax.plot(range(len(curve)), floored(series), **style)
-        handles.append(Line2D([], [], **style))
-    _log_from_floor(ax, *(series for _, series in lines))
-    if any((series < FLOOR).any() for _, series in lines):
+    for values, color, marker in zip(lines.values(), COLORS, MARKERS, strict=False):
+        handles += ax.plot(range(len(curve)), floored(values), color=color, marker=marker)
+    _log_from_floor(ax, *lines.values())
+    if any((values < FLOOR).any() for values in lines.values()):
         note = "values that are zero up to rounding are drawn at the edge"
         ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED)
     if weights:
@@ -178,7 +171,7 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     else:
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.set_xlabel("layer")
-    legend(ax, handles, [name for name, _ in lines], loc="best")
+    legend(ax, handles, list(lines), loc="best")
     return ax
 
 
@@ -206,13 +199,13 @@ def model_starts(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def floored(series: np.ndarray) -> np.ndarray:
-    """Return values for a logarithmic axis, none below `FLOOR`."""
+    """Return values for a logarithmic axis: at least `FLOOR`, or NaN if undefined."""
     return np.where(np.isfinite(series), np.maximum(series, FLOOR), np.nan)
 
 
 def _log_from_floor(ax: Axes, *series: np.ndarray) -> None:
-    top = max(float(np.nanmax(floored(s))) for s in series)
-    low = min(float(np.nanmin(floored(s))) for s in series)
+    values = floored(np.concatenate(series))
+    low, top = float(np.nanmin(values)), float(np.nanmax(values))
     ax.set_yscale("log")
     ax.set_ylim(low / 3, 3 * max(top, 10 * low))
 

@@ -1,38 +1,40 @@
-"""Panels of the path through a segment: class means, straightness, distance from the geodesic."""
+"""Panels of the path through a segment: its straightness, and the effect of the sample size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from ..errors import ArgumentError
-from ..storage.record import Measured, Record, Segment, SeriesRecord, View
+from .._deprecated import renamed_parameter
+from ..results import defined
+from ..storage.record import Measured, Record, Segment
 from ..text import counted
-from .sources import as_record, as_series, is_series
+from ..thresholds import LOW_RESOLUTION
+from .sources import Plot, Row, as_record, page_figure
 from .style import (
-    CLASS_COLORS,
-    COLORS,
     GRID,
-    MARKERS,
-    MUTED,
     REFERENCE_LINE,
-    class_name,
     has_resolution,
-    inches_wide,
     interval_ends,
-    legend,
     legend_below,
+    legend_of_figure,
     log_if_positive,
     new_axes,
+    new_figure,
     nothing_to_show,
+    number,
     numbers,
+    range_text,
+    require_choice,
     segment_name,
+    segment_style,
     styled,
 )
 
@@ -51,175 +53,12 @@ SCORES: dict[str, str] = {
 }
 """Scores of the map from a segment's first layer to its last: at most 1, and 1 if optimal."""
 
-
-@styled
-def class_means(
-    record: Any, segment: int = 0, ax: Axes | None = None, *, centered: bool = False
-) -> Axes:
-    """Draw the paths of the class means through a segment, in the plane of their largest variance.
-
-    Markers are open at the first layer and filled at the last. The dashed line between them is the
-    chord, along which class means move on a geodesic; it is omitted for more than 40 classes. For
-    a series over training, the paths show the last layer's class means from epoch to epoch, without
-    chords.
-
-    Parameters
-    ----------
-    segment : int
-        Index of the segment in the record, from 0.
-    centered : bool
-        Whether to subtract the mean of the class means at each layer. This removes the motion that
-        all classes share.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import wgeo
-    >>> x = np.random.default_rng(0).normal(size=(20, 3))
-    >>> traj = wgeo.Trajectory.from_arrays([x, 2 * x, 3 * x], np.arange(20) % 2)
-    >>> ax = wgeo.plots.class_means(traj)
-    >>> ax.get_xlabel()
-    'first principal component (98 % of variance)'
-    """
-    training = is_series(record)
-    record = over_training(as_series(record)) if training else as_record(record, "Trajectory")
-    ax = new_axes(ax, 6.2, 4.4)
-    view = segment_at(record.segments, segment).view
-    if not has_class_means(view):
-        return nothing_to_show(ax, "This record has no plane of class means.")
-    draw_class_means(ax, view, chords=not training, centered=centered)
-    layers = record.segments[segment].layers
-    ax.set_title(segment_name(layers, segment % len(record.segments)))
-    handles, names = class_handles(record, view, "epoch" if training else "layer")
-    columns = 1 + (len(names) - 1) // _LEGEND_ROWS
-    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
-    if inches_wide(ax) < _NARROW:
-        options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
-    legend(ax, handles, names, **options)
-    return ax
-
-
-def has_class_means(view: View) -> bool:
-    paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
-    return paths.ndim == 3 and bool(np.isfinite(paths).any())
-
-
-def draw_class_means(ax: Axes, view: View, *, chords: bool, centered: bool) -> None:
-    """Draw the paths of the class means of a view, without title and legend."""
-    paths = np.array(view.class_means, dtype=np.float64)
-    if centered:
-        paths -= paths.mean(1, keepdims=True)
-    if paths.shape[1] <= _MAX_NAMED:
-        for k, path in enumerate(paths.transpose(1, 0, 2)):
-            _draw_path(ax, path, class_style(k), chord=chords)
-    else:
-        _draw_many(ax, paths)
-    ax.set_aspect("equal", adjustable="datalim")
-    ax.margins(0.08)
-    labels = axis_labels(view, narrow=inches_wide(ax) < _NARROW)
-    ax.set(xlabel=labels[0], ylabel=labels[1])
-
-
-def segment_at(
-    segments: Sequence[Any], index: int, source: str = "record", noun: str = "segment"
-) -> Any:
-    """Return the segment of this index, or raise `ArgumentError`."""
-    if not -len(segments) <= index < len(segments):
-        raise ArgumentError(
-            f"no {noun} {index}; this {source} has {counted(len(segments), noun)}, numbered from 0."
-        )
-    return segments[index]
-
-
-def over_training(series: SeriesRecord) -> Record:
-    """Return the last layer over training as a record of one segment, with epochs as layers."""
-    provenance = next((row.provenance.json for row in series.analyses), {})
-    return Record.of({"provenance": provenance, "segments": [series.last_layer.json]})
-
-
-_LEGEND_ROWS = 23
-_COMPONENTS = ("first principal component", "second principal component")
-_NARROW = 3.5  # inches, the width of a paper's column
-_MAX_NAMED = 40  # maximum number of classes with names, chords and separate markers
-
-
-def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> None:
-    x, y = path.T
-    if chord:
-        ax.plot(x[[0, -1]], y[[0, -1]], color=style["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
-    ax.plot(x, y, color=style["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
-    ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **style)
-    ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **style)
-
-
-def _draw_many(ax: Axes, paths: np.ndarray) -> None:
-    colors = [class_style(k)["color"] for k in range(paths.shape[1])]
-    ax.add_collection(LineCollection([*paths.transpose(1, 0, 2)], colors=colors, linewidths=0.7))
-    (x0, y0), (x1, y1) = paths[0].T, paths[-1].T
-    ax.scatter(x0, y0, s=9, c="white", edgecolors=colors, linewidths=0.6, zorder=4)
-    ax.scatter(x1, y1, s=11, c=colors, edgecolors="white", linewidths=0.3, zorder=5)
-
-
-def class_style(k: int) -> dict[str, Any]:
-    return {"color": CLASS_COLORS[k % len(CLASS_COLORS)], "marker": MARKERS[k % len(MARKERS)]}
-
-
-def segment_style(i: int) -> dict[str, Any]:
-    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
-
-
-def draw_curve(
-    ax: Axes,
-    at: np.ndarray,
-    values: np.ndarray,
-    bars: tuple[np.ndarray, np.ndarray],
-    solid: np.ndarray,
-    style: Mapping[str, Any],
-    line: bool = True,
-) -> None:
-    """Draw the curve of a segment, with bars (low ends, high ends) and solid or hollow markers."""
-    color = style["color"]
-    ax.vlines(at, bars[0], bars[1], color=color, lw=1.2, alpha=0.7)
-    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=color, zorder=2)
-    for mask, face in ((solid, color), (~solid, "white")):
-        ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
-
-
-def class_names(record: Record, view: View, width: int = 18) -> list[str]:
-    """Return the names of a view's classes, shortened to `width`; numbers if they are unknown."""
-    names = record.provenance.class_names
-    count = len(view.class_means[0])
-    classes = view.classes or range(count)
-    return [class_name(names, k, width) for k in classes]
-
-
-def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
-    """Return the labels of a view's axes, with the percentage of variance along each if known."""
-    shares = numbers(view.explained)
-    shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
-    names = ("PC 1", "PC 2") if narrow else _COMPONENTS
-    return [
-        f"{name} ({100 * share:.0f} % of variance)" if np.isfinite(share) else name
-        for name, share in zip(names, shares, strict=True)
-    ]
-
-
-def class_handles(record: Record, view: View, step: str) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the class means; many classes are not named."""
-    names = class_names(record, view)
-    gray: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
-    ends = [Line2D([], [], ms=6.5, mfc="white", mew=1.2, **gray), Line2D([], [], ms=7, **gray)]
-    if len(names) > _MAX_NAMED:
-        return ends, [f"first {step} ({len(names)} classes)", f"last {step}"]
-    handles = [Line2D([], [], ms=6, lw=1.3, **class_style(k)) for k in range(len(names))] + ends
-    names += [f"first {step}", f"last {step}"]
-    if step == "layer":
-        handles.append(Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))))
-        names.append("straight chord")
-    return handles, names
-
-
-# --- straightness --------------------------------------------------------------------------------
+CURVES: dict[str, str] = {
+    "distance": "W2 end to end (feature units)",
+    "ot_score": "OT score, end to end",
+    "resolution": "Resolution",
+}
+"""Measures over the number of samples, and their labels."""
 
 
 @styled
@@ -312,12 +151,12 @@ def _row_of_marks(
 
 
 def is_evidence(segment: Segment, key: str) -> bool:
-    """Return whether the samples are sufficient for a score to be evidence."""
+    """Return whether a score of 1 would be evidence of an optimal map."""
     return bool(segment.power) if key == "corr_score" else has_resolution(segment)
 
 
 def orthogonal_ratio(segment: Segment) -> float | None:
-    """Return the length ratio of orthogonal steps: of the centered path if recorded."""
+    """Return the length ratio of orthogonal steps, on the centered path if that is recorded."""
     centered = segment.centred.sqrt_moving_blocks
     return segment.sqrt_moving_blocks if centered is None else centered
 
@@ -365,7 +204,179 @@ def gap_positions(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     return (time if len(time) == len(gap) else np.linspace(0, 1, len(gap))), gap
 
 
+@renamed_parameter("figure", "measure")
+@styled
+def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None) -> Axes:
+    """Draw a measure of every segment over the number of samples.
+
+    The measure compares the segment's first and last layer. If a curve still changes at its last
+    point, the value depends on the number of samples. Bars show the standard deviation over random
+    subsets. The marker of an OT score is hollow if the resolution is below 1/2 or undefined.
+
+    Parameters
+    ----------
+    measure : str
+        A key of `CURVES`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x = np.random.default_rng(0).normal(size=(64, 2))
+    >>> ax = wgeo.plots.sample_sizes(wgeo.bias_curve(x, 2 * x), measure="distance")
+    >>> ax.get_xlabel()
+    'samples'
+    """
+    record = as_record(record, "BiasCurve")
+    require_choice(measure, CURVES)
+    ax = new_axes(ax)
+    segments = record.segments
+    if not any(segment.sample_sizes.points for segment in segments):
+        return nothing_to_show(ax, "This record has no curve over sample sizes.")
+    sizes: set[float] = set()
+    curves = []
+    for i, segment in enumerate(segments):
+        points = segment.sample_sizes.points
+        at = numbers([point.size for point in points])
+        values = numbers([point.measure(measure) for point in points])
+        spread = np.nan_to_num(numbers([point.measure(f"{measure}_deviation") for point in points]))
+        solid = np.ones(len(at), bool)
+        if measure == "ot_score":
+            solid = numbers([point.measure("resolution") for point in points]) >= LOW_RESOLUTION
+        draw_curve(ax, at, values, (values - spread, values + spread), solid, segment_style(i))
+        sizes |= set(at)
+        curves.append(values)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(sizes)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    ax.set_xlabel("samples")
+    if measure == "resolution":
+        ax.axhline(LOW_RESOLUTION, **REFERENCE_LINE)
+        log_if_positive(ax, *curves, np.array([LOW_RESOLUTION]))
+    ax.set_title(CURVES[measure])
+    legend_below(ax, *segment_handles(record))
+    return ax
+
+
+def draw_curve(
+    ax: Axes,
+    at: np.ndarray,
+    values: np.ndarray,
+    bars: tuple[np.ndarray, np.ndarray],
+    solid: np.ndarray,
+    style: Mapping[str, Any],
+    line: bool = True,
+) -> None:
+    """Draw the curve of a segment, with bars (low ends, high ends) and solid or hollow markers."""
+    color = style["color"]
+    ax.vlines(at, bars[0], bars[1], color=color, lw=1.2, alpha=0.7)
+    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=color, zorder=2)
+    for mask, face in ((solid, color), (~solid, "white")):
+        ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
+
+
 def segment_handles(record: Record) -> tuple[list[Line2D], list[str]]:
     segments = record.segments
     handles = [Line2D([], [], ms=5, lw=1.4, **segment_style(i)) for i in range(len(segments))]
     return handles, [segment_name(segment.layers, i) for i, segment in enumerate(segments)]
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def straightness_plot(record: Record) -> Plot | None:
+    segments = record.segments
+    if not segments:
+        return None
+
+    @styled
+    def draw() -> Figure:
+        handles, names = segment_handles(record)
+        figure = new_figure(7.2, 5.3 + 0.28 * len(names))
+        panels = figure.subplot_mosaic(
+            [["ratios", "scores"], ["gap", "gap"]],
+            height_ratios=[1.5, 1],
+            width_ratios=[1.9, 1],
+        )
+        ratios, scores = panels["ratios"], panels["scores"]
+        straightness(record, ratios).set_title("Ratios: 1 is a constant-speed geodesic")
+        straightness(record, scores, measures=SCORES).set_title("Scores, end to end")
+        interpolation_gap(record, panels["gap"]).set_title("Distance from the geodesic")
+        legend_of_figure(figure, handles, names, max_columns=2)
+        return figure
+
+    return Plot(
+        "straightness",
+        "Straightness of the path",
+        "Straightness of every segment, with intervals, compared with the ideal value 1 "
+        "(dashed). Left: ratios, of features with each layer's mean subtracted (solid) and of the "
+        "original features (hollow). The tick at the length ratio marks √B, with B the effective "
+        "number of moving blocks: the ratio that steps of the same lengths would have at right "
+        "angles to each other. A path with a ratio near √B is not straight. Right: scores of the "
+        "map from the first layer to the last, 1 for an optimal map; hollow: not evidence; "
+        "crosses: an upper bound of the null maps' correlation scores. Below: distance of each "
+        "layer from the displacement interpolation of the segment's first and last layer, divided "
+        "by the distance between them.",
+        f"Straightness of {counted(len(segments), 'segment')}: "
+        f"length ratio{range_text(segments, 'length_ratio')}, "
+        f"correlation score{range_text(segments, 'corr_score')}.",
+        draw,
+        lambda: [row for i, segment in enumerate(segments) for row in _segment_rows(segment, i)],
+    )
+
+
+def _segment_rows(segment: Segment, index: int) -> list[Row]:
+    rows: list[Row] = []
+
+    def add(measure: str, value: Any, at: float | None = None, **ends: float | None) -> None:
+        name = segment_name(segment.layers, index)
+        rows.append({"segment": name, "measure": measure, "at": at, "value": value, **ends})
+
+    for key in (*RATIOS, *SCORES):
+        sources: list[tuple[str, Measured]] = [(key, segment)]
+        if key in RATIOS and segment.centred:
+            sources.append((f"{key}_centred", segment.centred))
+        for measure, source in sources:
+            low, high = source.interval(key) or (None, None)
+            add(measure, source.measure(key), low=low, high=high)
+    add("sqrt_moving_blocks", orthogonal_ratio(segment))
+    add("highest_null", segment.highest_null)
+    for at, value in zip(*gap_positions(segment), strict=True):
+        add("interpolation_gap", defined(value), float(at))
+    return rows
+
+
+def sample_sizes_plot(record: Record) -> Plot | None:
+    segments = record.segments
+    points = [point for segment in segments for point in segment.sample_sizes.points]
+    if not points:
+        return None
+
+    def panel(measure: str, ax: Axes) -> None:
+        sample_sizes(record, measure, ax).tick_params(axis="x", labelrotation=90)
+
+    panels = [partial(panel, measure) for measure in CURVES]
+    legend, height = partial(segment_handles, record), 3.0 + 0.16 * len(segments)
+
+    def rows() -> list[Row]:
+        return [
+            {"segment": segment_name(segment.layers, i), **point.plain()}
+            for i, segment in enumerate(segments)
+            for point in segment.sample_sizes.points
+        ]
+
+    largest = max(point.size for point in points)
+    enough = [number(segment.sample_sizes.enough) for segment in segments]
+    needed = max((n for n in enough if n > largest), default=None)
+    note = f" A resolution of 1/2 would need about {needed:,.0f} samples." if needed else ""
+    return Plot(
+        "sample-sizes",
+        "Dependence on the number of samples",
+        "Transport from the first to the last layer of every segment, on random subsets of the "
+        "samples; bars: standard deviation over subsets. Empirical W2 is biased: if a curve still "
+        f"changes at the largest number of samples, the value depends on that number.{note}",
+        "W2, OT score and resolution over the number of samples.",
+        lambda: page_figure(height, panels, legend, columns=3, max_columns=2),
+        rows,
+    )

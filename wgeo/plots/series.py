@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
 from ..storage.record import AnalysisRow, Measured, Segment, SeriesRecord
-from .depth import METRICS, measured_metric
-from .paths import RATIOS, draw_curve, is_evidence, orthogonal_ratio, segment_style
-from .plot import Plot, Row
-from .sources import as_series
+from .depth import METRICS, measured_metric, staged_layers
+from .paths import RATIOS, draw_curve, is_evidence, orthogonal_ratio
+from .sources import Plot, Row, as_series, page_figure
 from .style import (
     MEASURED,
     REFERENCE_LINE,
     interval_ends,
     legend_below,
-    legend_of_figure,
     log_if_positive,
     new_axes,
-    new_figure,
     nothing_to_show,
     number,
     numbers,
     require_choice,
     segment_name,
+    segment_style,
     short,
     styled,
     thinned,
@@ -55,14 +53,6 @@ ENDS: dict[str, str] = {
     "tau": "Kendall's τ of NC1 over depth",
 }
 """Measures of a whole network that `over` draws, and their labels."""
-
-
-def positions(series: SeriesRecord) -> np.ndarray:
-    """Return each analysis's position on the axis: its epoch, or its index."""
-    rows = series.analyses
-    if series.axis == "epoch":
-        return numbers([row.provenance.epoch for row in rows])
-    return np.arange(len(rows), dtype=np.float64)
 
 
 @renamed_parameter("figure", "measure")
@@ -97,8 +87,9 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     series = as_series(series)
     require_choice(measure, {**OVER, **ENDS})
     ax = new_axes(ax)
-    rows, at = series.analyses, positions(series)
+    rows = series.analyses
     connected = series.axis == "epoch"
+    at = numbers([row.provenance.epoch for row in rows]) if connected else np.arange(len(rows))
     if measure in ENDS:
         values = numbers([_network_value(row, measure) for row in rows])
         drawn = [values]
@@ -112,7 +103,13 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         if not any(value is not None for values in by_segment for value, _, _ in values):
             return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
         for i, triples in enumerate(by_segment):
-            drawn += _draw_segment(ax, triples, at, i, count, connected)
+            values = numbers([value for value, _, _ in triples])
+            bars = interval_ends(interval for _, interval, _ in triples)
+            solid = np.array([evidence for _, _, evidence in triples], bool)
+            # Segments are drawn next to each other if no line connects their values.
+            shift = 0.0 if connected or count == 1 else np.linspace(-0.16, 0.16, count)[i]
+            draw_curve(ax, at + shift, values, bars, solid, segment_style(i), connected)
+            drawn += [values, *bars]
         ax.axhline(1.0, **REFERENCE_LINE)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
@@ -160,23 +157,6 @@ def _measured(
         source.interval(key),
         measure not in _SCORES or is_evidence(segment, measure),
     )
-
-
-def _draw_segment(
-    ax: Axes,
-    triples: Sequence[tuple[Any, Any, bool]],
-    at: np.ndarray,
-    index: int,
-    count: int,
-    connected: bool,
-) -> list[np.ndarray]:
-    values = numbers([value for value, _, _ in triples])
-    bars = interval_ends(interval for _, interval, _ in triples)
-    if not connected and count > 1:  # next to each other, as no line connects them
-        at = at + np.linspace(-0.16, 0.16, count)[index]
-    solid = np.array([evidence for _, _, evidence in triples], bool)
-    draw_curve(ax, at, values, bars, solid, segment_style(index), connected)
-    return [values, *bars]
 
 
 def _network_value(row: AnalysisRow, measure: str) -> Any:
@@ -248,9 +228,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     rows = series.analyses
     drawn = []
     for row, style in zip(rows, profile_styles(series), strict=True):
-        layers = row.layers
-        staged = np.array([layer.stage is not None for layer in layers], bool)
-        values = measured_metric(row, metric)[staged]
+        values = measured_metric(row, metric)[staged_layers(row.layers)]
         if len(values):
             ax.plot(np.linspace(0, 1, len(values)), values, ms=2.6, **style)
             drawn.append(values)
@@ -304,6 +282,7 @@ def series_rows(series: Any) -> list[Row]:
     rows = []
     for analysis in series.analyses:
         whole = {key: _network_value(analysis, key) for key in ENDS}
+        whole = {k: None if np.isnan(number(v)) else v for k, v in whole.items()}
         for i, segment in enumerate(analysis.segments or [Segment.of({})]):
             row: dict[str, Any] = {
                 "name": analysis.name,
@@ -319,9 +298,7 @@ def series_rows(series: Any) -> list[Row]:
             row["sqrt_moving_blocks"] = orthogonal_ratio(segment)
             row["highest_null"] = segment.highest_null
             row["power"] = segment.power
-            rows.append(
-                {**row, **{k: None if np.isnan(number(v)) else v for k, v in whole.items()}}
-            )
+            rows.append({**row, **whole})
     return rows
 
 
@@ -332,32 +309,35 @@ _PANELS = (
 _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
-def series_plots(series: SeriesRecord) -> list[Plot]:
-    by_epoch = series.axis == "epoch"
-    what = "over training" if by_epoch else "across networks"
-    count = len(series.analyses)
-    epochs = " Epochs on a logarithmic axis" if by_epoch else ""
-    if by_epoch:  # only in wgeo's own checkpoints, epoch 0 is known to be the initialization
+def over_plot(series: SeriesRecord) -> Plot:
+    what, epochs = "across networks", ""
+    if series.axis == "epoch":
+        # Epoch 0 is known to be the initialization only in wgeo's own checkpoints.
         own = any(row.provenance.is_initialization for row in series.analyses)
-        epochs += "; 0 is the initialization." if own else "."
+        epochs = f" Epochs on a logarithmic axis{'; 0 is the initialization' if own else ''}."
+        what = "over training"
+    panels = [partial(over, series, measure) for measure in _PANELS]
+    legend = partial(segments_in, series)
+    return Plot(
+        "over",
+        f"Straightness and collapse {what}",
+        "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
+        "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
+        "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
+        "its layers are included; the length over k equal runs is therefore measured at k + 1 "
+        f"layers of the segment in every analysis.{epochs}",
+        f"Straightness, NC1 and accuracy of {len(series.analyses)} analyses, {what}.",
+        lambda: page_figure(9.4, panels, legend, columns=2, max_columns=2),
+        lambda: series_rows(series),
+    )
 
-    @styled
-    def draw_over() -> Figure:
-        figure = new_figure(7.2, 9.4)
-        for name, ax in zip(_PANELS, figure.subplots(4, 2).flat, strict=True):
-            over(series, name, ax)
-        legend_of_figure(figure, *segments_in(series), max_columns=2)
-        return figure
 
-    @styled
-    def draw_profiles() -> Figure:
-        figure = new_figure(7.2, 5.6)
-        for metric, ax in zip(_PROFILES, figure.subplots(2, 2).flat, strict=True):
-            profiles(series, metric, ax)
-        legend_of_figure(figure, *series_handles(series), max_columns=4)
-        return figure
+def profiles_plot(series: SeriesRecord) -> Plot:
+    by_epoch = series.axis == "epoch"
+    panels = [partial(profiles, series, metric) for metric in _PROFILES]
+    legend = partial(series_handles, series)
 
-    def profile_rows() -> list[Row]:
+    def rows() -> list[Row]:
         return [
             {
                 "name": row.name,
@@ -369,25 +349,11 @@ def series_plots(series: SeriesRecord) -> list[Plot]:
             for layer in row.layers
         ]
 
-    return [
-        Plot(
-            "over",
-            f"Straightness and collapse {what}",
-            "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
-            "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
-            "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
-            "its layers are included; the length over k equal runs is therefore measured at k + 1 "
-            f"layers of the segment in every analysis.{epochs}",
-            f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
-            draw_over,
-            lambda: series_rows(series),
-        ),
-        Plot(
-            "profiles",
-            f"Collapse over depth, {what}",
-            "Each line is one analysis" + ("; later epochs are darker." if by_epoch else "."),
-            f"Collapse metrics over depth of {count} analyses.",
-            draw_profiles,
-            profile_rows,
-        ),
-    ]
+    return Plot(
+        "profiles",
+        f"Collapse over depth, {'over training' if by_epoch else 'across networks'}",
+        f"Each line is one analysis{'; later epochs are darker' if by_epoch else ''}.",
+        f"Collapse metrics over depth of {len(series.analyses)} analyses.",
+        lambda: page_figure(5.6, panels, legend, columns=2, max_columns=4),
+        rows,
+    )

@@ -1,14 +1,72 @@
-"""Sources of figures: records, objects that have a record, and results."""
+"""What figures are drawn from (records and results), and what they are composed of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError
 from ..results import Displayed
 from ..storage.record import Record, SeriesRecord
 from ..storage.schema import as_json
+from ..text import counted
+from .style import SIZES, legend_of_figure, new_figure, styled
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a record, before it is drawn.
+
+    Attributes
+    ----------
+    stem : str
+        Name of its files, without the extension.
+    title, caption, alt : str
+        Title, explanation of how to read the figure, and description for those who cannot see it.
+    draw : callable
+        Returns the matplotlib figure.
+    rows : callable
+        Returns the plotted numbers, one mapping per row.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+    rows: Callable[[], list[Row]]
+
+
+@styled
+def page_figure(
+    height: float,
+    panels: Sequence[Callable[[Axes], Any]],
+    legend: Callable[[], tuple[list[Line2D], list[str]]] | None = None,
+    *,
+    columns: int = 1,
+    height_ratios: Sequence[float] | None = None,
+    **options: Any,
+) -> Figure:
+    """Return a figure of page width: panels in rows and columns, with a common legend.
+
+    `legend` returns its handles and names; `options` are those of `legend_of_figure`.
+    """
+    figure = new_figure(SIZES["page"][0], height)
+    rows = len(panels) // columns
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
+    for panel, ax in zip(panels, grid.flat, strict=True):
+        panel(ax)
+    if legend is not None:
+        legend_of_figure(figure, *legend(), **options)
+    return figure
+
 
 SOURCES = {
     "Trajectory": "wgeo.trace(net, images)",
@@ -33,7 +91,7 @@ _RECORDS = {
 
 
 def as_record(source: Any, *kinds: str) -> Record:
-    """Return the typed record of an `Analysis`, its mapping, or a result of one of the `kinds`."""
+    """Return the typed record of an `Analysis`, of its mapping, or of a result in `kinds`."""
     return source if isinstance(source, Record) else Record.of(as_mapping(source, *kinds))
 
 
@@ -50,7 +108,7 @@ def is_series(source: Any) -> bool:
 
 
 def _kind(record: Any) -> str:
-    """Return the kind of a mapping, which one of its keys shows; "" for other objects."""
+    """Return which key of `_RECORDS` describes a mapping; "" for other objects."""
     if not isinstance(record, Mapping):
         return ""
     keys = {"analyses": "series", "certificate": "solution"}
@@ -60,8 +118,8 @@ def _kind(record: Any) -> str:
 def as_mapping(source: Any, *kinds: str, of: str = "analysis") -> Mapping[str, Any]:
     """Return the record of the source as a mapping, or raise `ArgumentError` if it has none.
 
-    The figure can draw the results `kinds` (keys of `SOURCES`) and records of the kind `of` (a key
-    of `_RECORDS`).
+    A figure can draw the results `kinds` (keys of `SOURCES`) and records of the kind `of` (a key of
+    `_RECORDS`).
     """
     name = type(source).__name__
     result = name if isinstance(source, Displayed) else ""
@@ -77,3 +135,14 @@ def as_mapping(source: Any, *kinds: str, of: str = "analysis") -> Mapping[str, A
             f"{file}, as json.load reads it."
         )
     return record  # type: ignore[no-any-return]
+
+
+def segment_at(
+    segments: Sequence[Any], index: int, source: str = "record", noun: str = "segment"
+) -> Any:
+    """Return the segment of this index, or raise `ArgumentError`."""
+    if not -len(segments) <= index < len(segments):
+        raise ArgumentError(
+            f"no {noun} {index}; this {source} has {counted(len(segments), noun)}, numbered from 0."
+        )
+    return segments[index]

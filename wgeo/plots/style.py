@@ -1,7 +1,4 @@
-"""The common style of all figures: colors, fonts, axes, names and missing values.
-
-Nothing here imports pyplot, except in a notebook, or changes matplotlib's global settings.
-"""
+"""The common style of all figures: colors, fonts, axes, legends, names and undefined values."""
 
 from __future__ import annotations
 
@@ -28,16 +25,17 @@ from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
 from ..storage.record import Block, Segment
+from ..storage.schema import Part
 from ..text import stage_number
 from ..thresholds import LOW_RESOLUTION
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Okabe and Ito (2008), distinguishable under every common color blindness; their yellow is left
-# out because a thin yellow line on white is hard to see.
+# Okabe and Ito (2008), distinguishable with every common color blindness. Their yellow is left out:
+# thin yellow lines on white are hard to see.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-# For classes, often ten of them: Tol's muted scheme (2021) and black.
+# Colors of classes, often ten of them: Tol's muted scheme (2021) and black.
 CLASS_COLORS = (
     *("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#222222"),
@@ -90,10 +88,10 @@ RC: Any = {
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a drawing function with this style, without changing matplotlib's global settings.
+    """Run a drawing function with this style alone; matplotlib's own settings stay unchanged.
 
-    Those do not affect the figure either: a ``matplotlibrc`` in the current folder may be untrusted
-    and could run TeX (``text.usetex``).
+    The user's settings do not affect the figure: a ``matplotlibrc`` in the current folder may be
+    untrusted and could run TeX (``text.usetex``).
     """
 
     @wraps(draw)
@@ -106,28 +104,20 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
-class OwnFigure(Figure):
-    """A figure of wgeo; if it has several panels, they share a legend."""
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return a figure without a window and outside pyplot; sizes are in inches."""
-    figure = OwnFigure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+def figure_of(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # the axes have not been removed
     return figure
 
 
-def panel_grid(indices: Sequence[int], draw: Callable[[int, Axes], Any]) -> Figure:
-    """Return a figure of square panels, at most two per row: ``draw(index, ax)`` for each index."""
-    count = len(indices)
-    columns = min(2, count)
-    lines = -(-count // columns)
-    figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in panels[count:]:
-        ax.set_axis_off()
-    for i, ax in zip(indices, panels, strict=False):
-        draw(i, ax)
+class OwnFigure(Figure):
+    """A figure of wgeo. Its panels, if there are several, share a legend."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure that pyplot does not show; sizes are in inches."""
+    figure = OwnFigure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
     return figure
 
 
@@ -202,7 +192,7 @@ def clean(name: Any) -> str:
 
 
 def short(name: Any, width: int = 22) -> str:
-    """Return a clean name of at most `width` characters; a longer one loses its middle."""
+    """Return a clean name, without its middle if it has more than `width` characters."""
     text = clean(name)
     head = (width - 1) // 2
     return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
@@ -216,7 +206,7 @@ def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
     if len(dotted) > 1:
         columns = zip(*dotted, strict=False)  # up to the length of the shortest
         cut = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        # A bare number ("blocks.0" -> "0") or an empty name would not be informative.
+        # A name must not become empty or a mere number ("blocks.0" -> "0").
         while cut and any("".join(path[cut:]).isdigit() or not path[cut:] for path in dotted):
             cut -= 1
     return [short(".".join(path[cut:] if len(path) > 1 else path), width) for path in paths]
@@ -231,7 +221,7 @@ def segment_name(layers: Sequence[str], index: int) -> str:
 
 
 def class_name(names: Sequence[str], k: int, width: int = 18) -> str:
-    """Return the short name of class k, or its number if it has no name."""
+    """Return the short name of class k, or ``class k`` if it has no name."""
     return short(names[k], width) if k < len(names) else f"class {k}"
 
 
@@ -247,28 +237,46 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
-def interval_ends(
-    intervals: Iterable[Sequence[float] | None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and the upper ends of intervals; NaN for a missing one."""
+def interval_ends(intervals: Iterable[Sequence[float] | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper ends of intervals; NaN for None."""
     low, high = np.array([numbers(each or (None, None)) for each in intervals]).reshape(-1, 2).T
     return low, high
 
 
-def has_resolution(item: Block | Segment) -> bool:
-    """Return whether the resolution is sufficient for an OT score to be evidence.
+def range_text(items: Sequence[Part], key: str) -> str:
+    """Return a value's range, as in " from 0.97 to 1", or " undefined"."""
+    values = numbers([item.measure(key) for item in items])
+    values = values[np.isfinite(values)]
+    return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"
 
-    Otherwise the samples move so little, compared with the distances between them, that almost any
-    map has an OT score near 1.
+
+def has_resolution(item: Block | Segment) -> bool:
+    """Return whether the resolution is high enough for an OT score to be evidence.
+
+    If it is not, the samples move so little, compared with the distances between them, that almost
+    any map has an OT score near 1.
     """
     return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
+
+
+def segment_style(i: int) -> dict[str, Any]:
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 # --- axes ----------------------------------------------------------------------------------------
 
 
-def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
-    """Put layer names under an axis: as many as fit, including the first and the last."""
+def layer_axis(
+    ax: Axes,
+    names: Sequence[Any],
+    stages: Sequence[Any] = (),
+    *,
+    labels: bool = True,
+    stage_labels: bool = False,
+) -> None:
+    """Write layer names under an axis, as many as fit, and mark the stages of the layers."""
+    if stages:
+        _stage_bands(ax, stages, stage_labels)
     n = len(names)
     ax.set_xlim(-0.6, n - 0.4)
     ax.xaxis.set_minor_locator(FixedLocator(range(n)))
@@ -286,7 +294,7 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
 
 
 def thinned(n: int, budget: int) -> list[int]:
-    """Return at most `budget` indices of 0..n-1: equal steps from the first, and the last."""
+    """Return at most `budget` of the indices 0..n-1: every k-th, and the last."""
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))
@@ -296,7 +304,7 @@ def thinned(n: int, budget: int) -> list[int]:
     return [*indices, n - 1]
 
 
-def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
+def _stage_bands(ax: Axes, stages: Sequence[Any], labels: bool) -> None:
     """Shade every other stage, and draw a line at every change of stage."""
     starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
     shaded = False
@@ -335,7 +343,7 @@ def log_if_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float 
 
 
 def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **options: Any):  # type: ignore[no-untyped-def]
-    """Draw a legend with literal names, which may contain dollars or start with underscores."""
+    """Draw a legend whose names may contain dollars or start with underscores."""
     result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **options)
     text: Text
     for text, name in zip(result.get_texts(), names, strict=True):
@@ -346,14 +354,12 @@ def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str
 def legend_above(
     ax: Axes, handles: Sequence[Line2D], names: Sequence[str], *, gap: int = 0
 ) -> None:
-    """Draw a legend `gap` points above the axes, next to their title, or below it if too wide."""
+    """Draw a legend `gap` points above the axes: next to their title, or below it if it is wide."""
     needed = sum(map(_entry_width, names))
     title = ax.get_title("left")
     one_line = needed + 0.07 * len(title) <= inches_wide(ax)
     rows = 1 if needed <= inches_wide(ax) else len(names)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure.dpi_scale_trans)
+    raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure_of(ax).dpi_scale_trans)
     corner, at = ("lower right", 1.0) if one_line or not title else ("lower left", 0.0)
     options: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
     options |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
@@ -364,13 +370,13 @@ def legend_above(
 
 
 def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Draw a legend: under the axes if they are alone and have space there, else in the axes.
+    """Draw a legend: below the axes if they are alone in a figure with a layout, else in the axes.
 
-    Panels of a figure of wgeo share a legend, which is drawn separately.
+    A figure of wgeo with several panels has one legend, which `page_figure` draws.
     """
-    figure = ax.get_figure(root=True)
-    if figure is None or len(names) < 2:
+    if len(names) < 2:
         return
+    figure = figure_of(ax)
     alone = len(figure.axes) == 1
     if alone and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         legend_of_figure(figure, handles, names)
@@ -412,9 +418,7 @@ def _entry_width(name: str) -> float:
 
 def inches_wide(ax: Axes) -> float:
     """Return the width of axes in inches, before the layout of their labels."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    return float(ax.get_position().width * figure.get_size_inches()[0])
+    return float(ax.get_position().width * figure_of(ax).get_size_inches()[0])
 
 
 def nothing_to_show(ax: Axes, reason: str) -> Axes:

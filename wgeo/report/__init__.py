@@ -17,8 +17,7 @@ from string import Template
 
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
-from ..plots.composed import catalog
-from ..plots.files import current_files, file_names
+from ..plots.files import catalog, current_files, file_names
 from ..storage.ownership import (
     has_leftovers,
     owned,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..plots.depth import METRICS, MODELS, ZERO_BELOW
+from ..plots.depth import METRICS, ZERO_BELOW
+from ..plots.predictions import MODELS
 from ..plots.style import number
 from ..storage.record import Collapse, Layer, Record
 from ..storage.record.layers import PENULTIMATE

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..plots.plot import Plot, as_csv
+from ..plots.files import as_csv
+from ..plots.sources import Plot
 from ..plots.style import clean, has_resolution, number, short, short_names
 from ..storage.record import Block, Layer, Measured, Record, Segment, SeriesRecord
 from ..text import percent as in_percent

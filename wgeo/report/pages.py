@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots.composed import catalog
+from ..plots.files import catalog
 from ..plots.sources import as_record, as_series, is_series
 from ..plots.style import numbers, short
 from ..storage.record import Layer, Record, Segment

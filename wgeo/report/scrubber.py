@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots.paths import axis_labels, class_names, over_training
+from ..plots.classes import axis_labels, class_names, over_training
 from ..plots.style import CLASS_COLORS, clean
 from ..storage.record import AnalysisRow, Collapse, Layer, Record, Segment, SeriesRecord
 from .markdown import fixed, general, layer_title, percent, raw_html, stage_title

@@ -27,9 +27,8 @@ from ..errors import ArgumentError, WgeoWarning
 from ..results import Result
 from ..runtime.progress import track
 from ..storage.ownership import owned
-from .job import Job, Plan, checkpoint_path, checkpoints_in
+from .job import Job, Plan, checkpoint_name, checkpoints_in, departure, last_below
 from .recipe import Recipe
-from .terminal import departure, last_below
 
 CLASSIFIERS = ("learned", "etf", "etf-keep")
 
@@ -88,7 +87,7 @@ class TrainingRun(Result):
     @property
     def last(self) -> Path:
         """The checkpoint of the last epoch."""
-        return checkpoint_path(self.folder, self.history[-1]["epoch"])
+        return self.folder / checkpoint_name(self.history[-1]["epoch"])
 
     @property
     def last_below(self) -> int | None:
@@ -187,8 +186,8 @@ def train(
     evaluate_every : int
         Number of epochs between evaluations in eval mode; checkpoints are always evaluated.
     terminal_epochs : int, optional
-        Stop this number of epochs after the training accuracy has reached 1. If it falls below 1,
-        counting starts again. By default, all epochs are run.
+        Stop this number of epochs after the training accuracy has reached 1. If the accuracy falls
+        below 1 again, the count restarts. By default, all epochs are run.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
@@ -202,7 +201,7 @@ def train(
         The test images have another shape or other classes.
     RecordError
         `out` cannot be written, is in use by another run, or contains a run that is damaged or has
-        other settings; or a file would be replaced that no run wrote, or that was changed since.
+        other settings; or the run would replace a file that no run wrote or that was changed since.
     ConvergenceError
         The loss or the weights became NaN or infinite. Earlier epochs are kept.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,16 @@ from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..storage.files import read_regular
 from ..storage.ownership import Owned
 from .recipe import Recipe, augment, criterion, learning_rate, parameter_groups
-from .resuming import READ_ERRORS, read_state, require_state, shortened, with_momenta
-from .terminal import last_below, terminal_epoch
+from .resuming import (
+    READ_ERRORS,
+    differences,
+    is_finite,
+    read_state,
+    require_state,
+    serialized,
+    shortened,
+    with_momenta,
+)
 
 _MAX_HISTORY_BYTES = 2**26
 _EVALUATION_BATCH = 512
@@ -81,7 +87,7 @@ class Pixels:
 
 @dataclass
 class Job:
-    """The state of a training run, which `train` advances step by step."""
+    """A training run, which `train` advances step by step."""
 
     module: nn.Module
     images: Images
@@ -99,6 +105,9 @@ class Job:
         self.test_pixels = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
         self._check_shapes()
+        # Values that are infinite or NaN from the start, as in a mask, do not show divergence.
+        state = self.module.state_dict()
+        self.unbounded = {name for name, value in state.items() if not is_finite(value)}
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.module, recipe, self.pixels.batch(slice(0, 2))[0]),
@@ -131,7 +140,7 @@ class Job:
             self._require_remaining_writable()
             evaluated = self.history[-1]["train_accuracy"] is not None
             if self.finished and not (
-                evaluated and checkpoint_path(self.folder, self.epoch).exists()
+                evaluated and (self.folder / checkpoint_name(self.epoch)).exists()
             ):
                 row = self.history.pop()  # with the new settings, this epoch is the last one
                 self._finish_epoch(row, time.perf_counter() - row["seconds"])
@@ -175,7 +184,7 @@ class Job:
                 metadata = record["settings"]
             else:
                 metadata = read_state(path)["wgeo"]
-            return not _differences(metadata, self.metadata)
+            return not differences(metadata, self.metadata)
         except READ_ERRORS:
             return False
 
@@ -234,12 +243,12 @@ class Job:
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         if due:
-            self.owner.write({checkpoint_name(self.epoch): _serialized(self._state())})
+            self.owner.write({checkpoint_name(self.epoch): serialized(self._state())})
         # Written after the checkpoint, so that no checkpoint is missing when a run is resumed.
-        self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
+        self.owner.write({"last.pt": serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """Return ``history.json``, which is not needed to resume, as {name: text}."""
+        """Return the file ``history.json``, for `Owned.write`; it is not needed to resume."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
@@ -263,9 +272,9 @@ class Job:
         return int(correct) / len(pixels.y)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
-        state = self.module.state_dict().values()  # with the extra state of modules, of any type
-        weights = (value for value in state if isinstance(value, torch.Tensor))
-        if math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in weights):
+        state = self.module.state_dict()
+        bounded = (value for name, value in state.items() if name not in self.unbounded)
+        if math.isfinite(loss) and all(map(is_finite, bounded)):
             return
         raise ConvergenceError(
             f"Training diverged in epoch {epoch}: the loss or the weights became infinite or NaN. "
@@ -295,8 +304,8 @@ class Job:
             ):
                 if names:
                     raise ValueError(f"it {problem} {', '.join(sorted(map(shortened, names)))}")
-            differences = _differences(saved["wgeo"], self.metadata)
-            if not differences:
+            changed = differences(saved["wgeo"], self.metadata)
+            if not changed:
                 require_state(saved, new, self.steps)
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
                 required = saved["epoch"] > 0 and self.recipe.momentum > 0
@@ -310,10 +319,9 @@ class Job:
             raise RecordError(
                 f"{path} cannot be resumed from: {str(error).removesuffix('.')}. {advice}"
             ) from error
-        if differences:
+        if changed:
             raise RecordError(
-                f"{path.parent} contains a run with other settings: {'; '.join(differences)}. "
-                f"{advice}"
+                f"{path.parent} contains a run with other settings: {'; '.join(changed)}. {advice}"
             )
 
     def _check_shapes(self) -> None:
@@ -348,10 +356,6 @@ def _as_epoch(value: Any) -> int:
     return as_count(int(number) if whole else number, "an epoch of checkpoints")
 
 
-def checkpoint_path(folder: Path, epoch: int) -> Path:
-    return folder / checkpoint_name(epoch)
-
-
 def checkpoint_name(epoch: int) -> str:
     """Return the path of an epoch's checkpoint in the run's folder."""
     return f"checkpoints/epoch-{epoch:04d}.pt"
@@ -363,32 +367,50 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
-def _serialized(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(_on_cpu(state), buffer)
-    return buffer.getvalue()
+# --- the terminal phase --------------------------------------------------------------------------
+
+# The phase begins when the training accuracy reaches 1 for the last time. Before, the accuracy may
+# reach 1 and fall again, for example because weight decay shrinks weights before a batch norm until
+# a step is too large (Lobacheva et al. 2021, arXiv:2106.15739).
 
 
-def _on_cpu(state: Any) -> Any:
-    """Return a state with all tensors on the CPU."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().cpu()
-    if type(state) in (dict, OrderedDict):  # others may not be built from pairs
-        return type(state)((key, _on_cpu(value)) for key, value in state.items())
-    if isinstance(state, list):
-        return [_on_cpu(value) for value in state]
-    return state
+def last_below(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the last evaluated epoch whose training accuracy was below 1, or None."""
+    return max((epoch for epoch, accuracy in _evaluated(history) if accuracy < 1), default=None)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the settings that differ, as ``name was X, now Y``.
+def terminal_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the first evaluated epoch after `last_below`, or None."""
+    below = last_below(history)
+    later = (epoch for epoch, _ in _evaluated(history) if below is None or epoch > below)
+    return min(later, default=None)
 
-    With a constant learning rate, the number of epochs may differ: finished epochs do not depend on
-    it.
-    """
-    # Older runs did not record these settings, which had only one value.
-    defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
-    old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))
-    ignored = {"epochs"} if new["schedule"] == "constant" else set()
-    keys = [key for key in {**old, **new} if key not in ignored and old.get(key) != new.get(key)]
-    return [f"{key} was {shortened(old.get(key))}, now {new.get(key)!r}" for key in keys]
+
+def departure(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a warning if the training accuracy reached 1 and fell again, else None."""
+    rows = _evaluated(history)
+    first = next((epoch for epoch, accuracy in rows if accuracy == 1), math.inf)
+    later = ((accuracy, epoch) for epoch, accuracy in rows if epoch > first)
+    lowest, worst = min(later, default=(1, 0))
+    if lowest == 1:
+        return None
+    again = terminal_epoch(history)
+    now = (
+        f"it ended at {rows[-1][1]:.4g}, outside the terminal phase"
+        if again is None
+        else f"the terminal phase is counted from epoch {again}, when it reached 1 again"
+    )
+    return (
+        f"Training accuracy reached 1 in epoch {first} and fell below it again, to {lowest:.4g} in "
+        f"epoch {worst}; {now}. To prevent this, use a smaller lr or, if weight decay shrinks "
+        "convolutions before a batch norm, `decayed='unnormalized'`."
+    )
+
+
+def _evaluated(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return every evaluated epoch and its training accuracy."""
+    return [
+        (row["epoch"], row["train_accuracy"])
+        for row in history
+        if row["train_accuracy"] is not None
+    ]

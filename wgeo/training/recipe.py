@@ -37,7 +37,7 @@ class Recipe:
     epochs : int
         Number of passes over the data, at least 1.
     lr, momentum, weight_decay : float
-        Peak learning rate, above 0; constant momentum, in [0, 1), and weight decay, at least 0.
+        Peak learning rate, above 0; momentum, in [0, 1); weight decay, at least 0.
     batch_size : int
         Maximum number of images per step, at least 1.
     schedule : {"cosine", "onecycle", "constant"}
@@ -189,9 +189,9 @@ def augment(
 ) -> Float[torch.Tensor, "n c h w"]:
     """Return the images, each shifted or mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height (one pixel, if the height is below 16) in each
-    direction, and fills with zeros; ``flip`` swaps left and right with probability 1/2;
-    ``crop+flip`` does both.
+    ``crop`` shifts an image in both directions by up to an eighth of its height, or one pixel if
+    the height is below 16, and fills with zeros. ``flip`` swaps left and right with probability
+    1/2. ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)

@@ -1,8 +1,10 @@
-"""Read ``last.pt`` of a stopped run as an untrusted file, and validate all of it."""
+"""Write the state of a run to a file, and read it back as an untrusted file."""
 
 from __future__ import annotations
 
+import io
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,29 @@ from ..errors import WgeoError
 from ..storage.files import require_regular
 from ..text import printable
 
+# Errors that a damaged state may cause
 READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     WgeoError,
 )
-"""Errors that a damaged state may cause."""
-
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
+
+
+def serialized(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_on_cpu(state), buffer)
+    return buffer.getvalue()
+
+
+def _on_cpu(state: Any) -> Any:
+    """Return a state with all tensors on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu()
+    if type(state) in (dict, OrderedDict):  # others may not be built from pairs
+        return type(state)((key, _on_cpu(value)) for key, value in state.items())
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -30,6 +48,20 @@ def read_state(path: Path) -> dict[str, Any]:
     if contents.stand_ins or type(contents.value) is not dict:
         raise ValueError("it is not the saved state of a wgeo run")
     return contents.value
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the settings that differ, as ``name was X, now Y``.
+
+    With a constant learning rate, the number of epochs may differ, since finished epochs do not
+    depend on it.
+    """
+    # Older runs did not record these settings, which had only one value.
+    defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
+    old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))
+    ignored = {"epochs"} if new["schedule"] == "constant" else set()
+    keys = [key for key in {**old, **new} if key not in ignored and old.get(key) != new.get(key)]
+    return [f"{key} was {shortened(old.get(key))}, now {new.get(key)!r}" for key in keys]
 
 
 def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
@@ -60,8 +92,8 @@ def with_momenta(
 ) -> dict[str, Any]:
     """Return `expected`, the optimizer state of a new run, with the momenta of the saved state.
 
-    Raise ValueError if the momenta do not belong to the parameters, which are in the order of the
-    groups, or are missing although `required`.
+    `parameters` are in the order of the optimizer's groups. Raise ValueError if the momenta do not
+    belong to them, or are missing although `required`.
     """
     groups = [group["params"] for group in saved["param_groups"]]
     if groups != [group["params"] for group in expected["param_groups"]]:
@@ -97,11 +129,9 @@ def _require_history(progress: Any, epoch: int) -> None:
     for i, row in enumerate(history):
         if not isinstance(row, dict) or row.keys() - {"test_accuracy"} != _ROW:
             raise ValueError(f"row {i} of its history is damaged")
-        averages = {key: row[key] for key in ("loss", "running_accuracy", "lr")}
         valid = type(row["epoch"]) is int and row["epoch"] == i and _is_number(row["seconds"])
-        valid &= all(
-            (value is None) if i == 0 else _is_number(value) for value in averages.values()
-        )
+        for key in ("loss", "running_accuracy", "lr"):  # the initialization has none
+            valid &= row[key] is None if i == 0 else _is_number(row[key])
         for key in {"running_accuracy", "train_accuracy", "test_accuracy"} & row.keys():
             valid &= row[key] is None or (_is_number(row[key]) and row[key] <= 1)
         if not valid:
@@ -121,5 +151,10 @@ def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
             f"{name} are {value.dtype} {tuple(value.shape)}, but this run's are {tensor.dtype} "
             f"{tuple(tensor.shape)}"
         )
-    if not bool(torch.isfinite(value).all()):
+    if is_finite(tensor) and not is_finite(value):
         raise ValueError(f"{name} contain NaN or infinity")
+
+
+def is_finite(value: Any) -> bool:
+    """Return False for a tensor with NaN or infinity, and True for anything else."""
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
