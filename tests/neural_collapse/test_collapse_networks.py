@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import numpy as np
@@ -78,9 +77,7 @@ def test_replicates_do_not_depend_on_the_block_size(rng, monkeypatch):
     H, y = clusters(rng)
     drawn = bootstrap.stratified_counts(y, 3, rng)
     whole = bootstrap.bootstrap_replicates(H, y, None, drawn)
-    monkeypatch.setattr(
-        importlib.import_module("wgeo.neural_collapse.tensor_chunks"), "CHUNK_ENTRIES", 50
-    )
+    monkeypatch.setattr("wgeo.arrays.checks.CHUNK_ENTRIES", 50)
     for layer, other in zip(bootstrap.bootstrap_replicates(H, y, None, drawn), whole, strict=True):
         assert_same(layer, other, rtol=1e-10)
 

@@ -11,7 +11,7 @@ import pytest
 import wgeo
 from wgeo.errors import ArgumentError
 from wgeo.neural_collapse import SegmentLaw, collapse_of
-from wgeo.neural_collapse.separation import law_of_layers
+from wgeo.neural_collapse.depth import law_of_layers
 
 LABELS = np.arange(60) % 3
 MEANS = 2.0 * np.eye(3, 5)[LABELS]

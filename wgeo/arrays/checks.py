@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,45 @@ def as_points(
         raise FeatureError(f"{name} is empty: shape {tuple(x.shape)}.")
     check_finite(x, name, start)
     return x if dtype is None else x.to(dtype)
+
+
+CHUNK_ENTRIES = 2**18
+"""Entries of a chunk (2 MiB in float64): few enough for a CPU's cache."""
+
+_MIN_ROWS = 8  # of a chunk
+
+
+def tensor_chunks(
+    features: Any, name: str, start: int = 0, samples: int | None = None
+) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
+    """Yield slices of rows, and these rows of a layer's features, checked by `as_points`.
+
+    Chunks stay on the features' device if it supports float64. `samples` is the number of labels,
+    if it is known; without labels there are no chunks. `FeatureError` is raised if the numbers of
+    samples and labels differ.
+    """
+    layer = f"layer {name!r}"
+    if isinstance(features, torch.Tensor):
+        check_plain(features, layer)
+        x = features.detach()
+    else:
+        x = as_array(features, layer)
+    if samples is not None and len(x) != samples:
+        raise FeatureError(f"{layer} has {len(x)} samples for {samples} labels.")
+    if samples == 0:
+        return
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise FeatureError(
+            f"{layer} must be (samples, features); it has shape {tuple(x.shape)}. "
+            "Pool or flatten it first."
+        )
+    step = max(_MIN_ROWS, CHUNK_ENTRIES // (x.shape[1] if x.ndim == 2 else 1))
+    for first in range(0, len(x), step):
+        rows = slice(first, min(first + step, len(x)))
+        chunk = x[rows]
+        if isinstance(chunk, torch.Tensor) and chunk.device.type == "mps":  # without float64
+            chunk = chunk.cpu()
+        yield rows, as_points(chunk, name=layer, start=start + first)
 
 
 OF_NETWORK = " Check the checkpoint's weights and the images' normalization."

@@ -17,19 +17,9 @@ from scipy.optimize import brentq
 from scipy.spatial.distance import squareform
 
 from ..runtime import processes
-from .moments import class_weights
-from .spectrum import SPECTRUM_SIZE, RowSample
+from .moments import SPECTRUM_SIZE, RowSample, class_weights
 
-FEW_SAMPLES = 20
-"""Size of the smallest class below which corrected estimates are computed."""
-
-MAX_HIDDEN = 0.05
-"""CDNV is not estimated if noise hides the distance of more than this fraction of class pairs."""
-
-
-def is_few(counts: Num[np.ndarray, " K"]) -> bool:
-    """Return whether any class has fewer than `FEW_SAMPLES` samples."""
-    return bool(counts.min() < FEW_SAMPLES)
+_MAX_HIDDEN = 0.05  # maximum fraction of class pairs whose distance noise hides
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +127,7 @@ class SmallSampleEstimates:
         the corrected inverse (1 - V/D^2) / D. It is bounded, so that a pair whose estimated D is
         near zero cannot dominate the mean. Classes of one sample are left out, because their
         variance is unknown. None if fewer than two classes are left, or if D <= 0 or D^2 < V for
-        more than a fraction `MAX_HIDDEN` of the pairs.
+        more than a fraction `_MAX_HIDDEN` of the pairs.
         """
         measurable = self.counts > 1
         if measurable.sum() < 2:
@@ -152,7 +142,7 @@ class SmallSampleEstimates:
         w = self.correction * float(weights @ np.diag(self.within) / weights.sum())
         V = 4 * D.clip(min=0) * a * w + 2 * a**2 * self.within_square
         hidden = (D <= 0) | (D**2 < V)
-        if hidden.mean() > MAX_HIDDEN:
+        if hidden.mean() > _MAX_HIDDEN:
             return None
         denominator = D**2 + V
         inverse = np.divide(D, denominator, out=np.zeros_like(D), where=denominator > 0)

@@ -15,11 +15,10 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..storage.record.layers import PENULTIMATE
 from ..trajectory import Classifier, Trajectory
+from .depth import Collapse
 from .measure import LayerPasses, OodMeans, classifier_matrix
 from .metrics import RANK_TOLERANCE, Frame
-from .moments import ClassIndex, check_weights
-from .result import Collapse
-from .spectrum import SPECTRUM_SIZE
+from .moments import SPECTRUM_SIZE, ClassIndex, check_weights
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
 """Features by layer, labels and, if they are known, the network's predictions."""
@@ -133,7 +132,7 @@ class CollapseStream:
         start = self._first_pass.samples
         class_index = self._index.add(y, start)
         for name, layer in self._layers.items():
-            layer.first(features[name], class_index, start)
+            layer.moments.add(features[name], class_index, start)
         self._replay.add(features, y, predicted_labels)
         self._first_pass.add(y, predicted_labels)
 
@@ -231,7 +230,7 @@ class CollapseStream:
 
     def _finish_first(self) -> None:
         for layer in self._layers.values():
-            layer.finish_first()
+            layer.begin_second()
 
     def _second(
         self,
@@ -248,7 +247,7 @@ class CollapseStream:
             )
         predicted = None if predicted_labels is None else self._index.indices(predicted_labels)
         for name, array in features.items():
-            self._layers[name].second(array, class_index, predicted)
+            self._layers[name].projection.add(array, class_index, predicted)
 
 
 def collapse_stream(
