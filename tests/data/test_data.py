@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 
 from wgeo import load_images
-from wgeo.arrays import mapped as mapping
+from wgeo.arrays import rows as mapping
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
