@@ -35,8 +35,8 @@ _SHOWN = ("nc1", "nc2_etf", "nc3", "ncc_accuracy", "cdnv", "effective_rank")
 class Progress(Result):
     """How a metric changes with depth.
 
-    Layers at which the metric is undefined are skipped, and so are the input image and the
-    classifier's input. If fewer than two layers are left, all values are None.
+    The input image, the classifier's input and layers at which the metric is undefined are left
+    out. If fewer than two layers remain, all values are None.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Progress(Result):
     violations : int or None
         Number of layers at which the metric is larger than at the layer before.
     violation_size : float or None
-        Sum of these increases divided by the range of the metric; 0 without violations.
+        Sum of these increases, divided by the range of the metric; 0 without violations.
     monotone : bool or None
         Whether there is no violation.
     reached : str or None

@@ -34,10 +34,10 @@ def collapse(
 ) -> Collapse:
     """Measure neural collapse at every layer, and whether it progresses with depth.
 
-    Definitions are in `LayerCollapse` and `Progress`. No d x d matrix is formed for wide layers:
-    NC1 depends only on the span of the K class means, and costs O(N d K) for N samples of d
-    features. All arithmetic is in float64, relative to one of the samples, so that an offset causes
-    no loss of precision.
+    `LayerCollapse` and `Progress` define the metrics. No d x d matrix is formed for wide layers:
+    NC1 depends only on the span of the K class means, and takes O(N d K) operations for N samples
+    of d features. All arithmetic is in float64, relative to one of the samples, so that an offset
+    of the features costs no precision.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def collapse(
         The ranks are exact if the number of samples or the width is at most this. Otherwise they
         are computed from this many samples, chosen by a hash of their features. 0 omits the ranks.
     bootstrap : int
-        Number of resamples (within each class) for the intervals; 0 for none. This is only for a
+        Number of resamples (within each class) for 95 % intervals; 0 for no intervals. Only for a
         trajectory, because a stream cannot be resampled.
     seed : int
         Random seed of the bootstrap.
@@ -242,21 +242,21 @@ def separation_law(
 
     is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which the
     authors found at the end of training, on training images. Classes are weighted as in the
-    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A geodesic run
-    at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
-    compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
-    arXiv:2311.02960).
+    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A path along a
+    geodesic at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. The
+    result also contains compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu
+    2025, JMLR, arXiv:2311.02960).
 
     Parameters
     ----------
     source : Collapse or Trajectory
-        A `Collapse` measured with ``bootstrap`` already has the intervals of the law, but only for
-        all layers.
+        A `Collapse` measured with ``bootstrap`` already has the intervals of the law for all
+        layers, but not for chosen ones.
     layers : sequence of str, optional
         The layers to fit, always in execution order. By default all layers from the input of the
         first block to the output of the last.
     bootstrap : int
-        Number of resamples (within each class) for the intervals, for a `Trajectory`.
+        Number of resamples (within each class) for 95 % intervals; only for a `Trajectory`.
     seed : int
         Random seed of the bootstrap.
 

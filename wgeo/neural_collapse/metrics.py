@@ -17,9 +17,8 @@ from .small_samples import LeaveOneOut, SmallSampleEstimates
 
 RANK_TOLERANCE = 1e-7
 """Directions of the class means whose singular value is below this fraction of the largest are
-ignored. This is 1e-14 of Sigma_B's largest eigenvalue, about the cutoff of a d x d pseudo-inverse
-in float64. Directions that rounding in the features' dtype can cause are also ignored; see
-`ClassGeometry.rounding`."""
+ignored. Its square, 1e-14, is about the cutoff of a d x d pseudo-inverse in float64. Directions
+that rounding in the features' dtype can cause are also ignored; see `ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, with the final class means"
@@ -38,8 +37,8 @@ _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 class Frame:
     """Distance of K vectors v_k from a simplex equiangular tight frame (NC2).
 
-    All values are None if every vector is 0; those based on angles are None if any vector is 0. J
-    is the matrix of ones.
+    All values are None if every vector is 0. If only some are 0, equiangle, mean_angle and
+    max_coherence are None. V has the rows v_k, and J is the matrix of ones.
 
     Attributes
     ----------
@@ -114,15 +113,16 @@ def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
 class LayerCollapse(Result):
     """How far the classes have collapsed at one layer.
 
-    Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
-    class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
-    between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
+    Notation: h_i are the N samples of the K classes that occur. Class k has N_k samples, their mean
+    is m_k, and var_k is the mean of their ||h - m_k||^2. With uniform weights (the default), the
+    global mean is g = (1/K) sum m_k, and the between-class covariance is
     Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both;
-    with ``sample_mean``, it replaces 1/K only in g. With either, g is the mean of all
-    samples. In all cases Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of
-    ones. The metrics whose names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse.
-    Undefined metrics are None;
-    `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the corrected estimates.
+    with ``sample_mean``, only in g. The within-class covariance is always
+    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of ones.
+
+    The metrics whose names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse. Undefined
+    metrics are None; `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the
+    corrected estimates.
 
     Attributes
     ----------
@@ -153,9 +153,8 @@ class LayerCollapse(Result):
         Fraction of samples for which the network's prediction and the nearest class mean differ
         (NC4), in [0, 1].
     cdnv : float or None
-        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), in [0, inf), where var_k is the mean of
-        ||h - m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter
-        2021).
+        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), in [0, inf), with var_k = 0 for a class
+        of one sample (Galanti, Gyorgy and Hutter 2021).
     effective_rank, stable_rank, participation_ratio : float or None
         Ranks of the features centered by g; see `Spectrum.ranks`.
     within, between : float
@@ -166,18 +165,18 @@ class LayerCollapse(Result):
     spectrum_rows : int or None
         Number of samples from which the ranks were computed; None if these are all samples.
     discrimination : float or None
-        ``1 - max_{k != l} cos(m_k, m_l)`` of the class means as they are, not centered, in [0, 2];
-        larger for classes in different directions (Wang et al. 2025). Not a measure of collapse:
-        after a ReLU it is near 0, since such means are nonnegative.
+        ``1 - max_{k != l} cos(m_k, m_l)``, in [0, 2], of class means that are not centered (Wang et
+        al. 2025). It is not a measure of collapse: nonnegative means, as after a ReLU, make it at
+        most 1, and usually near 0 in the first layers.
     classes : int
         Number of classes that occur, K.
     samples_per_class : int
         Number of samples of the smallest class that occurs. If every class has one sample, nc1,
         nc2, cdnv and ncc_accuracy are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
-        Estimates of the population's values, computed if a class has fewer than ``FEW_SAMPLES``
-        samples, since the plug-in values above are then biased (``small_samples``). For the last
-        one, a sample is left out of its own class mean before it is classified.
+        Estimates of the population's values, if a class has fewer than ``thresholds.FEW_SAMPLES``
+        samples: the values above are then biased (``small_samples``). For the last one, a sample is
+        left out of its own class mean before it is classified.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
@@ -264,8 +263,8 @@ def layer_collapse(
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    The classifier has a row for every class, including those that do not occur. Raises FeatureError
-    if its width is not that of the layer.
+    The classifier has a row for every class, also for those that do not occur. `FeatureError` is
+    raised if its width is not that of the layer.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(

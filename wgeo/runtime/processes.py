@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ProcessError, WgeoError
 from .progress import track
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the command line reports errors before it loads libraries
     import torch
 
 T = TypeVar("T")
+Part = TypeVar("Part", "torch.Tensor", "np.ndarray", float)
 
 _CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
 _WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for others; a lost process is noticed at once
@@ -172,13 +173,7 @@ def shard(n: int) -> slice:
     return slice(n * i // count, n * (i + 1) // count)
 
 
-@overload
-def all_reduce_sum(part: torch.Tensor) -> torch.Tensor: ...
-@overload
-def all_reduce_sum(part: np.ndarray) -> np.ndarray: ...
-@overload
-def all_reduce_sum(part: float) -> float: ...
-def all_reduce_sum(part: Any) -> Any:
+def all_reduce_sum(part: Part) -> Part:
     """Return the sum of all processes' parts; a tensor or a contiguous array is overwritten.
 
     If each process fills only its `shard` of an array's rows, and its other rows are zero, the sum
@@ -187,11 +182,7 @@ def all_reduce_sum(part: Any) -> Any:
     return _reduced(part, "SUM")
 
 
-@overload
-def all_reduce_max(part: torch.Tensor) -> torch.Tensor: ...
-@overload
-def all_reduce_max(part: np.ndarray) -> np.ndarray: ...
-def all_reduce_max(part: Any) -> Any:
+def all_reduce_max(part: Part) -> Part:
     """Return the elementwise maximum over processes; like `all_reduce_sum`, overwrite `part`."""
     return _reduced(part, "MAX")
 
