@@ -30,7 +30,7 @@ from ..thresholds import FEW_SAMPLES
 from ..trajectory import Layer
 from .depth import Collapse, Progress, SeparationLaw, law_of_layers, progress_of_layers
 from .measure import nearest_mean
-from .metrics import RANK_TOLERANCE, LayerCollapse, ProjectionSums, layer_collapse
+from .metrics import LayerCollapse, ProjectionSums, layer_collapse
 from .moments import ClassGeometry, ClassMoments, class_weights
 
 _LEVEL = 0.95
@@ -60,8 +60,8 @@ def with_intervals(
 ) -> Collapse:
     """Add 95 % intervals to a result: of metrics, Kendall's tau and the law of separation.
 
-    All layers use the same resamples within classes, because Kendall's tau compares layers.
-    `layers` are `traj.staged`: all layers except the image and the classifier's input.
+    `layers` are all layers except the image and the classifier's input. All use the same resamples
+    within classes, because Kendall's tau compares layers.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     widest = max((layer.width for layer in layers), default=1)
@@ -70,14 +70,12 @@ def with_intervals(
         [
             partial(
                 bootstrap_replicates,
-                layer.features,
+                layer,
                 class_index,
                 predicted,
                 multiplicities,
-                name=layer.name,
-                stage=layer.stage,
-                weights=result.weights,
-                rank_tolerance=rank_tolerance,
+                result.weights,
+                rank_tolerance,
             )
             for layer in layers
         ],
@@ -122,45 +120,39 @@ def stratified_counts(
 
 
 def bootstrap_replicates(
-    features: Any,
+    layer: Layer,
     class_index: Int[np.ndarray, " n"],
     predicted: Int[np.ndarray, " n"] | None,
     multiplicities: Int[np.ndarray, "b n"],
-    *,
-    name: str = "features",
-    stage: int | None = 0,
-    weights: str = "uniform",
-    rank_tolerance: float = RANK_TOLERANCE,
+    weights: str,
+    rank_tolerance: float,
 ) -> list[LayerCollapse]:
-    """Measure every replicate of a layer.
+    """Measure every replicate of a layer, which takes O(N d K) operations each.
 
     The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
-    corrected estimates.
-
-    A replicate takes O(N d K) operations, like the metrics themselves. `class_index` contains all
-    of 0 to K - 1; `predicted` also contains -1, for classes that do not occur. In each class, a
-    replicate's multiplicities sum to the class's size.
+    corrected estimates. `class_index` contains all of 0 to K - 1; `predicted` also contains -1, for
+    classes that do not occur. In each class, a replicate's multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
-    moments = ClassMoments(name, spectrum_size=0)
-    moments.add(features, class_index)
+    moments = ClassMoments(layer.name, spectrum_size=0)
+    moments.add(layer.features, class_index)
     d = moments.width
-    layer = _Layer(features, class_index, predicted, moments, weights)
+    centered = _CenteredLayer(layer.features, class_index, predicted, moments, weights)
     batch_size = max(1, _REPLICATE_ENTRIES // (K * max(d, min(n, CHUNK_ENTRIES // d))))
     results: list[LayerCollapse] = []
     for start in range(0, len(multiplicities), batch_size):
         batch = torch.from_numpy(multiplicities[start : start + batch_size]).double()
         with one_thread(4 * len(batch) * n * d * K):
             results += [
-                layer_collapse(geometry, sums, stage=stage, rank_tolerance=rank_tolerance)
-                for geometry, sums in layer.replicates(batch)
+                layer_collapse(geometry, sums, stage=layer.stage, rank_tolerance=rank_tolerance)
+                for geometry, sums in centered.replicates(batch)
             ]
     return results
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer's features, and its class means m_k in `moments`."""
+class _CenteredLayer:
+    """A layer's features, which are read relative to the class means m_k in `moments`."""
 
     features: Any
     class_index: Int[np.ndarray, " n"]
@@ -171,7 +163,7 @@ class _Layer:
     def replicates(
         self, multiplicities: Float[torch.Tensor, "b n"]
     ) -> Iterator[tuple[ClassGeometry, ProjectionSums]]:
-        """Yield the class means of every replicate, and the sums over its samples."""
+        """Yield the results of both passes over every replicate."""
         counts = torch.from_numpy(np.bincount(self.class_index)).double()
         shifts, variances = self._first_pass(multiplicities, counts)
         in_mean, in_covariance = class_weights(self.weights, counts)
@@ -207,7 +199,7 @@ class _Layer:
     def _residuals(
         self,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "n d"], Int[torch.Tensor, " n"]]]:
-        """Yield chunks of x_i = h_i - m_{y_i}: their rows, the x_i and their classes."""
+        """Yield chunks of rows, with their x_i = h_i - m_{y_i} and their classes."""
         means, shift = self.moments.means.cpu(), self.moments.shift.cpu()
         for rows, chunk in tensor_chunks(self.features, self.moments.name):
             raise_if_interrupted()
@@ -264,8 +256,8 @@ def layer_with_intervals(
 ) -> LayerCollapse:
     """Return a layer with its intervals.
 
-    If a class has fewer than `FEW_SAMPLES` samples, only the corrected estimates have intervals: an
-    interval around a biased value could exclude the population's value.
+    If a class has few samples, only the corrected estimates have intervals: an interval around a
+    biased value could exclude the population's value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     few = bool(counts.min() < FEW_SAMPLES)
