@@ -860,6 +860,8 @@ def test_ood_features_of_a_whole_network(rng):
         collapse(traj, ood={"layer0": away.first})
     with pytest.raises(FeatureError, match=r"have shape \(400, 3\)"):
         collapse(traj, ood={layer.name: away.first[:, :3] for layer in traj.layers})
+    with pytest.raises(ArgumentError, match="ood must be a Trajectory"):
+        collapse(traj, ood=[away.first, away.last])
 
 
 def test_results_convert_to_a_pandas_table(rng):

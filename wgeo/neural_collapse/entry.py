@@ -89,7 +89,7 @@ def collapse(
     True
     """
     bootstrap, seed = as_count(bootstrap, "bootstrap"), as_count(seed, "seed")
-    options = {
+    options: dict[str, Any] = {
         "weights": weights,
         "ood": ood,
         "rank_tolerance": rank_tolerance,
@@ -307,6 +307,8 @@ def _select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """Return the layers with these names, in execution order."""
     if isinstance(names, str):
         raise ArgumentError("layers must be a list of layer names, not a string.")
+    if not len(names):
+        raise ArgumentError("layers is empty; name at least three layers to fit.")
     unknown = set(names) - {layer.name for layer in layers}
     if unknown:
         raise ArgumentError(

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_count, as_numpy, as_points, tensor_chunks
-from ..errors import FeatureError
+from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
 from ..runtime.threads import one_thread
 from ..thresholds import FEW_SAMPLES
@@ -28,8 +28,8 @@ from .metrics import LayerCollapse, ProjectionSums, layer_collapse
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .small_samples import LeaveOneOut
 
-_DRIFT_TOLERANCE = 1e-4
-_ROUNDING_FRACTION = 1e-3
+_DRIFT_TOLERANCE = 1e-4  # of a mean that is 0 if both passes read the same data
+_ROUNDING_FRACTION = 1e-3  # of the spread of the class means
 
 
 class LayerPasses:
@@ -159,10 +159,10 @@ class SpanProjection:
                 f"The second pass saw {n} samples, the first {self._moments.samples}. "
                 "Both passes need the same data."
             )
-        # Deviations from the class means sum to 0 if the data are those of pass one.
-        deviation = torch.sqrt(self._energy / n)
-        # The second term allows for networks whose arithmetic is not reproducible.
-        scale = deviation + _ROUNDING_FRACTION * self._coordinates.square().mean(0).sum().sqrt()
+        # Deviations from the class means sum to 0 if the data are those of pass one. The second
+        # term of the scale allows for networks whose arithmetic is not reproducible.
+        spread = self._coordinates.square().mean(0).sum().sqrt()
+        scale = torch.sqrt(self._energy / n) + _ROUNDING_FRACTION * spread
         drifts = bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any())
         if drifts and not self._means_coincide:
             raise FeatureError(
@@ -197,6 +197,11 @@ class OodMeans:
         self._given = True
         if isinstance(ood, Trajectory):
             ood = {layer.name: layer.features for layer in ood.layers}
+        if not isinstance(ood, Mapping):
+            raise ArgumentError(
+                "ood must be a Trajectory, or features by the names of their layers; not "
+                f"{type(ood).__name__}."
+            )
         for name, array in ood.items():
             for _, chunk in tensor_chunks(array, f"{name} (out of distribution)"):
                 total = self._sums.get(name)

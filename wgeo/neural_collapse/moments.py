@@ -152,10 +152,7 @@ class ClassMoments:
         self._sample: RowSample | None = None
 
     def add(self, features: Any, class_index: Int[np.ndarray, " n"], start: int = 0) -> None:
-        """Add samples and the indices of their classes.
-
-        `start` is the number of samples before these, for error messages.
-        """
+        """Add samples and their class indices; `start` is the number of samples before these."""
         self.precision = max(self.precision, _precision_of(features))
         num_indices = int(class_index.max(initial=-1)) + 1
         with one_thread():

@@ -108,10 +108,10 @@ def halve_blocks() -> bool:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that this process may use; a huge number if it is unknown.
+    """Return the bytes of memory that this process may use; a huge number if this is unknown.
 
-    The machine's memory, or the limit of its container or batch job, is divided evenly among this
-    job's processes on the machine.
+    The processes of a job on one machine divide its memory, or the limit of its container or batch
+    job, evenly.
     """
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

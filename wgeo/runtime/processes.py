@@ -3,9 +3,9 @@
 Every process runs the same program on the same features, and calls the functions below in the same
 order: they are collective operations. A loop over rows processes a `shard` of the rows;
 `all_reduce_sum` or `all_gather` then combines the results. Work that cannot be divided is done by
-one process (`on_rank_zero`), or distributed if there are several pieces (`map_over_ranks`). Every
-process has the result, which differs from that of a single process only by rounding. With one
-process, or inside `local_only`, these functions only call the given function or return the value.
+one process (`on_rank_zero`); several such pieces are distributed (`map_over_ranks`). Every process
+then has the result, which differs from that of a single process only by rounding. With one process,
+or inside `local_only`, these functions only call the given function or return the value.
 """
 
 from __future__ import annotations

@@ -36,31 +36,24 @@ def show_progress() -> Iterator[None]:
 
 
 def _bar() -> Progress:
-    """Return a progress bar for a terminal, on standard error."""
+    """Return a progress bar for a terminal."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress.Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield from `items`, and show the description `what`, the progress and the time left.
 
-    `total` is the number of items, if they have no length.
+    `total` is the number of items; it is needed only if they have no length.
     """
     what = printable(what, None)
     if total is None and isinstance(items, Sized):

@@ -93,10 +93,11 @@ def thread_map(
 def map_over_cores(
     works: Sequence[Callable[[], R]], what: str, nbytes: int, feature_bytes: int
 ) -> list[R]:
-    """Call all functions in `works`, in several processes or else threads; return their results.
+    """Call all functions in `works`, and return their results.
 
-    See `map_over_ranks` and `thread_map`. Under a memory limit, only as many functions run at once
-    as fit into memory: each needs `nbytes`, and the features need `feature_bytes`.
+    Several processes use `map_over_ranks`; a single process uses `thread_map`. Under a memory
+    limit, only as many functions run at once as fit into memory: each needs `nbytes`, and the
+    features need `feature_bytes`.
     """
     if processes.world_size() > 1:
         return processes.map_over_ranks(works, what)
