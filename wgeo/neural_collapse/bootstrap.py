@@ -300,8 +300,8 @@ def _corrected_interval(
 ) -> tuple[float, float] | None:
     """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
-    The plug-in value is a ratio of scatters a/b, which is corrected to a'/(b - c a'), with a' the
-    unbiased a, where c a' is the part of b that comes from the noise of the class means. If the
+    The plug-in value is a ratio a/b of scatters. The corrected value is a'/(b - c a'): a' is the
+    unbiased a, and c a' is the part of b that comes from the noise of the class means. If the
     plug-in value changes by one percent, the corrected value changes by b / (b - c a') percent.
     """
     defined = [draw for draw in draws if draw is not None]

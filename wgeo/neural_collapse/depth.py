@@ -360,7 +360,7 @@ def progress_of_layers(layers: Sequence[LayerCollapse]) -> tuple[dict[str, Progr
 
 
 def _tau(values: Float[np.ndarray, " L"], threshold: float) -> float | None:
-    """Return Kendall's tau-b with depth, which has no ties: S / sqrt(P (P - ties)) for P pairs."""
+    """Return Kendall's tau-b with depth: S / sqrt(P (P - ties)) for P pairs of different depths."""
     later, earlier = np.tril_indices(len(values), -1)
     change = values[later] - values[earlier]
     signs = np.where(np.abs(change) > threshold, np.sign(change), 0.0)
@@ -410,7 +410,7 @@ def _fit(layers: Sequence[LayerCollapse], stage: int | None) -> SegmentLaw:
 def _exponential(
     values: Sequence[float | None],
 ) -> tuple[float | None, float | None, float | None]:
-    """Return rate, correlation and curvature of an exponential fit; None if a value is not > 0."""
+    """Return rate, correlation and curvature of an exponential fit; None unless values are > 0."""
     if any(value is None or not value > 0 for value in values):
         return None, None, None
     y = np.log(np.array(values, dtype=np.float64))
@@ -424,7 +424,7 @@ def _exponential(
 
 
 def _line(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Return slope and correlation of values over l = 0, 1, ...; no correlation of a constant."""
+    """Return slope and correlation with l = 0, 1, ...; the correlation of a constant is None."""
     if any(value is None for value in values):
         return None, None
     y = np.array(values, dtype=np.float64)

@@ -84,7 +84,7 @@ class LayerPasses:
 
 
 class SpanProjection:
-    """Pass two: samples in the span of the final class means, at most K - 1 numbers each.
+    """Pass two: projections of the samples onto the span of the final class means.
 
     The pass sums the within-class energy along each direction of the span, from which nc1 is
     computed if d is large. It also classifies every sample by its nearest class mean.

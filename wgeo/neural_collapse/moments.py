@@ -373,7 +373,7 @@ class RowSample:
     """A sample of rows that depends only on their values, not on batches or their order.
 
     Each row gets a key, a multilinear hash of its float64 bits with fixed random multipliers. The
-    rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007). It is
+    rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007), which is
     uniform over distinct rows.
     """
 

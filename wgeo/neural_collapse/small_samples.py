@@ -176,7 +176,7 @@ class LeaveOneOut:
         x_in_span: Float[torch.Tensor, "b r"],
         class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples h of the classes k, with x = h - m_k and its projection onto the span."""
+        """Add samples h; x are h - m_k for their classes k, and x_in_span are x in the span."""
         self._samples += len(x)
         self._within += x_in_span.T @ x_in_span
         square = (x_in_span * x_in_span).sum(1)

@@ -169,7 +169,7 @@ class CollapseStream:
 
         Examples
         --------
-        Without features in memory, a second pass counts the samples near the wrong class mean:
+        The stream keeps no features, so that ncc_accuracy needs a second pass:
 
         >>> import numpy as np
         >>> import wgeo

@@ -99,7 +99,7 @@ def block_entries(default: int) -> int:
 def halve_blocks() -> bool:
     """Halve block sizes, because a GPU ran out of memory; return False if they cannot be smaller.
 
-    If True, the caller repeats the work on the last block with a size from `block_entries`.
+    If True, the caller repeats the work on its last block, with the new size of `block_entries`.
     """
     if _state["halvings"] == _MAX_HALVINGS:
         return False

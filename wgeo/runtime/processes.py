@@ -55,7 +55,7 @@ _local_depth = 0  # nesting of `local_only`
 
 
 def launched_world_size() -> int:
-    """Return the number of launched processes by the environment; 1 if there was no launch."""
+    """Return the number of launched processes, from the environment; 1 without a launch."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 

@@ -131,8 +131,8 @@ def interruptible(work: Callable[[], T]) -> T:
 def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
-    On arrays that fit into a cache, several threads are never much faster than one. When other
-    processes competed for two cores, they were 20 to 60 times slower.
+    On arrays that fit into a cache, several threads are never much faster than one thread. When
+    other processes competed for the cores, several threads were 20 to 60 times slower.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

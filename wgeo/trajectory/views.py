@@ -27,7 +27,7 @@ def embedded(
     """Return layers in one space.
 
     `embed` is that of `Trajectory.embedded`. A returned array is in an anonymous temporary file if
-    its layer is on disk, or if it would exceed an eighth of the available memory.
+    its layer is on disk, or if it would exceed an eighth of the memory available under a limit.
     """
     widest = max(x.shape[1] for x in layers)
     count = components(embed, widest)
