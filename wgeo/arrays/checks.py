@@ -87,9 +87,7 @@ def tensor_chunks(
     layer = f"layer {name!r}"
     if isinstance(features, torch.Tensor):
         check_plain(features, layer)
-        x = features.detach()
-    else:
-        x = as_array(features, layer)
+    x = features.detach() if isinstance(features, torch.Tensor) else as_array(features, layer)
     if samples is not None and len(x) != samples:
         raise FeatureError(f"{layer} has {len(x)} samples for {samples} labels.")
     if samples == 0:
