@@ -185,15 +185,15 @@ def nearest_mean(
 class OodMeans:
     """Means of out-of-distribution samples, by layer."""
 
-    def __init__(self, ood: Trajectory | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, ood: Any = None) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._samples: dict[str, int] = {}
         self._given = False
         if ood is not None:
             self.add(ood)
 
-    def add(self, ood: Trajectory | Mapping[str, Any]) -> None:
-        """Add samples of all layers."""
+    def add(self, ood: Any) -> None:
+        """Add samples of all layers: a trajectory, or a mapping of layer names to features."""
         self._given = True
         if isinstance(ood, Trajectory):
             ood = {layer.name: layer.features for layer in ood.layers}
