@@ -15,6 +15,9 @@ LOW_RESOLUTION = 0.5
 OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95
 """Smallest correlation scores of maps that are called optimal and nearly optimal."""
 
+FEW_SAMPLES = 20
+"""Size of the smallest class below which collapse metrics are biased by sampling."""
+
 POWER_MARGIN = 0.05
 """Smallest difference between a correlation score and its null scores that counts as evidence."""
 

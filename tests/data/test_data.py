@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 
 from wgeo import load_images
-from wgeo.arrays import mapped as mapping
+from wgeo.arrays.rows import anonymous_array
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.pixels import from_array, scaled
@@ -880,7 +880,7 @@ def test_images_beyond_memory_are_stored_in_a_file(tmp_path, rng, monkeypatch):
     with memory_limit("1GiB"):
         assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     mapped: list[np.memmap] = []
-    usual = mapping.anonymous_array
+    usual = anonymous_array
     monkeypatch.setattr(
         "wgeo.data.pixels.anonymous_array", lambda *a: mapped.append(usual(*a)) or mapped[0]
     )

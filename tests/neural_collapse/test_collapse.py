@@ -24,11 +24,11 @@ from wgeo.neural_collapse import (
     collapse_of,
     collapse_stream,
 )
-from wgeo.neural_collapse.depth import FALLING, Progress, progress, with_interval
+from wgeo.neural_collapse.bootstrap import with_interval
+from wgeo.neural_collapse.depth import FALLING, Progress, progress
 from wgeo.neural_collapse.measure import LayerPasses
 from wgeo.neural_collapse.metrics import Frame, distance_to_etf
-from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex
-from wgeo.neural_collapse.spectrum import RowSample
+from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex, RowSample
 from wgeo.trajectory import Classifier, Trajectory
 
 RECORD = [
@@ -860,6 +860,8 @@ def test_ood_features_of_a_whole_network(rng):
         collapse(traj, ood={"layer0": away.first})
     with pytest.raises(FeatureError, match=r"have shape \(400, 3\)"):
         collapse(traj, ood={layer.name: away.first[:, :3] for layer in traj.layers})
+    with pytest.raises(ArgumentError, match="ood must be a Trajectory"):
+        collapse(traj, ood=[away.first, away.last])
 
 
 def test_results_convert_to_a_pandas_table(rng):
@@ -886,7 +888,7 @@ def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_si
 
     def moments_of(start, stop):
         passes = LayerPasses("l", index, "uniform", spectrum_size)
-        passes.first(x[start:stop], rows[start:stop], start)
+        passes.moments.add(x[start:stop], rows[start:stop], start)
         return passes.moments
 
     whole = moments_of(0, 75)
@@ -897,7 +899,7 @@ def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_si
     assert merged is not parts[0]
     assert merged.samples == 75
     assert merged.precision == whole.precision > 0
-    found, expected = merged.finish(index), whole.finish(index)
+    found, expected = merged.finish(index, "uniform"), whole.finish(index, "uniform")
     assert found.counts.tolist() == expected.counts.tolist() == [40, 20, 15]
     np.testing.assert_allclose(found.variances, expected.variances, rtol=1e-12)
     np.testing.assert_allclose(found.center, expected.center, rtol=1e-14)

@@ -8,7 +8,8 @@ import pytest
 import wgeo
 from wgeo.neural_collapse import collapse_of
 from wgeo.neural_collapse.bootstrap import layer_with_intervals
-from wgeo.neural_collapse.small_samples import FEW_SAMPLES, SmallSampleEstimates
+from wgeo.neural_collapse.small_samples import SmallSampleEstimates
+from wgeo.thresholds import FEW_SAMPLES
 
 
 def population(rng, classes, width, each, *, within=1.96, between=1.0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import numpy as np
@@ -19,8 +18,9 @@ from wgeo import models
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.neural_collapse import LayerCollapse, bootstrap, collapse_of
 from wgeo.neural_collapse.depth import _tau
+from wgeo.neural_collapse.metrics import RANK_TOLERANCE
 from wgeo.neural_collapse.moments import WEIGHTS
-from wgeo.trajectory import Trajectory
+from wgeo.trajectory import Layer, Trajectory
 
 METRICS = [
     *("nc1", "nc1_quotient", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "cdnv"),
@@ -53,6 +53,11 @@ def assert_same(layer: LayerCollapse, other: LayerCollapse, rtol: float) -> None
 # --- the bootstrap --------------------------------------------------------------------------------
 
 
+def replicates(H, y, predicted, drawn, weights="uniform"):
+    layer = Layer("features", H)
+    return bootstrap.bootstrap_replicates(layer, y, predicted, drawn, weights, RANK_TOLERANCE)
+
+
 @pytest.mark.parametrize("d", [1, 3, 40, 700])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_replicates_equal_metrics_of_the_drawn_rows(d, weights, rng, monkeypatch):
@@ -63,7 +68,7 @@ def test_replicates_equal_metrics_of_the_drawn_rows(d, weights, rng, monkeypatch
     drawn = bootstrap.stratified_counts(rows, 6, rng)
     for held in (bootstrap._REPLICATE_ENTRIES, 1):  # all together, and one at a time
         monkeypatch.setattr(bootstrap, "_REPLICATE_ENTRIES", held)
-        found = bootstrap.bootstrap_replicates(H, rows, predicted, drawn, weights=weights)
+        found = replicates(H, rows, predicted, drawn, weights)
         assert len(found) == 6
         for layer, times in zip(found, drawn, strict=True):
             again = np.repeat(np.arange(len(y)), times)
@@ -77,11 +82,9 @@ def test_replicates_equal_metrics_of_the_drawn_rows(d, weights, rng, monkeypatch
 def test_replicates_do_not_depend_on_the_block_size(rng, monkeypatch):
     H, y = clusters(rng)
     drawn = bootstrap.stratified_counts(y, 3, rng)
-    whole = bootstrap.bootstrap_replicates(H, y, None, drawn)
-    monkeypatch.setattr(
-        importlib.import_module("wgeo.neural_collapse.tensor_chunks"), "CHUNK_ENTRIES", 50
-    )
-    for layer, other in zip(bootstrap.bootstrap_replicates(H, y, None, drawn), whole, strict=True):
+    whole = replicates(H, y, None, drawn)
+    monkeypatch.setattr("wgeo.arrays.checks.CHUNK_ENTRIES", 50)
+    for layer, other in zip(replicates(H, y, None, drawn), whole, strict=True):
         assert_same(layer, other, rtol=1e-10)
 
 
@@ -98,10 +101,10 @@ def test_bootstrap_draws_within_classes(rng):
 def test_constant_and_collapsed_layers_have_replicates_too(rng):
     y = np.arange(40) % 4
     drawn = bootstrap.stratified_counts(y, 3, rng)
-    for layer in bootstrap.bootstrap_replicates(np.full((40, 5), 7.3), y, y, drawn):
+    for layer in replicates(np.full((40, 5), 7.3), y, y, drawn):
         assert layer.nc1 is layer.nc2_etf is layer.ncc_accuracy is None
         assert layer.within == layer.between == 0
-    for layer in bootstrap.bootstrap_replicates(np.eye(4)[y], y, y, drawn):
+    for layer in replicates(np.eye(4)[y], y, y, drawn):
         assert layer.nc1 == layer.cdnv == layer.ncc_mismatch == 0
         assert layer.ncc_accuracy == 1
 

@@ -11,7 +11,7 @@ import pytest
 import wgeo
 from wgeo.errors import ArgumentError
 from wgeo.neural_collapse import SegmentLaw, collapse_of
-from wgeo.neural_collapse.separation import law_of_layers
+from wgeo.neural_collapse.depth import law_of_layers
 
 LABELS = np.arange(60) % 3
 MEANS = 2.0 * np.eye(3, 5)[LABELS]
@@ -159,6 +159,8 @@ def test_chosen_layers_intervals_and_a_collapse_agree():
         assert chosen.separation == pytest.approx(
             [law.segments[0].separation[k] for k in (1, 2, 4)]
         )
+        with pytest.raises(ArgumentError, match="layers is empty"):
+            wgeo.separation_law(source, layers=[])
     with pytest.raises(ArgumentError, match="no layer 'layer9'"):
         wgeo.separation_law(traj, layers=["layer9"])
     with pytest.raises(ArgumentError, match="cannot be resampled"):

@@ -65,7 +65,7 @@ def test_one_space_for_the_whole_network(rng):
 
 @pytest.mark.parametrize("formed", [8, 7], ids=["covariance", "subspace"])
 def test_principal_components_are_those_of_all_layers_together(rng, monkeypatch, formed):
-    monkeypatch.setattr("wgeo.trajectory.embedding._MAX_COVARIANCE_WIDTH", formed)
+    monkeypatch.setattr("wgeo.trajectory.views._MAX_COVARIANCE_WIDTH", formed)
     arrays = [rng.normal(size=(50, d)) * np.arange(1, d + 1) + 7 for d in (6, 8)]
     found = Trajectory.from_arrays(arrays, np.arange(50) % 2).embedded("pca:3")
     padded = np.concatenate([np.pad(arrays[0], ((0, 0), (0, 2))), arrays[1]])

@@ -159,7 +159,7 @@ class Measuring(_Group):
 
     solver: str | Solver = _setting("exact", lambda value, _: solver_of(value))  # noqa: RUF009
     bootstrap: int = _setting(200, _at_least(0))
-    embed: str | None = _setting(None, _by("trajectory.embedding", "components"))
+    embed: str | None = _setting(None, _by("trajectory.views", "components"))
     mufm: bool | None = _setting(None, _flag)
 
 

@@ -1,10 +1,11 @@
-"""Checks of NumPy and torch arrays, on any device: points, labels, counts, devices."""
+"""Checks of input: points and labels from NumPy or from torch on any device, numbers, devices."""
 
 from __future__ import annotations
 
 import math
 import mmap
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,23 @@ from jaxtyping import Float, Int
 
 from ..errors import ArgumentError, FeatureError
 
+OF_NETWORK = " Check the checkpoint's weights and the images' normalization."
+"""Advice to append to an error about features that a network computed."""
+
+_PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+          *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
+          *(torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
+
+CHUNK_ENTRIES = 2**18
+"""Entries of a chunk (2 MiB in float64): few enough for a CPU's cache."""
+
+_MIN_ROWS = 8  # of a chunk
+
 
 def as_points(
     x: Any, *, name: str = "x", dtype: torch.dtype | None = None, start: int = 0
 ) -> Float[torch.Tensor, "n d"]:
-    """Return a point cloud as a finite 2-D floating tensor on its own device.
+    """Return a point cloud as a finite 2-D floating tensor on the device where it is.
 
     Parameters
     ----------
@@ -34,8 +47,8 @@ def as_points(
     Raises
     ------
     FeatureError
-        The array is not real, not dense or not 1-D or 2-D; or it is empty, has masked entries, or
-        contains NaN or infinity.
+        The array is not real, not dense, or neither 1-D nor 2-D; or it is empty, has masked
+        entries, or contains NaN or infinity.
     """
     if isinstance(x, torch.Tensor):
         check_plain(x, name)
@@ -62,12 +75,35 @@ def as_points(
     return x if dtype is None else x.to(dtype)
 
 
-OF_NETWORK = " Check the checkpoint's weights and the images' normalization."
-"""Advice to append to an error about features that a network computed."""
+def tensor_chunks(
+    features: Any, name: str, start: int = 0, samples: int | None = None
+) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
+    """Yield slices of rows, and these rows of the features of the layer `name`.
 
-_PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-          *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
-          *(torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
+    Chunks are checked by `as_points`. They stay on the features' device if it supports float64.
+    `start` is the number of samples before these, for error messages. `samples` is the number of
+    labels, if it is known: `FeatureError` is raised if the features have another number of samples.
+    """
+    layer = f"layer {name!r}"
+    if isinstance(features, torch.Tensor):
+        check_plain(features, layer)
+    x = features.detach() if isinstance(features, torch.Tensor) else as_array(features, layer)
+    if samples is not None and len(x) != samples:
+        raise FeatureError(f"{layer} has {len(x)} samples for {samples} labels.")
+    if samples == 0:
+        return
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise FeatureError(
+            f"{layer} must be (samples, features); it has shape {tuple(x.shape)}. "
+            "Pool or flatten it first."
+        )
+    step = max(_MIN_ROWS, CHUNK_ENTRIES // (x.shape[1] if x.ndim == 2 else 1))
+    for first in range(0, len(x), step):
+        rows = slice(first, min(first + step, len(x)))
+        chunk = x[rows]
+        if isinstance(chunk, torch.Tensor) and chunk.device.type == "mps":  # without float64
+            chunk = chunk.cpu()
+        yield rows, as_points(chunk, name=layer, start=start + first)
 
 
 def check_plain(x: torch.Tensor, name: str) -> None:
@@ -92,7 +128,7 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
 
 
 def as_float(value: Any, name: str) -> float:
-    """Return `value` as a float, infinite if it is too large; `ArgumentError` if not a number."""
+    """Return `value` as a float, infinite if too large; raise `ArgumentError` if not a number."""
     number: Any = value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentError(f"{name} must be a number, not {value!r}.")
@@ -116,7 +152,7 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0, advice: str = "") -
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """Return any array as a NumPy array in CPU memory, without a copy if possible."""
+    """Return an array as a NumPy array in CPU memory, without a copy if possible."""
     if isinstance(x, torch.Tensor):
         check_plain(x, "the tensor")
         x = x.detach().resolve_conj().resolve_neg()
@@ -167,7 +203,9 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     """
     if isinstance(labels, torch.Tensor):
         check_plain(labels, "labels")
-    y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
+        y = as_numpy(labels)
+    else:
+        y = as_array(labels, "labels")
     if y.ndim != 1 or y.size == 0:
         several = y.ndim == 2 and y.shape[1] > 1
         advice = " For one column per class, pass labels.argmax(1)." if several else ""

@@ -1,13 +1,15 @@
-"""Read and compute features in chunks of rows, so that large arrays need little memory."""
+"""Read, compute and store features in chunks of rows, so that large arrays need little memory."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import IO, Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,7 +20,6 @@ from ..errors import RecordError
 from ..runtime import processes
 from ..runtime.memory import available_bytes, limited_size
 from .checks import as_array, as_numpy, as_points, require_whole
-from .mapped import anonymous_array
 
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
@@ -44,19 +45,19 @@ class LazyRows:
 
     shape: tuple[int, ...]
     compute: Callable[[Any], Float[np.ndarray, "b d"]]  # of a slice or an array of row numbers
-    width: int = 0  # number of entries in memory per row during the computation, if more than d
+    width: int = 0  # entries in memory per row during the computation, if more than d
 
     def __getitem__(self, rows: Any) -> Float[np.ndarray, "b d"]:
         return self.compute(rows)
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Return whether features are on disk; an np.memmap can also be a copy in memory."""
+    """Return whether features are on disk; a copy in memory can also be an np.memmap."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
 def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
-    """Return the rows `indices` of the features; they are read when the result is indexed."""
+    """Return rows of the features, in float64; they are read when the result is indexed."""
 
     def read(rows: Any) -> Float[np.ndarray, "b d"]:
         require_whole(features)
@@ -71,14 +72,14 @@ def max_width(*features: Sliceable) -> int:
 
 
 def as_float64(features: np.ndarray) -> np.ndarray:
-    """Return features in float64."""
     return np.asarray(features, dtype=np.float64)
 
 
 def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
-    """Return slices of the rows from `start` to `stop`, for rows of `width` entries.
+    """Return slices that divide the rows from `start` to `stop`, of `width` entries each.
 
-    A slice takes at most 16 MiB in float64, or less under a memory limit, unless it is one row.
+    The rows of a slice take at most 16 MiB in float64, or less under a memory limit. A single row
+    may take more.
     """
     step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
@@ -94,8 +95,8 @@ def row_chunks(
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
     """Yield, chunk by chunk, a slice of rows and a list of these rows of each of `features`.
 
-    The rows are in float64. `within` restricts them. The size of chunks allows for `width` entries
-    per row, if a computation needs more than the features have.
+    The rows are in float64; only those in `within` are read. `width` is the number of entries per
+    row that the caller's computation needs, if it needs more than the features have.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
@@ -105,7 +106,7 @@ def row_chunks(
 
 
 def check_features(features: Any, name: str) -> np.ndarray:
-    """Return features as an array (n, d), checked like `as_points`.
+    """Return features as an array (n, d), after the checks of `as_points`.
 
     A two-dimensional NumPy array is returned as it is, without a copy.
     """
@@ -122,10 +123,10 @@ def check_features(features: Any, name: str) -> np.ndarray:
 def sum_over_rows(
     terms: Callable[..., Sequence[Any]], *features: Sliceable, width: int = 0
 ) -> list[Any]:
-    """Sum ``terms(rows, *chunks)``, a sequence of arrays or numbers, over all rows.
+    """Return sums of ``terms(rows, *chunks)``, a sequence of arrays or numbers, over all rows.
 
     This is a collective operation (`wgeo.runtime.processes`). The first call of `terms` is for zero
-    rows and determines the shapes.
+    rows, to determine the shapes.
     """
     shard = processes.shard(features[0].shape[0])
     empty = slice(shard.start, shard.start)
@@ -141,7 +142,7 @@ def map_rows(
 ) -> list[np.ndarray]:
     """Return ``values(rows, *chunks)``, a sequence of arrays with one entry per row, for all rows.
 
-    This is a collective operation. The first call of `values` is for zero rows and determines the
+    This is a collective operation. The first call of `values` is for zero rows, to determine the
     shapes.
     """
     n = features[0].shape[0]
@@ -156,7 +157,6 @@ def map_rows(
 
 
 def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
-    """Return the mean of all rows."""
     (total,) = sum_over_rows(lambda _, chunk: [chunk.sum(0)], features)
     return total / features.shape[0]
 
@@ -181,10 +181,10 @@ def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.
 def materialize(
     layers: Sequence[np.ndarray], rows: LazyRows, dtype: Any = np.float64
 ) -> np.ndarray:
-    """Compute `rows`, which depend on `layers`, as an array on disk or in memory.
+    """Compute `rows`, which depend on `layers`, and return them as an array.
 
-    The array is on disk if one of the layers is on disk, or if it would take more than an eighth of
-    the memory available under a memory limit. `RecordError` is raised if the disk is full.
+    The array is on disk if one of the layers is, or if it would take more than an eighth of the
+    memory available under a memory limit. `RecordError` is raised if the disk is full.
     """
     dtype, shape = np.dtype(dtype), rows.shape
     maps = [layer for layer in layers if is_memmapped(layer)]
@@ -199,9 +199,9 @@ def materialize(
 
 
 def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.memmap:
-    """Compute `rows` into an anonymous temporary file, if possible in `folder`.
+    """Compute `rows` into an anonymous temporary file, in `folder` if that is writable.
 
-    Each process of a job computes a shard. `RecordError` is raised if the disk is full.
+    This is a collective operation. `RecordError` is raised if the disk is full.
     """
     target = folder if folder is not None and os.access(folder, os.W_OK) else None
 
@@ -218,12 +218,75 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
         ) from error
 
 
+def anonymous_array(
+    compute: Callable[[slice], Iterable[np.ndarray]],
+    shape: tuple[int, ...],
+    dtype: Any,
+    folder: str | os.PathLike[str] | None = None,
+) -> np.memmap:
+    """Return an array in an anonymous temporary file, which is removed together with the array.
+
+    ``compute(rows)`` yields the rows of a slice in chunks. The file is in `folder`, by default the
+    system's folder for temporary files. This is a collective operation: the processes of one host
+    share the file, and each writes a shard. If they cannot share a file, each writes all rows to a
+    file of its own. `OSError` is raised if no file can be created, or the disk is full.
+    """
+    n, row_bytes = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    with ExitStack() as stack:
+        shared = None
+        if processes.world_size() > 1:
+            shared = stack.enter_context(_shared_file(n * row_bytes, folder))
+        ranks = [processes.rank()] if shared is None else processes.local_ranks()
+        part, parts = ranks.index(processes.rank()), len(ranks)
+
+        def write() -> np.memmap:
+            file = shared or stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            shard = slice(n * part // parts, n * (part + 1) // parts)
+            file.seek(shard.start * row_bytes)
+            for chunk in compute(shard):  # not into the map, which crashes if the disk is full
+                file.write(np.ascontiguousarray(chunk, dtype).data)
+            file.flush()
+            return np.memmap(file, dtype, "r+", shape=shape)
+
+        return processes.raise_on_any(write)  # no process reads before all have written
+
+
+@contextmanager
+def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
+    """Yield a temporary file that this host's processes share; None if they cannot share one.
+
+    The first process creates it, and removes its name as soon as the others have opened it.
+    """
+    ranks, path = processes.local_ranks(), None
+    processes.all_gather(None)  # wait for all, so that the file has a name only for a moment
+    if ranks[0] == processes.rank():
+        with (
+            suppress(OSError),
+            tempfile.NamedTemporaryFile(prefix="wgeo-", dir=folder, delete=False) as file,
+        ):
+            path = file.name
+            file.truncate(size)
+    with ExitStack() as stack:
+        shared = None
+        try:
+            first_path = processes.all_gather(path)[ranks[0]]
+            if first_path is not None:
+                with suppress(OSError):  # another machine of the same name, for example
+                    shared = stack.enter_context(open(first_path, "r+b"))
+            opened = processes.all_gather(shared is not None)
+        finally:
+            if path is not None:
+                with suppress(OSError):
+                    os.unlink(path)  # open handles stay valid
+        yield shared if all(opened[other] for other in ranks) else None
+
+
 def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     """Return for every sample the index of the first sample of which it is a copy, or its own.
 
     Two samples are copies if in each of `features` their distance is at most 1e-6 times the median
     distance between samples. Samples that are single numbers are copies only if equal. Copies
-    are neighbors in a random projection to a line, so only neighbors on the line are compared.
+    are neighbors in a random projection onto a line, so only neighbors there are compared.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]
     single = sum(each.shape[1] for each in features) == 1
@@ -250,7 +313,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
 
 
 def _typical_distance(features: Sliceable, rng: np.random.Generator) -> float:
-    """Return the median distance between randomly chosen samples."""
+    """Return the median distance of random pairs of samples."""
     a, b = rng.integers(0, features.shape[0], (2, _SAMPLED_PAIRS))
     distances = [
         float(np.linalg.norm(np.subtract(*as_float64(features[np.array([i, j])]))))

@@ -13,7 +13,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from ..arrays.mapped import anonymous_array
+from ..arrays.rows import anonymous_array
 from ..errors import DataError
 from ..runtime.memory import available_bytes, total_memory
 from ..runtime.processes import all_gather, local_ranks, raise_on_any

@@ -1,11 +1,8 @@
 """Neural collapse, layer by layer, of features in memory or of a stream of batches."""
 
-from .depth import Progress
-from .entry import collapse, separation_law
-from .measure import collapse_of
+from .depth import Collapse, Progress, SegmentLaw, SeparationLaw
+from .entry import collapse, collapse_of, separation_law
 from .metrics import LayerCollapse
-from .result import Collapse
-from .separation import SegmentLaw, SeparationLaw
 from .streaming import CollapseStream, collapse_stream
 
 __all__ = [

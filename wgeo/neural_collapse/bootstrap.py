@@ -8,8 +8,8 @@ separation are percentiles; they are biased if the bias differs between layers.
 
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
-over class k with weights c, and its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. After
-a pass for the class means m_k, each batch of replicates therefore takes two passes over the same x.
+over class k with weights c. Its var_k is the weighted mean of ||x||^2, minus ||t_k||^2. After one
+pass for the class means m_k, each batch of replicates takes two passes over the same x.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ import scipy
 import torch
 from jaxtyping import Float, Int
 
+from ..arrays.checks import CHUNK_ENTRIES, tensor_chunks
 from ..runtime.threads import map_over_cores, one_thread, raise_if_interrupted
+from ..thresholds import FEW_SAMPLES
 from ..trajectory import Layer
-from .depth import LEVEL, QUANTILES, progress_of_layers, with_interval
-from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
+from .depth import Collapse, Progress, SeparationLaw, law_of_layers, progress_of_layers
+from .measure import nearest_mean
+from .metrics import LayerCollapse, ProjectionSums, layer_collapse
 from .moments import ClassGeometry, ClassMoments, class_weights
-from .projection import ProjectionSums, nearest_mean
-from .result import Collapse
-from .separation import law_of_layers, law_with_intervals
-from .small_samples import is_few
-from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 
+_LEVEL = 0.95
+_QUANTILES = (0.025, 0.975)  # exact, whereas (1 - _LEVEL) / 2 is rounded
 _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
+_FITTED = (
+    *("rate", "correlation", "curvature"),
+    *("compression_rate", "compression_correlation", "compression_curvature"),
+    *("discrimination_slope", "discrimination_correlation"),
+)
 _REPLICATE_ENTRIES = 2**23
 """Maximum number of float64 entries (64 MiB) in an array for one batch of replicates; a batch of a
 single replicate may need more."""
@@ -55,8 +60,8 @@ def with_intervals(
 ) -> Collapse:
     """Add 95 % intervals to a result: of metrics, Kendall's tau and the law of separation.
 
-    All layers use the same resamples within classes, because Kendall's tau compares layers.
-    `layers` are `traj.staged`: all layers except the image and the classifier's input.
+    `layers` are all layers except the image and the classifier's input. All use the same resamples
+    within classes, because Kendall's tau compares layers.
     """
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     widest = max((layer.width for layer in layers), default=1)
@@ -65,14 +70,12 @@ def with_intervals(
         [
             partial(
                 bootstrap_replicates,
-                layer.features,
+                layer,
                 class_index,
                 predicted,
                 multiplicities,
-                name=layer.name,
-                stage=layer.stage,
-                weights=result.weights,
-                rank_tolerance=rank_tolerance,
+                result.weights,
+                rank_tolerance,
             )
             for layer in layers
         ],
@@ -117,53 +120,39 @@ def stratified_counts(
 
 
 def bootstrap_replicates(
-    features: Any,
+    layer: Layer,
     class_index: Int[np.ndarray, " n"],
     predicted: Int[np.ndarray, " n"] | None,
     multiplicities: Int[np.ndarray, "b n"],
-    *,
-    name: str = "features",
-    stage: int | None = 0,
-    weights: str = "uniform",
-    rank_tolerance: float = RANK_TOLERANCE,
+    weights: str,
+    rank_tolerance: float,
 ) -> list[LayerCollapse]:
-    """Measure every replicate of a layer.
+    """Measure every replicate of a layer, which takes O(N d K) operations each.
 
     The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
-    corrected estimates.
-
-    A replicate takes O(N d K) operations, like the metrics themselves. `class_index` contains all
-    of 0 to K - 1; `predicted` also contains -1, for classes that do not occur. In each class, a
-    replicate's multiplicities sum to the class's size.
+    corrected estimates. `class_index` contains all of 0 to K - 1; `predicted` also contains -1, for
+    classes that do not occur. In each class, a replicate's multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
-    moments = ClassMoments(name, spectrum_size=0)
-    moments.precision = precision_of(features)
-    with one_thread():
-        for rows, block in tensor_chunks(features, name):
-            moments.add(block, class_index[rows], K)
+    moments = ClassMoments(layer.name, spectrum_size=0)
+    moments.add(layer.features, class_index)
     d = moments.width
-    layer = _Layer(features, class_index, predicted, moments, weights)
+    centered = _CenteredLayer(layer.features, class_index, predicted, moments, weights)
     batch_size = max(1, _REPLICATE_ENTRIES // (K * max(d, min(n, CHUNK_ENTRIES // d))))
     results: list[LayerCollapse] = []
     for start in range(0, len(multiplicities), batch_size):
         batch = torch.from_numpy(multiplicities[start : start + batch_size]).double()
         with one_thread(4 * len(batch) * n * d * K):
             results += [
-                layer_collapse(
-                    geometry,
-                    projection,
-                    stage=stage,
-                    rank_tolerance=rank_tolerance,
-                )
-                for geometry, projection in layer.replicates(batch)
+                layer_collapse(geometry, sums, stage=layer.stage, rank_tolerance=rank_tolerance)
+                for geometry, sums in centered.replicates(batch)
             ]
     return results
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer's features, and its class means m_k in `moments`."""
+class _CenteredLayer:
+    """A layer's features, which are read relative to the class means m_k in `moments`."""
 
     features: Any
     class_index: Int[np.ndarray, " n"]
@@ -174,7 +163,7 @@ class _Layer:
     def replicates(
         self, multiplicities: Float[torch.Tensor, "b n"]
     ) -> Iterator[tuple[ClassGeometry, ProjectionSums]]:
-        """Yield the class means of every replicate, and the sums over its samples."""
+        """Yield the results of both passes over every replicate."""
         counts = torch.from_numpy(np.bincount(self.class_index)).double()
         shifts, variances = self._first_pass(multiplicities, counts)
         in_mean, in_covariance = class_weights(self.weights, counts)
@@ -210,9 +199,9 @@ class _Layer:
     def _residuals(
         self,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "n d"], Int[torch.Tensor, " n"]]]:
-        """Yield chunks of x_i = h_i - m_{y_i}: their rows, the x_i and their classes."""
+        """Yield chunks of rows, with their x_i = h_i - m_{y_i} and their classes."""
         means, shift = self.moments.means.cpu(), self.moments.shift.cpu()
-        for rows, chunk in tensor_chunks(self.features, self.moments.name, 0):
+        for rows, chunk in tensor_chunks(self.features, self.moments.name):
             raise_if_interrupted()
             classes = torch.from_numpy(self.class_index[rows])
             yield rows, (chunk.cpu() - shift).sub_(means[classes]), classes
@@ -257,7 +246,7 @@ class _Layer:
                 mismatches += (weights * (nearest != predictions)).sum(1)
         energy = (energy - torch.einsum("k,bkr->br", counts, shifts.square())).clamp_min_(0) / n
         return [
-            ProjectionSums(n, int(h), None if self.predicted is None else int(m), e.numpy())
+            ProjectionSums(int(h), None if self.predicted is None else int(m), e.numpy())
             for h, m, e in zip(correct, mismatches, energy, strict=True)
         ]
 
@@ -267,11 +256,11 @@ def layer_with_intervals(
 ) -> LayerCollapse:
     """Return a layer with its intervals.
 
-    If a class has fewer than `FEW_SAMPLES` samples, only the corrected estimates have intervals: an
-    interval around a biased value could exclude the population's value.
+    If a class has few samples, only the corrected estimates have intervals: an interval around a
+    biased value could exclude the population's value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
-    few = is_few(counts)
+    few = bool(counts.min() < FEW_SAMPLES)
     for name in ("nc1", "cdnv") if few else _RATIOS:
         value, draws = getattr(layer, name), [getattr(r, name) for r in replicates]
         if few:
@@ -279,7 +268,12 @@ def layer_with_intervals(
             intervals[f"{name}_corrected"] = _corrected_interval(corrected, value, draws, counts)
         else:
             intervals[name] = _ratio(value, value, draws)
-    intervals |= _accuracies(layer, counts)
+    # of the fractions of samples that are nearest to their own class mean
+    if few:
+        n = int(counts[counts > 1].sum())
+        intervals["ncc_accuracy_corrected"] = _wilson(layer.ncc_accuracy_corrected, n)
+    else:
+        intervals["ncc_accuracy"] = _wilson(layer.ncc_accuracy, int(counts.sum()))
     defined = {name: interval for name, interval in intervals.items() if interval is not None}
     return replace(layer, intervals=defined)
 
@@ -294,7 +288,7 @@ def _ratio(
     defined = np.array([draw for draw in draws if draw is not None])
     if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
         return None
-    low, high = np.quantile(defined / truth, QUANTILES)
+    low, high = np.quantile(defined / truth, _QUANTILES)
     return float(estimate / high**power), float(estimate / low**power)
 
 
@@ -306,8 +300,8 @@ def _corrected_interval(
 ) -> tuple[float, float] | None:
     """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
-    The plug-in value is a ratio of scatters a/b, which is corrected to a'/(b - c a'), with a' the
-    unbiased a, where c a' is the part of b that comes from the noise of the class means. If the
+    The plug-in value is a ratio a/b of scatters. The corrected value is a'/(b - c a'): a' is the
+    unbiased a, and c a' is the part of b that comes from the noise of the class means. If the
     plug-in value changes by one percent, the corrected value changes by b / (b - c a') percent.
     """
     defined = [draw for draw in draws if draw is not None]
@@ -318,18 +312,38 @@ def _corrected_interval(
     return _ratio(corrected, float(np.mean(defined)), draws, power)
 
 
-def _accuracies(
-    layer: LayerCollapse, counts: Int[np.ndarray, " K"]
-) -> dict[str, tuple[float, float] | None]:
-    """Return Wilson intervals for the fractions of samples nearest to their own class mean."""
-    samples = {"ncc_accuracy": int(counts.sum())}
-    if is_few(counts):
-        samples = {"ncc_accuracy_corrected": int(counts[counts > 1].sum())}
-    return {name: _wilson(getattr(layer, name), n) for name, n in samples.items()}
-
-
 def _wilson(proportion: float | None, n: int) -> tuple[float, float] | None:
     if proportion is None or n == 0:
         return None
-    interval = scipy.stats.binomtest(round(proportion * n), n).proportion_ci(LEVEL, method="wilson")
+    interval = scipy.stats.binomtest(round(proportion * n), n).proportion_ci(
+        _LEVEL, method="wilson"
+    )
     return float(interval.low), float(interval.high)
+
+
+def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progress:
+    """Add the percentile interval of tau over replicates."""
+    defined = [r.kendall_tau for r in replicates if r.kendall_tau is not None]
+    if progress.kendall_tau is None or not defined:
+        return progress
+    low, high = np.quantile(defined, _QUANTILES)
+    return replace(progress, interval=(float(low), float(high)))
+
+
+def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) -> SeparationLaw:
+    """Add the percentile intervals of the fitted values over replicates.
+
+    With few samples, D is biased, and resampling adds about the same bias again. The bias does not
+    affect the rates if it multiplies D by the same factor at all layers.
+    """
+    segments = []
+    for k, segment in enumerate(law.segments):
+        draws = [replicate.segments[k] for replicate in replicates]
+        intervals = {}
+        for name in _FITTED:
+            defined = [v for draw in draws if (v := getattr(draw, name)) is not None]
+            if getattr(segment, name) is not None and len(defined) == len(draws):
+                low, high = np.quantile(defined, _QUANTILES)
+                intervals[name] = (float(low), float(high))
+        segments.append(replace(segment, intervals=intervals))
+    return replace(law, segments=tuple(segments))

@@ -1,4 +1,4 @@
-"""`collapse`, for trajectories and streams of batches, and `separation_law`."""
+"""`collapse`, for trajectories and streams, `collapse_of` for one layer, and `separation_law`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
 
-from ..arrays.checks import as_count
+from ..arrays.checks import as_count, as_labels, check_plain
 from ..errors import ArgumentError
-from ..trajectory import Trajectory
-from .measure import collapse_of_trajectory
-from .metrics import RANK_TOLERANCE
-from .result import Collapse
-from .separation import SeparationLaw, law_of_layers, select_layers
-from .spectrum import SPECTRUM_SIZE
+from ..runtime.progress import track
+from ..trajectory import Classifier, Trajectory
+from .bootstrap import with_intervals
+from .depth import Collapse, SeparationLaw, law_of_layers
+from .measure import LayerPasses, OodMeans, classifier_matrix
+from .metrics import RANK_TOLERANCE, Frame, LayerCollapse
+from .moments import SPECTRUM_SIZE, ClassIndex, check_weights
 from .streaming import collapse_stream
 
 
@@ -32,10 +34,10 @@ def collapse(
 ) -> Collapse:
     """Measure neural collapse at every layer, and whether it progresses with depth.
 
-    Definitions are in `LayerCollapse` and `Progress`. No d x d matrix is formed for wide layers:
-    NC1 depends only on the span of the K class means, and costs O(N d K) for N samples of d
-    features. All arithmetic is in float64, relative to one of the samples, so that an offset causes
-    no loss of precision.
+    `LayerCollapse` and `Progress` define the metrics. No d x d matrix is formed for wide layers:
+    NC1 depends only on the span of the K class means, and takes O(N d K) operations for N samples
+    of d features. All arithmetic is in float64, relative to one of the samples, so that an offset
+    of the features costs no precision.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ def collapse(
         The ranks are exact if the number of samples or the width is at most this. Otherwise they
         are computed from this many samples, chosen by a hash of their features. 0 omits the ranks.
     bootstrap : int
-        Number of resamples (within each class) for the intervals; 0 for none. This is only for a
+        Number of resamples (within each class) for 95 % intervals; 0 for no intervals. Only for a
         trajectory, because a stream cannot be resampled.
     seed : int
         Random seed of the bootstrap.
@@ -87,34 +89,141 @@ def collapse(
     True
     """
     bootstrap, seed = as_count(bootstrap, "bootstrap"), as_count(seed, "seed")
+    options: dict[str, Any] = {
+        "weights": weights,
+        "ood": ood,
+        "rank_tolerance": rank_tolerance,
+        "spectrum_size": spectrum_size,
+    }
     if isinstance(source, Trajectory):
         if stream:
             raise ArgumentError(
                 f"{', '.join(stream)}: options of a stream, not of a Trajectory. Omit them."
             )
-        return collapse_of_trajectory(
-            source,
-            weights=weights,
-            ood=ood,
-            rank_tolerance=rank_tolerance,
-            spectrum_size=spectrum_size,
-            bootstrap=bootstrap,
-            seed=seed,
-        )
-    if not (callable(source) or isinstance(source, Iterable)) or isinstance(source, nn.Module):
+        return _collapse_of_trajectory(source, bootstrap=bootstrap, seed=seed, **options)
+    is_network = isinstance(source, torch.nn.Module)
+    if is_network or not (callable(source) or isinstance(source, Iterable)):
         raise ArgumentError(
             "collapse takes a Trajectory, wgeo.trace(net, images), or batches, "
             f"lambda: wgeo.stream(net, images); not {type(source).__name__}."
         )
     if bootstrap:
         raise ArgumentError("A stream cannot be resampled; trace the network for intervals.")
-    return collapse_stream(
-        source,
+    return collapse_stream(source, **options, **stream)
+
+
+def _collapse_of_trajectory(
+    traj: Trajectory,
+    *,
+    weights: str,
+    ood: Trajectory | Mapping[str, Any] | None,
+    rank_tolerance: float,
+    spectrum_size: int,
+    bootstrap: int,
+    seed: int,
+) -> Collapse:
+    check_weights(weights)
+    classifier = None if traj.classifier is None else classifier_matrix(traj.classifier)
+    index = ClassIndex(len(traj.class_names) or None if classifier is None else len(classifier))
+    class_index = index.add(traj.labels)
+    predicted = None if traj.predictions is None else index.indices(traj.predictions)
+    last = traj.layers[-1]
+    if classifier is not None and classifier.shape[1] != last.width:
+        classifier = None  # its input is not the last layer
+    ood_means = OodMeans(ood)
+    if ood is not None:  # raise before any pass if a layer is missing
+        for layer in traj.layers:
+            ood_means.mean(layer.name, layer.width)
+    layers = [
+        LayerPasses(layer.name, index, weights, spectrum_size)
+        .over(layer.features, class_index, predicted)
+        .metrics(
+            stage=layer.stage,
+            classifier=classifier if layer is last else None,
+            ood=ood_means,
+            rank_tolerance=rank_tolerance,
+        )
+        for layer in track(traj.layers, "measuring collapse")
+    ]
+    result = Collapse.of_layers(
+        layers,
+        classes=tuple(index.classes.tolist()),
+        counts=tuple(np.bincount(class_index).tolist()),
         weights=weights,
-        ood=ood,
+        classifier=None if classifier is None else Frame.of(classifier),
+        accuracy=traj.accuracy,
+    )
+    if not bootstrap:
+        return result
+    return with_intervals(
+        result,
+        traj.staged,
+        class_index,
+        predicted,
+        resamples=bootstrap,
+        seed=seed,
         rank_tolerance=rank_tolerance,
-        spectrum_size=spectrum_size,
-        **stream,
+    )
+
+
+def collapse_of(
+    features: Any,
+    labels: Any,
+    classifier: Classifier | Any = None,
+    predictions: Any = None,
+    *,
+    weights: str = "uniform",
+    name: str = "features",
+    stage: int | None = 0,
+    ood: Any = None,
+    rank_tolerance: float = RANK_TOLERANCE,
+    spectrum_size: int = SPECTRUM_SIZE,
+) -> LayerCollapse:
+    """Measure the collapse of one set of features; see `collapse`.
+
+    Parameters
+    ----------
+    features : array_like, (n, d)
+        Rows are samples, so this is the transpose of H in the papers.
+    labels : array_like of int, (n,)
+    classifier : Classifier or array_like, (K, d), optional
+        Weights of the classifier, for NC3.
+    predictions : array_like of int, (n,), optional
+        The network's predictions, to compare with the nearest class mean (NC4).
+    weights, ood, rank_tolerance, spectrum_size
+        See `collapse`; `ood` is an array here.
+    name, stage
+        Name and stage of the layer.
+
+    Raises
+    ------
+    FeatureError, ArgumentError
+        As in `collapse`; also if the widths of the classifier and the features differ.
+
+    Examples
+    --------
+    Classes that have collapsed onto the vertices of a simplex:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels = np.arange(30) % 3
+    >>> layer = wgeo.neural_collapse.collapse_of(np.eye(3)[labels], labels, classifier=np.eye(3))
+    >>> [round(value, 6) for value in (layer.nc1, layer.nc2_etf, layer.nc3, layer.ncc_accuracy)]
+    [0.0, 0.0, 0.0, 1.0]
+    """
+    if isinstance(features, torch.Tensor):
+        check_plain(features, f"layer {name!r}")
+    y = as_labels(labels, len(features))
+    weight = None if classifier is None else classifier_matrix(classifier)
+    index = ClassIndex(None if weight is None else len(weight))
+    class_index = index.add(y)
+    predicted = None if predictions is None else index.indices(as_labels(predictions, len(y)))
+    passes = LayerPasses(name, index, check_weights(weights), spectrum_size)
+    return passes.over(features, class_index, predicted).metrics(
+        stage=stage,
+        classifier=weight,
+        ood=OodMeans(None if ood is None else {name: ood}),
+        rank_tolerance=rank_tolerance,
     )
 
 
@@ -133,21 +242,21 @@ def separation_law(
 
     is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which the
     authors found at the end of training, on training images. Classes are weighted as in the
-    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A geodesic run
-    at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
-    compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
-    arXiv:2311.02960).
+    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A path along a
+    geodesic at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. The
+    result also contains compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu
+    2025, JMLR, arXiv:2311.02960).
 
     Parameters
     ----------
     source : Collapse or Trajectory
-        A `Collapse` measured with ``bootstrap`` already has the intervals of the law, but only for
-        all layers.
+        A `Collapse` measured with ``bootstrap`` already has the intervals of the law for all
+        layers, but not for chosen ones.
     layers : sequence of str, optional
         The layers to fit, always in execution order. By default all layers from the input of the
         first block to the output of the last.
     bootstrap : int
-        Number of resamples (within each class) for the intervals, for a `Trajectory`.
+        Number of resamples (within each class) for 95 % intervals; only for a `Trajectory`.
     seed : int
         Random seed of the bootstrap.
 
@@ -175,7 +284,7 @@ def separation_law(
     """
     if isinstance(source, Trajectory):
         if layers is not None:
-            chosen = select_layers(source.staged, layers)
+            chosen = _select_layers(source.staged, layers)
             source = replace(source, layers=tuple(chosen))
         return collapse(source, spectrum_size=0, bootstrap=bootstrap, seed=seed).separation_law
     if not isinstance(source, Collapse):
@@ -190,6 +299,20 @@ def separation_law(
         )
     if layers is None:
         return source.separation_law
-    return law_of_layers(
-        select_layers([each for each in source.layers if each.stage is not None], layers)
-    )
+    staged = [layer for layer in source.layers if layer.stage is not None]
+    return law_of_layers(_select_layers(staged, layers))
+
+
+def _select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Return the layers with these names, in execution order."""
+    if isinstance(names, str):
+        raise ArgumentError("layers must be a list of layer names, not a string.")
+    if not len(names):
+        raise ArgumentError("layers is empty; name at least three layers to fit.")
+    unknown = set(names) - {layer.name for layer in layers}
+    if unknown:
+        raise ArgumentError(
+            f"no layer {', '.join(sorted(map(repr, unknown)))}; choose from these: "
+            f"{', '.join(layer.name for layer in layers)}."
+        )
+    return [layer for layer in layers if layer.name in set(names)]

@@ -1,12 +1,11 @@
-"""The steps from features to collapse metrics, the same for trajectories, arrays and streams.
+"""The two passes over the samples of a layer, which all collapse metrics need.
 
 1. Pass one gives the class means (`ClassMoments`).
 2. Pass two gives what depends on the final class means (`SpanProjection`).
-3. Metrics of every layer (`layer_collapse`), their progress with depth (`Collapse.of_layers`), and
-   intervals from resamples (`with_intervals`).
+3. `layer_collapse` computes the metrics of the layer from both.
 
 `LayerPasses` makes both passes over a layer: at once (`over`) if its features are an array, or
-batch by batch (`first`, `second`) in a `CollapseStream`.
+batch by batch in a `CollapseStream`.
 """
 
 from __future__ import annotations
@@ -19,141 +18,25 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays.checks import as_count, as_labels, as_numpy, as_points, check_plain
-from ..errors import FeatureError
+from ..arrays.checks import as_count, as_numpy, as_points, tensor_chunks
+from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
-from ..runtime.progress import track
 from ..runtime.threads import one_thread
+from ..thresholds import FEW_SAMPLES
 from ..trajectory import Classifier, Trajectory
-from .bootstrap import with_intervals
-from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
-from .moments import ClassGeometry, ClassIndex, ClassMoments, check_weights
-from .projection import SpanProjection
-from .result import Collapse
-from .spectrum import SPECTRUM_SIZE
-from .tensor_chunks import precision_of, tensor_chunks
+from .metrics import LayerCollapse, ProjectionSums, layer_collapse
+from .moments import ClassGeometry, ClassIndex, ClassMoments
+from .small_samples import LeaveOneOut
 
-
-def collapse_of_trajectory(
-    traj: Trajectory,
-    *,
-    weights: str,
-    ood: Trajectory | Mapping[str, Any] | None,
-    rank_tolerance: float,
-    spectrum_size: int,
-    bootstrap: int,
-    seed: int,
-) -> Collapse:
-    """Measure every layer of a trajectory; see `collapse`."""
-    check_weights(weights)
-    classifier = None if traj.classifier is None else classifier_matrix(traj.classifier)
-    index = ClassIndex(len(traj.class_names) or None if classifier is None else len(classifier))
-    class_index = index.add(traj.labels)
-    predicted = None if traj.predictions is None else index.indices(traj.predictions)
-    last = traj.layers[-1]
-    if classifier is not None and classifier.shape[1] != last.width:
-        classifier = None  # its input is not the last layer
-    ood_means = OodMeans(ood)
-    for layer in traj.layers:  # raises before any pass if a layer is missing
-        ood_means.mean(layer.name, layer.width)
-    layers = [
-        LayerPasses(layer.name, index, weights, spectrum_size)
-        .over(layer.features, class_index, predicted)
-        .metrics(
-            stage=layer.stage,
-            classifier=classifier if layer is last else None,
-            ood=ood_means,
-            rank_tolerance=rank_tolerance,
-        )
-        for layer in track(traj.layers, "measuring collapse")
-    ]
-    result = Collapse.of_layers(
-        layers,
-        classes=tuple(index.classes.tolist()),
-        counts=tuple(np.bincount(class_index).tolist()),
-        weights=weights,
-        classifier=None if classifier is None else Frame.of(classifier),
-        accuracy=traj.accuracy,
-    )
-    if not bootstrap:
-        return result
-    return with_intervals(
-        result,
-        traj.staged,
-        class_index,
-        predicted,
-        resamples=bootstrap,
-        seed=seed,
-        rank_tolerance=rank_tolerance,
-    )
-
-
-def collapse_of(
-    features: Any,
-    labels: Any,
-    classifier: Classifier | Any = None,
-    predictions: Any = None,
-    *,
-    weights: str = "uniform",
-    name: str = "features",
-    stage: int | None = 0,
-    ood: Any = None,
-    rank_tolerance: float = RANK_TOLERANCE,
-    spectrum_size: int = SPECTRUM_SIZE,
-) -> LayerCollapse:
-    """Measure the collapse of one set of features; see `collapse`.
-
-    Parameters
-    ----------
-    features : array_like, (n, d)
-        Rows are samples, so this is the transpose of H in the papers.
-    labels : array_like of int, (n,)
-    classifier : Classifier or array_like, (K, d), optional
-        Weights of the classifier, for NC3.
-    predictions : array_like of int, (n,), optional
-        The network's predictions, to compare with the nearest class mean (NC4).
-    weights, ood, rank_tolerance, spectrum_size
-        See `collapse`; `ood` is an array here.
-    name, stage
-        Name and stage of the layer.
-
-    Raises
-    ------
-    FeatureError, ArgumentError
-        As in `collapse`; also if the widths of the classifier and the features differ.
-
-    Examples
-    --------
-    Classes that have collapsed onto the vertices of a simplex:
-
-    >>> import numpy as np
-    >>> import wgeo
-    >>> labels = np.arange(30) % 3
-    >>> layer = wgeo.neural_collapse.collapse_of(np.eye(3)[labels], labels, classifier=np.eye(3))
-    >>> [round(value, 6) for value in (layer.nc1, layer.nc2_etf, layer.nc3, layer.ncc_accuracy)]
-    [0.0, 0.0, 0.0, 1.0]
-    """
-    if isinstance(features, torch.Tensor):
-        check_plain(features, f"layer {name!r}")
-    y = as_labels(labels, len(features))
-    weight = None if classifier is None else classifier_matrix(classifier)
-    index = ClassIndex(None if weight is None else len(weight))
-    class_index = index.add(y)
-    predicted = None if predictions is None else index.indices(as_labels(predictions, len(y)))
-    passes = LayerPasses(name, index, check_weights(weights), spectrum_size)
-    return passes.over(features, class_index, predicted).metrics(
-        stage=stage,
-        classifier=weight,
-        ood=OodMeans(None if ood is None else {name: ood}),
-        rank_tolerance=rank_tolerance,
-    )
+_DRIFT_TOLERANCE = 1e-4  # of a mean that is 0 if both passes read the same data
+_ROUNDING_FRACTION = 1e-3  # of the spread of the class means
 
 
 class LayerPasses:
     """The two passes over the samples of the layer `name`, with indices of classes from `index`."""
 
     geometry: ClassGeometry
-    _projection: SpanProjection
+    projection: SpanProjection
 
     def __init__(self, name: str, index: ClassIndex, weights: str, spectrum_size: int) -> None:
         self.name = name
@@ -169,42 +52,17 @@ class LayerPasses:
         """Make both passes over an array; each process reads its own shard of the rows."""
         shard = processes.shard(len(class_index))
         local, local_index = features[shard], class_index[shard]
-        processes.raise_on_any(partial(self.first, local, local_index, shard.start))
+        processes.raise_on_any(partial(self.moments.add, local, local_index, shard.start))
         self.moments = self.moments.all_reduce()
-        self.finish_first()
-        self.second(local, local_index, None if predicted is None else predicted[shard])
-        self._projection.all_reduce()
+        self.begin_second()
+        self.projection.add(local, local_index, None if predicted is None else predicted[shard])
+        self.projection.all_reduce()
         return self
 
-    def first(self, features: Any, class_index: Int[np.ndarray, " n"], start: int = 0) -> None:
-        """Pass one: add samples and the indices of their classes.
-
-        `start` is the number of samples before these, for error messages.
-        """
-        moments, n = self.moments, len(class_index)
-        moments.precision = max(moments.precision, precision_of(features))
-        with one_thread():
-            for rows, block in tensor_chunks(features, self.name, start, n):
-                moments.add(block, class_index[rows], len(self._index))
-
-    def finish_first(self) -> None:
+    def begin_second(self) -> None:
         """Compute the class means of all samples so far, and begin pass two."""
-        self.geometry = self.moments.finish(self._index, weights=self._weights)
-        self._projection = SpanProjection(self.moments, self.geometry, self._index)
-
-    def second(
-        self,
-        features: Any,
-        class_index: Int[np.ndarray, " n"],
-        predicted: Int[np.ndarray, " n"] | None = None,
-    ) -> None:
-        """Pass two: add samples again; `predicted` contains the indices of predicted classes."""
-        start, n = self._projection.samples, len(class_index)
-        with one_thread():
-            for rows, block in tensor_chunks(features, self.name, start, n):
-                self._projection.add(
-                    block, class_index[rows], None if predicted is None else predicted[rows]
-                )
+        self.geometry = self.moments.finish(self._index, self._weights)
+        self.projection = SpanProjection(self.moments, self.geometry, self._index)
 
     def metrics(
         self,
@@ -217,7 +75,7 @@ class LayerPasses:
         """Return the metrics; without pass two, some of them are undefined."""
         return layer_collapse(
             self.geometry,
-            self._projection.finish() if self._projection.samples else None,
+            self.projection.finish() if self.projection.samples else None,
             stage=stage,
             classifier=classifier,
             ood_mean=ood.mean(self.name, self.geometry.width),
@@ -225,21 +83,125 @@ class LayerPasses:
         )
 
 
+class SpanProjection:
+    """Pass two: projections of the samples onto the span of the final class means.
+
+    The pass sums the within-class energy along each direction of the span, from which nc1 is
+    computed if d is large. It also classifies every sample by its nearest class mean.
+    """
+
+    def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:
+        self.samples = self._correct = self._mismatches = self._with_predictions = 0
+        self._moments, self._means_coincide = moments, geometry.means_coincide
+        by_index = np.argsort(index.indices(geometry.classes))
+        self._coordinates, self._basis, counts, classes = (
+            torch.from_numpy(each).to(moments.means)
+            for each in (
+                *(geometry.coordinates[by_index], geometry.basis),
+                *(geometry.counts[by_index], index.classes),
+            )
+        )
+        self._energy, self._drift = self._basis.new_zeros(2, len(self._basis))
+        self._leave_one_out = None
+        if geometry.counts.min() < FEW_SAMPLES:
+            self._leave_one_out = LeaveOneOut(
+                self._basis, self._coordinates, moments.means, moments.shift, counts, classes
+            )
+
+    def add(
+        self,
+        features: Any,
+        class_index: Int[np.ndarray, " n"],
+        predicted: Int[np.ndarray, " n"] | None = None,
+    ) -> None:
+        """Add samples again; `predicted` are the class indices of the network's predictions."""
+        name, start, n = self._moments.name, self.samples, len(class_index)
+        with one_thread():
+            for rows, block in tensor_chunks(features, name, start, n):
+                nearest = self._add(block, class_index[rows])
+                self._correct += int((nearest == class_index[rows]).sum())
+                if predicted is not None:
+                    self._mismatches += int((nearest != predicted[rows]).sum())
+        self.samples += n
+        self._with_predictions += 0 if predicted is None else n
+
+    def _add(
+        self, block: Float[torch.Tensor, "b d"], index: Int[np.ndarray, " b"]
+    ) -> Int[np.ndarray, " b"]:
+        """Add a block's sums; return the class indices of the nearest means."""
+        class_index = torch.from_numpy(index).to(self._basis.device)
+        x = block - self._moments.shift
+        x -= self._moments.means[class_index]
+        residual = x @ self._basis.T  # (b, r): centered first, so nothing cancels
+        self._energy += (residual * residual).sum(0)
+        self._drift += residual.sum(0)
+        if self._leave_one_out is not None:
+            self._leave_one_out.add(block, x, residual, class_index)
+        nearest = nearest_mean(residual + self._coordinates[class_index], self._coordinates)
+        return nearest.cpu().numpy()
+
+    def all_reduce(self) -> None:
+        """Add the sums of all processes."""
+        counts = [self.samples, self._correct, self._mismatches, self._with_predictions]
+        self.samples, self._correct, self._mismatches, self._with_predictions = (
+            processes.all_reduce_sum(np.array(counts)).tolist()
+        )
+        processes.all_reduce_sum(self._energy)
+        processes.all_reduce_sum(self._drift)
+        if self._leave_one_out is not None:
+            self._leave_one_out.all_reduce()
+
+    def finish(self) -> ProjectionSums:
+        """Return the sums; raise `FeatureError` if the samples are not those of pass one."""
+        n = self.samples
+        if n != self._moments.samples:
+            raise FeatureError(
+                f"The second pass saw {n} samples, the first {self._moments.samples}. "
+                "Both passes need the same data."
+            )
+        # Deviations from the class means sum to 0 if the data are those of pass one. The second
+        # term of the scale allows for networks whose arithmetic is not reproducible.
+        spread = self._coordinates.square().mean(0).sum().sqrt()
+        scale = torch.sqrt(self._energy / n) + _ROUNDING_FRACTION * spread
+        drifts = bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any())
+        if drifts and not self._means_coincide:
+            raise FeatureError(
+                f"layer {self._moments.name!r} differs between the first and the second pass. "
+                "Put the network into eval mode and turn off random augmentation."
+            )
+        within_along = (self._energy / n).cpu().numpy()
+        mismatches = self._mismatches if self._with_predictions == n else None
+        return ProjectionSums(self._correct, mismatches, within_along, self._leave_one_out)
+
+
+def nearest_mean(
+    points: Float[torch.Tensor, "*batch n r"], means: Float[torch.Tensor, "*batch K r"]
+) -> Int[torch.Tensor, "*batch n"]:
+    """Return the index of the nearest mean; the first if several are equally near."""
+    squares = (means * means).sum(-1).unsqueeze(-2)
+    return torch.argmin(squares - 2 * points @ means.mT, dim=-1)
+
+
 class OodMeans:
     """Means of out-of-distribution samples, by layer."""
 
-    def __init__(self, ood: Trajectory | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, ood: Any = None) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._samples: dict[str, int] = {}
         self._given = False
         if ood is not None:
             self.add(ood)
 
-    def add(self, ood: Trajectory | Mapping[str, Any]) -> None:
-        """Add samples of all layers."""
+    def add(self, ood: Any) -> None:
+        """Add samples of all layers: a trajectory, or a mapping of layer names to features."""
         self._given = True
         if isinstance(ood, Trajectory):
             ood = {layer.name: layer.features for layer in ood.layers}
+        if not isinstance(ood, Mapping):
+            raise ArgumentError(
+                "ood must be a Trajectory, or features by the names of their layers; not "
+                f"{type(ood).__name__}."
+            )
         for name, array in ood.items():
             for _, chunk in tensor_chunks(array, f"{name} (out of distribution)"):
                 total = self._sums.get(name)
@@ -252,10 +214,7 @@ class OodMeans:
     def mean(self, name: str, width: int) -> Float[np.ndarray, " d"] | None:
         """Return the mean at a layer; None if there are no out-of-distribution samples.
 
-        Raises
-        ------
-        FeatureError
-            The samples lack this layer, or have another width there.
+        Raises `FeatureError` if the samples lack this layer, or have another width there.
         """
         if not self._given:
             return None

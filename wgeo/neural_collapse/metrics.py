@@ -12,21 +12,22 @@ from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
 from ..results import Result
-from .moments import ClassGeometry
-from .projection import ProjectionSums
-from .small_samples import SmallSampleEstimates
-from .spectrum import Spectrum
+from .moments import ClassGeometry, Spectrum
+from .small_samples import LeaveOneOut, SmallSampleEstimates
 
 RANK_TOLERANCE = 1e-7
 """Directions of the class means whose singular value is below this fraction of the largest are
-ignored. This is 1e-14 of Sigma_B's largest eigenvalue, about the cutoff of a d x d pseudo-inverse
-in float64. Directions that rounding in the features' dtype can cause are also ignored; see
-`ClassGeometry.rounding`."""
+ignored. Its square, 1e-14, is about the cutoff of a d x d pseudo-inverse in float64. Directions
+that rounding in the features' dtype can cause are also ignored; see `ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, with the final class means"
-_COINCIDE = "the class means coincide"
-_SINGLE = "every class has a single sample"
+_COMPARISONS = (
+    *("nc1", "nc1_quotient", "class_variability", "cdnv", "ncc_accuracy"),
+    *("nc2_equinorm", "nc2_etf", "nc2_equiangle", "mean_angle", "max_coherence"),
+)
+"""Metrics that compare samples or class means with each other."""
+
 _CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
 _NOT_IN_TABLE = ("intervals", "undefined", "class_variability")
 _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
@@ -36,8 +37,8 @@ _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 class Frame:
     """Distance of K vectors v_k from a simplex equiangular tight frame (NC2).
 
-    All values are None if every vector is 0; those based on angles are None if any vector is 0. J
-    is the matrix of ones.
+    All values are None if every vector is 0. If only some are 0, equiangle, mean_angle and
+    max_coherence are None. V has the rows v_k, and J is the matrix of ones.
 
     Attributes
     ----------
@@ -72,10 +73,9 @@ class Frame:
         K = len(vectors)
         equinorm = float(norms.std() / norms.mean())
         etf = distance_to_etf(vectors @ vectors.T)
-        if norms.min() <= _ZERO_NORM * norms.max():
+        cosines = _cosines(vectors)
+        if cosines is None:
             return cls(equinorm, None, etf, None, None)
-        units = vectors / norms[:, None]
-        cosines = (units @ units.T)[~np.eye(K, dtype=bool)]
         return cls(
             equinorm,
             float(np.abs(cosines + 1 / (K - 1)).mean()),
@@ -91,6 +91,15 @@ def rescaled(x: np.ndarray) -> np.ndarray:
     return x / largest if largest > 0 else x
 
 
+def _cosines(vectors: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " pairs"] | None:
+    """Return cos(v_k, v_l) for all k != l; None if a vector is 0."""
+    norms = np.linalg.norm(vectors, axis=1)
+    if norms.min() <= _ZERO_NORM * norms.max():
+        return None
+    units = vectors / norms[:, None]
+    return (units @ units.T)[~np.eye(len(units), dtype=bool)]
+
+
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
     """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F; None if G = 0."""
     norm = np.linalg.norm(gram)
@@ -104,15 +113,16 @@ def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
 class LayerCollapse(Result):
     """How far the classes have collapsed at one layer.
 
-    Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
-    class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
-    between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
+    Notation: h_i are the N samples of the K classes that occur. Class k has N_k samples, their mean
+    is m_k, and var_k is the mean of their ||h - m_k||^2. With uniform weights (the default), the
+    global mean is g = (1/K) sum m_k, and the between-class covariance is
     Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T. With frequency weights, N_k/N replaces 1/K in both;
-    with ``sample_mean``, it replaces 1/K only in g. With either, g is the mean of all
-    samples. In all cases Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of
-    ones. The metrics whose names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse.
-    Undefined metrics are None;
-    `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the corrected estimates.
+    with ``sample_mean``, only in g. The within-class covariance is always
+    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. J is the matrix of ones.
+
+    The metrics whose names begin with nc1, nc2, nc3 or cdnv are 0 at complete collapse. Undefined
+    metrics are None; `undefined` gives the reasons, except for nc3, nc5, ncc_mismatch and the
+    corrected estimates.
 
     Attributes
     ----------
@@ -143,9 +153,8 @@ class LayerCollapse(Result):
         Fraction of samples for which the network's prediction and the nearest class mean differ
         (NC4), in [0, 1].
     cdnv : float or None
-        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), in [0, inf), where var_k is the mean of
-        ||h - m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter
-        2021).
+        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), in [0, inf), with var_k = 0 for a class
+        of one sample (Galanti, Gyorgy and Hutter 2021).
     effective_rank, stable_rank, participation_ratio : float or None
         Ranks of the features centered by g; see `Spectrum.ranks`.
     within, between : float
@@ -156,18 +165,18 @@ class LayerCollapse(Result):
     spectrum_rows : int or None
         Number of samples from which the ranks were computed; None if these are all samples.
     discrimination : float or None
-        ``1 - max_{k != l} cos(m_k, m_l)`` of the class means as they are, not centered, in [0, 2];
-        larger for classes in different directions (Wang et al. 2025). Not a measure of collapse:
-        after a ReLU it is near 0, since such means are nonnegative.
+        ``1 - max_{k != l} cos(m_k, m_l)``, in [0, 2], of class means that are not centered (Wang et
+        al. 2025). It is not a measure of collapse: nonnegative means, as after a ReLU, make it at
+        most 1, and usually near 0 in the first layers.
     classes : int
         Number of classes that occur, K.
     samples_per_class : int
         Number of samples of the smallest class that occurs. If every class has one sample, nc1,
         nc2, cdnv and ncc_accuracy are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
-        Estimates of the population's values, computed if a class has fewer than ``FEW_SAMPLES``
-        samples, since the plug-in values above are then biased (``small_samples``). For the last
-        one, a sample is left out of its own class mean before it is classified.
+        Estimates of the population's values, if a class has fewer than ``thresholds.FEW_SAMPLES``
+        samples: the values above are then biased (``small_samples``). For the last one, a sample is
+        left out of its own class mean before it is classified.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
@@ -233,27 +242,50 @@ class LayerCollapse(Result):
         return [{key: value for key, value in values.items() if key not in _NOT_IN_TABLE}]
 
 
+@dataclass(frozen=True, eq=False)
+class ProjectionSums:
+    """The sums of pass two over all samples of a layer."""
+
+    correct: int  # samples whose nearest class mean is that of their own class
+    mismatches: int | None  # of predictions with the nearest mean; None if some are unknown
+    within_along: Float[np.ndarray, " r"]  # V_j^T Sigma_W V_j, with V_j spanning the means
+    leave_one_out: LeaveOneOut | None = None  # only if a class has few samples
+
+
 def layer_collapse(
     geometry: ClassGeometry,
     projection: ProjectionSums | None,
     *,
     stage: int | None,
+    rank_tolerance: float,
     classifier: Float[np.ndarray, "C d"] | None = None,
     ood_mean: Float[np.ndarray, " d"] | None = None,
-    rank_tolerance: float = RANK_TOLERANCE,
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    The classifier has a row for every class, including those that do not occur. Raises FeatureError
-    if its width is not that of the layer.
+    The classifier has a row for every class, also for those that do not occur. `FeatureError` is
+    raised if its width is not that of the layer.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(
             f"The classifier reads {classifier.shape[1]} features, but layer {geometry.name!r} has "
             f"{geometry.width}. Use the features of the layer before the classifier."
         )
+    threshold = max(rank_tolerance * geometry.sigma.max(initial=0), geometry.rounding)
+    sigma = geometry.sigma[geometry.sigma > threshold]
     reasons: dict[str, str] = {}
-    nc3, nc3_papyan = (None, None) if classifier is None else _self_duality(geometry, classifier)
+    values: dict[str, Any] = dict.fromkeys((*_COMPARISONS, "ncc_mismatch", "nc3", "nc3_papyan"))
+    coincide = geometry.means_coincide
+    if coincide or geometry.counts.max() == 1:
+        reason = "the class means coincide" if coincide else "every class has a single sample"
+        reasons |= dict.fromkeys(_COMPARISONS, reason)
+    else:
+        values |= _variability(geometry, projection, sigma, reasons)
+        values |= _nearest_center_metrics(geometry, projection, reasons)
+        values |= _nc2(geometry, reasons)
+    if classifier is not None and not coincide:
+        values |= _self_duality(geometry, classifier)
+    means = rescaled(geometry.center + geometry.coordinates @ geometry.basis)  # not centered
     spectrum = geometry.spectrum
     return LayerCollapse(
         name=geometry.name,
@@ -261,46 +293,27 @@ def layer_collapse(
         width=geometry.width,
         within=geometry.within,
         between=geometry.between,
-        **_variability(geometry, projection, rank_tolerance, reasons),
-        **_nearest_center_metrics(geometry, projection, reasons),
-        **_nc2(geometry, reasons),
-        nc3=nc3,
-        nc3_papyan=nc3_papyan,
-        nc5=None if ood_mean is None else _nc5(geometry, ood_mean),
+        rank=0 if coincide else len(sigma),
+        **values,
+        nc5=None if ood_mean is None else _nc5(means, ood_mean),
         **_ranks(spectrum, reasons),
         spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
         samples_per_class=int(geometry.counts.min()),
         undefined=reasons,
-        discrimination=_discrimination(geometry, reasons),
+        discrimination=_discrimination(means, reasons),
         classes=len(geometry.classes),
     )
-
-
-def _degeneracy(geometry: ClassGeometry) -> str | None:
-    """Return the reason why no metric that compares samples or class means is defined, if any."""
-    if geometry.means_coincide:
-        return _COINCIDE
-    return _SINGLE if geometry.single_samples else None
-
-
-_OF_VARIABILITY = ("nc1", "nc1_quotient", "class_variability", "cdnv")
 
 
 def _variability(
     geometry: ClassGeometry,
     projection: ProjectionSums | None,
-    rank_tolerance: float,
+    sigma: Float[np.ndarray, " r"],
     reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """Return nc1 in all forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
-    threshold = max(rank_tolerance * geometry.sigma.max(initial=0), geometry.rounding)
-    sigma = geometry.sigma[geometry.sigma > threshold]
-    reason = _degeneracy(geometry)
-    if reason is not None:
-        reasons |= dict.fromkeys(_OF_VARIABILITY, reason)
-        rank = 0 if reason is _COINCIDE else len(sigma)
-        return {**dict.fromkeys(_OF_VARIABILITY), "rank": rank}
-    cdnv = _cdnv(geometry)
+    """Return nc1 in all forms, cdnv, and their corrected estimates if a class has few samples."""
+    squares = pdist(geometry.coordinates, "sqeuclidean")  # of class means k < l
+    cdnv = _cdnv(geometry, squares)
     if cdnv is None:
         reasons["cdnv"] = "two class means coincide"
     within_along = geometry.within_along
@@ -311,23 +324,14 @@ def _variability(
         reasons["nc1"] = _SECOND_PASS
     else:
         nc1 = float((within_along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
-    quotient = geometry.within / geometry.between
     values = {
         "nc1": nc1,
-        "nc1_quotient": quotient,
+        "nc1_quotient": geometry.within / geometry.between,
         "class_variability": tuple((geometry.variances / geometry.between).tolist()),
         "cdnv": cdnv,
-        "rank": len(sigma),
     }
-    return values | _corrected(geometry, projection, sigma)
-
-
-def _corrected(
-    geometry: ClassGeometry, projection: ProjectionSums | None, sigma: Float[np.ndarray, " r"]
-) -> dict[str, float | None]:
-    """Return estimates of the population's values; none unless a class has few samples."""
     if projection is None or projection.leave_one_out is None:
-        return {}
+        return values
     r, sums = len(sigma), projection.leave_one_out
     estimates = SmallSampleEstimates(
         geometry.counts,
@@ -339,49 +343,35 @@ def _corrected(
         geometry.width,
         sums.within_square,
     )
-    return {
-        "nc1_corrected": estimates.nc1(),
-        "cdnv_corrected": estimates.cdnv(pdist(geometry.coordinates, "sqeuclidean")),
-        "ncc_accuracy_corrected": sums.accuracy,
-    }
+    corrected = (estimates.nc1(), estimates.cdnv(squares), sums.accuracy)
+    return values | dict(zip(_CORRECTED, corrected, strict=True))
 
 
-def _cdnv(geometry: ClassGeometry) -> float | None:
-    variances, coordinates = geometry.variances, geometry.coordinates
-    if coordinates.shape[1] == 0:
+def _cdnv(geometry: ClassGeometry, squares: Float[np.ndarray, " pairs"]) -> float | None:
+    variances, norms = geometry.variances, np.linalg.norm(geometry.coordinates, axis=1)
+    if squares.min() <= (_ZERO_NORM * norms.max()) ** 2:
         return None
-    squares = pdist(coordinates, "sqeuclidean")  # over pairs k < l: the summand is symmetric
-    first, second = np.triu_indices(len(variances), 1)
-    threshold = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
-    if squares.min() <= threshold**2:
-        return None
+    first, second = np.triu_indices(len(variances), 1)  # the summand is symmetric
     return float(((variances[first] + variances[second]) / (2 * squares)).mean())
 
 
 def _nearest_center_metrics(
     geometry: ClassGeometry, projection: ProjectionSums | None, reasons: dict[str, str]
-) -> dict[str, Any]:
-    """Return ncc_accuracy and ncc_mismatch."""
-    reason = _degeneracy(geometry)
-    if projection is None or reason is not None:
-        reasons["ncc_accuracy"] = reason or _SECOND_PASS
-        return {"ncc_accuracy": None, "ncc_mismatch": None}
-    n, mismatches = projection.samples, projection.mismatches
+) -> dict[str, float | None]:
+    if projection is None:
+        reasons["ncc_accuracy"] = _SECOND_PASS
+        return {}
+    n, mismatches = int(geometry.counts.sum()), projection.mismatches
     return {
         "ncc_accuracy": projection.correct / n,
         "ncc_mismatch": None if mismatches is None else mismatches / n,
     }
 
 
-def _nc2(geometry: ClassGeometry, reasons: dict[str, str]) -> dict[str, Any]:
-    angles = ("nc2_equiangle", "mean_angle", "max_coherence")
-    reason = _degeneracy(geometry)
-    if reason is not None:
-        names = ("nc2_equinorm", "nc2_etf", *angles)
-        reasons |= dict.fromkeys(names, reason)
-        return dict.fromkeys(names)
+def _nc2(geometry: ClassGeometry, reasons: dict[str, str]) -> dict[str, float | None]:
     frame = Frame.of(geometry.coordinates)
     if frame.mean_angle is None:
+        angles = ("nc2_equiangle", "mean_angle", "max_coherence")
         reasons |= dict.fromkeys(angles, "a class mean is the global mean")
     return {
         "nc2_equinorm": frame.equinorm,
@@ -403,21 +393,17 @@ def _ranks(spectrum: Spectrum | None, reasons: dict[str, str]) -> dict[str, Any]
 
 def _self_duality(
     geometry: ClassGeometry, classifier: Float[np.ndarray, "C d"]
-) -> tuple[float | None, float | None]:
-    """Return nc3 as defined by Zhu et al. and as defined by Papyan et al."""
-    if geometry.means_coincide:
-        return None, None
-    W = rescaled(classifier[geometry.classes].astype(np.float64))
+) -> dict[str, float | None]:
+    W = rescaled(classifier[geometry.classes])
     means = rescaled(geometry.coordinates @ geometry.basis)
     norm = np.linalg.norm(W)
     if norm == 0:
-        return None, None
+        return {}
     papyan = float(np.linalg.norm(W / norm - means / np.linalg.norm(means)))
-    return distance_to_etf(W @ means.T), papyan
+    return {"nc3": distance_to_etf(W @ means.T), "nc3_papyan": papyan}
 
 
-def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | None:
-    means = _means(geometry)
+def _nc5(means: Float[np.ndarray, "K d"], ood_mean: Float[np.ndarray, " d"]) -> float | None:
     ood_mean = rescaled(ood_mean)
     norms = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
     if not norms.all():
@@ -425,17 +411,9 @@ def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | 
     return float(np.abs(means @ ood_mean / norms).mean())
 
 
-def _discrimination(geometry: ClassGeometry, reasons: dict[str, str]) -> float | None:
-    means = _means(geometry)
-    norms = np.linalg.norm(means, axis=1)
-    if norms.min() <= _ZERO_NORM * norms.max():
+def _discrimination(means: Float[np.ndarray, "K d"], reasons: dict[str, str]) -> float | None:
+    cosines = _cosines(means)
+    if cosines is None:
         reasons["discrimination"] = "a class mean is zero"
         return None
-    units = means / norms[:, None]
-    cosines = (units @ units.T)[~np.eye(len(units), dtype=bool)]
     return float(1 - cosines.max().clip(-1, 1))
-
-
-def _means(geometry: ClassGeometry) -> Float[np.ndarray, "K d"]:
-    """Return the class means, not centered, up to a common scale."""
-    return rescaled(geometry.center + geometry.coordinates @ geometry.basis)

@@ -2,7 +2,7 @@
 
 The metrics as defined in the papers are biased if classes have few samples. With n samples per
 class, Sigma_W is too small by the factor (n - 1)/n, and Sigma_B is too large by about Sigma_W/n.
-Every class mean is nearer to its own samples than the population's mean is.
+A class mean is nearer to its own samples than the mean of the class's population is.
 """
 
 from __future__ import annotations
@@ -17,24 +17,14 @@ from scipy.optimize import brentq
 from scipy.spatial.distance import squareform
 
 from ..runtime import processes
-from .moments import class_weights
-from .spectrum import SPECTRUM_SIZE, RowSample
+from .moments import SPECTRUM_SIZE, RowSample, class_weights
 
-FEW_SAMPLES = 20
-"""Size of the smallest class below which corrected estimates are computed."""
-
-MAX_HIDDEN = 0.05
-"""CDNV is not estimated if noise hides the distance of more than this fraction of class pairs."""
-
-
-def is_few(counts: Num[np.ndarray, " K"]) -> bool:
-    """Return whether any class has fewer than `FEW_SAMPLES` samples."""
-    return bool(counts.min() < FEW_SAMPLES)
+_MAX_HIDDEN = 0.05  # maximum fraction of class pairs whose distance noise hides
 
 
 @dataclass(frozen=True, eq=False)
 class SmallSampleEstimates:
-    """Estimates for a layer with few samples per class.
+    """Estimates for a layer with few samples per class, but more than one in some class.
 
     `ClassGeometry` defines the attributes. S_W and S_B are Sigma_W and Sigma_B of the population.
     """
@@ -69,12 +59,10 @@ class SmallSampleEstimates:
     def nc1(self) -> float | None:
         """Return an estimate of tr(S_W pinv(S_B)) / K.
 
-        None if every class has one sample, or if sampling noise exceeds S_B. If K > d + 1 and the
-        class means span all d dimensions, the classes are treated as a sample from a population of
-        classes, whose S_B does not depend on `weights`; otherwise they are the whole population.
+        None if sampling noise exceeds S_B. If K > d + 1 and the class means span all d dimensions,
+        the classes are treated as a sample from a population of classes, whose S_B does not depend
+        on `weights`. Otherwise they are the whole population.
         """
-        if self.counts.max() == 1:
-            return None
         if len(self.sigma) == self.width < len(self.counts) - 1:
             return self._nc1_of_class_population()
         return self._nc1_of_given_classes()
@@ -137,7 +125,7 @@ class SmallSampleEstimates:
         the corrected inverse (1 - V/D^2) / D. It is bounded, so that a pair whose estimated D is
         near zero cannot dominate the mean. Classes of one sample are left out, because their
         variance is unknown. None if fewer than two classes are left, or if D <= 0 or D^2 < V for
-        more than a fraction `MAX_HIDDEN` of the pairs.
+        more than a fraction `_MAX_HIDDEN` of the pairs.
         """
         measurable = self.counts > 1
         if measurable.sum() < 2:
@@ -152,7 +140,7 @@ class SmallSampleEstimates:
         w = self.correction * float(weights @ np.diag(self.within) / weights.sum())
         V = 4 * D.clip(min=0) * a * w + 2 * a**2 * self.within_square
         hidden = (D <= 0) | (D**2 < V)
-        if hidden.mean() > MAX_HIDDEN:
+        if hidden.mean() > _MAX_HIDDEN:
             return None
         denominator = D**2 + V
         inverse = np.divide(D, denominator, out=np.zeros_like(D), where=denominator > 0)
@@ -162,8 +150,8 @@ class SmallSampleEstimates:
 class LeaveOneOut:
     """Sums that `SpanProjection` adds in pass two, if a class has few samples.
 
-    They give the inputs of `SmallSampleEstimates`, and the nearest-class-mean accuracy when each
-    sample is left out of its own class mean.
+    They give `within` and `within_square` of `SmallSampleEstimates`, and the nearest-class-mean
+    accuracy when each sample is left out of its own class mean.
     """
 
     def __init__(
@@ -188,14 +176,14 @@ class LeaveOneOut:
         x_in_span: Float[torch.Tensor, "b r"],
         class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples h, with x = h - m_k for their classes k, also projected onto the span."""
+        """Add samples h; x are h - m_k for their classes k, and x_in_span are x in the span."""
         self._samples += len(x)
         self._within += x_in_span.T @ x_in_span
         square = (x_in_span * x_in_span).sum(1)
         outside = ((x * x).sum(1) - square).clamp_min_(0)
         n = self._counts[class_index]
-        # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
-        # Squares leave out the part of h outside the span, the same for all other class means.
+        # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h. The part of h outside
+        # the span is left out of all squared distances: it is the same for the other class means.
         own_square = (n / (n - 1)).square() * (square + outside) - outside
         h = x_in_span + self._coordinates[class_index]  # in the span of the class means
         norms = (self._coordinates * self._coordinates).sum(1)
@@ -205,16 +193,16 @@ class LeaveOneOut:
         is_not_alone = n > 1
         self._in_larger_classes += int(is_not_alone.sum())
         self._correct += int((is_not_alone & (own_square <= squares.min(1).values)).sum())
-        # `RowSample` chooses rows by their values, so offer h: rounding in x depends on the
-        # batches, and in h - shift on the first sample.
+        # `RowSample` chooses rows by their values, so offer h itself: rounding in x depends on the
+        # batches, and rounding in h - shift on the first sample.
         rows_with_label = torch.cat([block.to(x), self._classes[class_index][:, None]], 1)
         self._sample.update(rows_with_label[is_not_alone])
 
     def all_reduce(self) -> None:
         """Add the sums of all processes."""
-        counts = np.array([self._samples, self._in_larger_classes, self._correct])
+        counts = [self._samples, self._in_larger_classes, self._correct]
         self._samples, self._in_larger_classes, self._correct = processes.all_reduce_sum(
-            counts
+            np.array(counts)
         ).tolist()
         processes.all_reduce_sum(self._within)
         self._sample = self._sample.all_reduce()
@@ -222,7 +210,7 @@ class LeaveOneOut:
     @property
     def within(self) -> Float[np.ndarray, "r r"]:
         """V Sigma_W V^T."""
-        return (self._within / max(self._samples, 1)).cpu().numpy()
+        return (self._within / self._samples).cpu().numpy()
 
     @property
     def accuracy(self) -> float | None:

@@ -15,11 +15,10 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..storage.record.layers import PENULTIMATE
 from ..trajectory import Classifier, Trajectory
+from .depth import Collapse
 from .measure import LayerPasses, OodMeans, classifier_matrix
 from .metrics import RANK_TOLERANCE, Frame
-from .moments import ClassIndex, check_weights
-from .result import Collapse
-from .spectrum import SPECTRUM_SIZE
+from .moments import SPECTRUM_SIZE, ClassIndex, check_weights
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
 """Features by layer, labels and, if they are known, the network's predictions."""
@@ -34,8 +33,8 @@ class CollapseStream:
     Call ``update`` with every batch. This gives all metrics except ncc_accuracy, ncc_mismatch, the
     corrected estimates and, for layers wider than `spectrum_size`, nc1. These metrics compare
     samples with the *final* class means, so they need a second pass: call ``revisit`` with every
-    batch again. Layers whose features fit into `keep` bytes need no second pass, because the stream
-    keeps their features. Batches may have any size and order, in both passes.
+    batch again. The stream keeps features up to `keep` bytes; layers whose features it keeps need
+    no second pass. Batches may have any size and order, in both passes.
 
     Each layer needs memory for K d numbers in float64, plus a d x d matrix if d <= `spectrum_size`
     (at most 2 MiB by default), or otherwise `spectrum_size` rows of features.
@@ -45,7 +44,7 @@ class CollapseStream:
     weights, rank_tolerance, spectrum_size
         As in `collapse`.
     classifier : Classifier or array_like, (K, d), optional
-        Weights of the classifier of the last layer, for NC3. If given, labels must be below K.
+        Weights of the classifier, which reads the last layer, for NC3. Labels must be below K.
     num_classes : int, optional
         Number of classes; labels must be below it.
     stages : mapping of layer name to int or None, optional
@@ -53,8 +52,8 @@ class CollapseStream:
         changes, and the layers ``input`` and ``penultimate`` (the classifier's input) have no
         stage.
     keep : int
-        Total number of bytes of features to keep, over all layers. If it is exceeded, the widest
-        layers are dropped first. 0 for a strict bound on memory.
+        Maximum number of bytes of features to keep, over all layers. If they need more, the stream
+        drops the widest layers first. 0 for a strict bound on memory.
 
     Examples
     --------
@@ -102,8 +101,8 @@ class CollapseStream:
             The layers must be the same in every batch, and in execution order in the first.
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
-            The network's predictions; give them in every batch of a pass or in none. ncc_mismatch
-            needs those of the second pass, if there is one.
+            The network's predictions; give them in every batch of a pass or in none. If there is a
+            second pass, ncc_mismatch is computed from the predictions in it.
 
         Raises
         ------
@@ -133,7 +132,7 @@ class CollapseStream:
         start = self._first_pass.samples
         class_index = self._index.add(y, start)
         for name, layer in self._layers.items():
-            layer.first(features[name], class_index, start)
+            layer.moments.add(features[name], class_index, start)
         self._replay.add(features, y, predicted_labels)
         self._first_pass.add(y, predicted_labels)
 
@@ -170,7 +169,7 @@ class CollapseStream:
 
         Examples
         --------
-        Without features in memory, a second pass counts the samples near the wrong class mean:
+        The stream keeps no features, so that ncc_accuracy needs a second pass:
 
         >>> import numpy as np
         >>> import wgeo
@@ -231,7 +230,7 @@ class CollapseStream:
 
     def _finish_first(self) -> None:
         for layer in self._layers.values():
-            layer.finish_first()
+            layer.begin_second()
 
     def _second(
         self,
@@ -239,7 +238,7 @@ class CollapseStream:
         labels: Int[np.ndarray, " n"],
         predicted_labels: Int[np.ndarray, " n"] | None,
     ) -> None:
-        """Pass two of the layers in a batch, which may be all layers or those that were kept."""
+        """Pass two of the layers in a batch: of all layers, or of those that were kept."""
         class_index = self._index.indices(labels)
         if class_index.min() < 0:
             raise FeatureError(
@@ -248,7 +247,7 @@ class CollapseStream:
             )
         predicted = None if predicted_labels is None else self._index.indices(predicted_labels)
         for name, array in features.items():
-            self._layers[name].second(array, class_index, predicted)
+            self._layers[name].projection.add(array, class_index, predicted)
 
 
 def collapse_stream(
@@ -262,9 +261,9 @@ def collapse_stream(
     Parameters
     ----------
     batches : iterable, or callable that returns one
-        Tuples (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
-        input (a list, a loader, a callable) is read twice if a metric needs it. For an iterator,
-        these metrics are None unless the features fit into `keep` bytes.
+        Tuples (features by layer, labels) or (features by layer, labels, predictions). A list, a
+        loader or a callable is read twice if the stream needs a second pass. An iterator is read
+        once; metrics that need a second pass are then None.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
     **options
@@ -302,7 +301,7 @@ def collapse_stream(
 
 
 def _check_batch(batch: Any) -> Batch:
-    """Return a batch as a tuple; raise an error if it is not one, such as images with labels."""
+    """Return a batch as a tuple; raise `ArgumentError` for anything else, such as images."""
     if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
         return tuple(batch)  # type: ignore[return-value]
     first = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
@@ -333,7 +332,7 @@ class _PassCounts:
 
 
 class _ReplayBuffer:
-    """Batches kept for a second pass, within a budget; the widest layers are dropped first."""
+    """Batches that are kept for pass two; the widest layers are dropped if they exceed a budget."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ _MAX_HALVINGS = 14
 OUT_OF_MEMORY = torch.OutOfMemoryError
 """Raised by torch if a GPU has too little memory."""
 
-_state: dict[str, int | None] = {"limit": None, "halvings": 0}
+_state: dict[str, Any] = {"limit": None, "halvings": 0}
 
 
 def parse_bytes(memory: str | float | int) -> int:
@@ -43,12 +44,12 @@ def parse_bytes(memory: str | float | int) -> int:
 
 @contextmanager
 def memory_limit(memory: str | int | None) -> Iterator[None]:
-    """Limit memory inside the ``with`` block, on a GPU too; None for no limit.
+    """Limit memory inside the ``with`` block, also that of the current GPU; None for no limit.
 
     The limit determines block sizes, whether features are kept in memory, and how many problems are
     solved concurrently. Features on disk (memory maps) do not count, because the system reclaims
-    their pages when needed. On the current GPU, PyTorch's allocator enforces the limit.
-    `ArgumentError` is raised if `memory` is not a size of at least 1 GiB.
+    their pages when needed. On the GPU, PyTorch's allocator enforces the limit. `ArgumentError` is
+    raised if `memory` is not a size of at least 1 GiB.
     """
     size = None if memory is None else parse_bytes(memory)
     if size is not None and size < 2 * _LIBRARY_BYTES:
@@ -81,8 +82,7 @@ def _limit_gpu(size: int | None) -> None:
 
 def available_bytes() -> int | None:
     """Return the limit minus the libraries' own memory, in bytes; None without a limit."""
-    limit = _state["limit"]
-    return None if limit is None else limit - _LIBRARY_BYTES
+    return None if _state["limit"] is None else _state["limit"] - _LIBRARY_BYTES
 
 
 def limited_size(default: int, fraction: float) -> int:
@@ -93,25 +93,25 @@ def limited_size(default: int, fraction: float) -> int:
 
 def block_entries(default: int) -> int:
     """Return the block size `default`, halved once for each time that a GPU ran out of memory."""
-    return max(1, default >> (_state["halvings"] or 0))
+    return max(1, default >> _state["halvings"])
 
 
 def halve_blocks() -> bool:
     """Halve block sizes, because a GPU ran out of memory; return False if they cannot be smaller.
 
-    If True, the caller repeats the work on the last block with a size from `block_entries`.
+    If True, the caller repeats the work on its last block, with the new size of `block_entries`.
     """
-    halvings = _state["halvings"] or 0
-    if halvings < _MAX_HALVINGS:
-        _state["halvings"] = halvings + 1
-    return halvings < _MAX_HALVINGS
+    if _state["halvings"] == _MAX_HALVINGS:
+        return False
+    _state["halvings"] += 1
+    return True
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that this process may use; a huge number if it is unknown.
+    """Return the bytes of memory that this process may use; a huge number if this is unknown.
 
-    The machine's memory, or the limit of its container or batch job, is divided evenly among this
-    job's processes on the machine.
+    The processes of a job on one machine divide its memory, or the limit of its container or batch
+    job, evenly.
     """
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

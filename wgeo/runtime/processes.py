@@ -3,9 +3,9 @@
 Every process runs the same program on the same features, and calls the functions below in the same
 order: they are collective operations. A loop over rows processes a `shard` of the rows;
 `all_reduce_sum` or `all_gather` then combines the results. Work that cannot be divided is done by
-one process (`on_rank_zero`), or distributed if there are several pieces (`map_over_ranks`). Every
-process has the result, which differs from that of a single process only by rounding. With one
-process, or inside `local_only`, these functions only call the given function or return the value.
+one process (`on_rank_zero`); several such pieces are distributed (`map_over_ranks`). Every process
+then has the result, which differs from that of a single process only by rounding. With one process,
+or inside `local_only`, these functions only call the given function or return the value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ProcessError, WgeoError
 from .progress import track
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the command line reports errors before it loads libraries
     import torch
 
 T = TypeVar("T")
+Part = TypeVar("Part", "torch.Tensor", "np.ndarray", float)
 
 _CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
 _WORK_TIMEOUT = datetime.timedelta(days=7)  # to wait for others; a lost process is noticed at once
@@ -54,7 +55,7 @@ _local_depth = 0  # nesting of `local_only`
 
 
 def launched_world_size() -> int:
-    """Return the number of launched processes by the environment; 1 if there was no launch."""
+    """Return the number of launched processes, from the environment; 1 without a launch."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
@@ -172,13 +173,7 @@ def shard(n: int) -> slice:
     return slice(n * i // count, n * (i + 1) // count)
 
 
-@overload
-def all_reduce_sum(part: torch.Tensor) -> torch.Tensor: ...
-@overload
-def all_reduce_sum(part: np.ndarray) -> np.ndarray: ...
-@overload
-def all_reduce_sum(part: float) -> float: ...
-def all_reduce_sum(part: Any) -> Any:
+def all_reduce_sum(part: Part) -> Part:
     """Return the sum of all processes' parts; a tensor or a contiguous array is overwritten.
 
     If each process fills only its `shard` of an array's rows, and its other rows are zero, the sum
@@ -187,11 +182,7 @@ def all_reduce_sum(part: Any) -> Any:
     return _reduced(part, "SUM")
 
 
-@overload
-def all_reduce_max(part: torch.Tensor) -> torch.Tensor: ...
-@overload
-def all_reduce_max(part: np.ndarray) -> np.ndarray: ...
-def all_reduce_max(part: Any) -> Any:
+def all_reduce_max(part: Part) -> Part:
     """Return the elementwise maximum over processes; like `all_reduce_sum`, overwrite `part`."""
     return _reduced(part, "MAX")
 

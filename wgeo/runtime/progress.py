@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..text import printable
 
@@ -18,30 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
-_display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", default=None)
-
-
-class _Lines:
-    """Progress for a pipe or a log file: a line every few seconds."""
-
-    SECONDS = 5.0
-
-    def start(self, what: str, total: int | None) -> Callable[[int], None]:
-        start_time = last_time = time.monotonic()
-
-        def advance(done: int) -> None:
-            nonlocal last_time
-            now = time.monotonic()
-            seconds = now - start_time
-            last = done == total and seconds >= self.SECONDS
-            if now - last_time < self.SECONDS and not last:
-                return
-            last_time = now
-            left = f", {(total - done) * seconds / done:.0f} s left" if total else ""
-            of = f"/{total}" if total else ""
-            print(f"{what}: {done}{of} ({seconds:.0f} s{left})", file=sys.stderr, flush=True)
-
-        return advance
+_display: ContextVar[Progress | Literal["lines"] | None] = ContextVar("progress", default=None)
+_SECONDS = 5.0  # between two lines
 
 
 @contextmanager
@@ -52,37 +30,30 @@ def show_progress() -> Iterator[None]:
         return
     with ExitStack() as stack:
         terminal = sys.stderr.isatty()
-        display: Progress | _Lines = stack.enter_context(_bar()) if terminal else _Lines()
+        display: Progress | Literal["lines"] = stack.enter_context(_bar()) if terminal else "lines"
         stack.callback(_display.reset, _display.set(display))
         yield
 
 
 def _bar() -> Progress:
-    """Return a progress bar for a terminal, on standard error."""
+    """Return a progress bar for a terminal."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress.Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield from `items`, and show the description `what`, the progress and the time left.
 
-    `total` is the number of items, if they have no length.
+    `total` is the number of items; it is needed only if they have no length.
     """
     what = printable(what, None)
     if total is None and isinstance(items, Sized):
@@ -90,11 +61,8 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     display = _display.get()
     if display is None:
         yield from items
-    elif isinstance(display, _Lines):
-        advance = display.start(what, total)
-        for done, item in enumerate(items, 1):
-            yield item
-            advance(done)
+    elif display == "lines":
+        yield from _with_lines(items, what, total)
     else:
         task = display.add_task(what, total=total)
         try:
@@ -103,3 +71,18 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
                 display.advance(task)
         finally:
             display.remove_task(task)
+
+
+def _with_lines(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    """Yield from `items`; print a line every few seconds, for a pipe or a log file."""
+    start_time = last_time = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        seconds = now - start_time
+        last = done == total and seconds >= _SECONDS
+        if now - last_time >= _SECONDS or last:
+            last_time = now
+            left = f", {(total - done) * seconds / done:.0f} s left" if total else ""
+            of = f"/{total}" if total else ""
+            print(f"{what}: {done}{of} ({seconds:.0f} s{left})", file=sys.stderr, flush=True)

@@ -93,10 +93,11 @@ def thread_map(
 def map_over_cores(
     works: Sequence[Callable[[], R]], what: str, nbytes: int, feature_bytes: int
 ) -> list[R]:
-    """Call all functions in `works`, in several processes or else threads; return their results.
+    """Call all functions in `works`, and return their results.
 
-    See `map_over_ranks` and `thread_map`. Under a memory limit, only as many functions run at once
-    as fit into memory: each needs `nbytes`, and the features need `feature_bytes`.
+    Several processes use `map_over_ranks`; a single process uses `thread_map`. Under a memory
+    limit, only as many functions run at once as fit into memory: each needs `nbytes`, and the
+    features need `feature_bytes`.
     """
     if processes.world_size() > 1:
         return processes.map_over_ranks(works, what)
@@ -130,8 +131,8 @@ def interruptible(work: Callable[[], T]) -> T:
 def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
-    On arrays that fit into a cache, several threads are never much faster than one. When other
-    processes competed for two cores, they were 20 to 60 times slower.
+    On arrays that fit into a cache, several threads are never much faster than one thread. When
+    other processes competed for the cores, several threads were 20 to 60 times slower.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

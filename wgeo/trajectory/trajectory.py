@@ -23,9 +23,8 @@ from ..results import Displayed
 from ..runtime.progress import track
 from ..storage.schema import as_json, read
 from ..storage.store import Column, Writer, holds, read_store, shards
-from .embedding import embedded
 from .parts import Block, Classifier, Layer, Outline, Segment
-from .views import class_view
+from .views import class_view, embedded
 
 _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multiples of it
 

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from ...geodesic.gradient_maps import CONVEX, NEARLY_SYMMETRIC, SYMMETRIC
 from ...geodesic.significance import SIGNIFICANT
-from ...neural_collapse.small_samples import FEW_SAMPLES
 from ...results import Result, plain
 from ...storage.record import Optimality
 from ...text import UNDEFINED, counted
-from ...thresholds import LOW_RESOLUTION, NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
+from ...thresholds import FEW_SAMPLES, LOW_RESOLUTION, NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
 
 Strength = Literal["shown", "suggested", "undecided", "warning"]
 
