@@ -159,9 +159,8 @@ def model_predictions(
         return Comparison(skipped="No two layers share a feature space.")
     # From here on, `segment` and `times` are those of the last segment.
     size = _rotation_bytes(segment)
-    shortage = on_rank_zero(
-        partial(_memory_shortage, traj, "The models that rotate features", size)
-    )
+    rotating = "The models that rotate features"
+    shortage = on_rank_zero(partial(_memory_shortage, traj, rotating, size))
     if shortage and model is not None:
         raise FeatureError(shortage)
     if shortage:

@@ -123,51 +123,32 @@ def fit_mufm(
     inputs = check_features(x, "x")
     points = materialize([inputs], LazyRows(inputs.shape, lambda rows: inputs[rows]))
     y = class_labels(labels, len(points))
-    classes = int(y.max()) + 1
-    as_count(layers, "layers", 1)
-    as_count(restarts, "restarts")
-    check_decays({"weight_decay": weight_decay, "transport": transport})
     check_tolerance(tolerance)
-    _check(feature_decay, loss, coupling)
-    decay = bias_decay_of(bias)
-    mu = transport / layers
-    settings = {
-        "weight_decay": weight_decay,
-        "transport": transport,
-        "mu": mu,
-        "feature_decay": feature_decay,
-        "bias": bias,
-        "loss": loss,
-        "coupling": coupling,
-        "restarts": restarts,
-        "seed": seed,
-    }
+    settings = _checked_settings(
+        layers,
+        weight_decay=weight_decay,
+        transport=transport,
+        feature_decay=feature_decay,
+        bias=bias,
+        loss=loss,
+        coupling=coupling,
+        restarts=restarts,
+        seed=seed,
+    )
+    decay, mu = bias_decay_of(bias), settings["mu"]
     strength = mu + feature_decay  # a penalty on H_L only rescales X and mu
     factor = mu / strength
     scaled, assignment = LazyRows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
-
-    def solve_alone(inputs: LazyRows, restarts: int) -> tuple[SearchResult, Statistics]:
-        stats = Statistics.of(inputs, y, classes)
-        terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
-        problem: ReducedProblem = (
-            ReducedMSE(stats, **terms) if loss == "mse" else ReducedCE.of(inputs, y, stats, **terms)
-        )
-        return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
-
-    def solve(inputs: LazyRows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
-        # Only one process solves: along nearly flat directions, rounding differences of
-        # distributed sums would change the solution.
-        return processes.on_rank_zero(partial(solve_alone, inputs, restarts))
-
-    result, stats = solve(scaled, restarts)
+    terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
+    solve = partial(_solve, labels=y, loss=loss, terms=terms, tolerance=tolerance, rng=rng)
+    result, stats = solve(scaled, restarts=restarts)
     statistics_time = time.perf_counter() - start_time - result.seconds
     if coupling == "free":
         assignment, result, stats = _rematch(points, scaled, y, solve, result, stats)
     check_converged(result)
-    first = points
-    if assignment is not None:
-        first = materialize([points], select_rows(points, assignment))
+    rematched = None if assignment is None else select_rows(points, assignment)
+    first = points if rematched is None else materialize([points], rematched)
     w = result.point.weights @ stats.basis.T
     b = result.point.bias()
     ends = features_of(result, stats, LazyRows(first.shape, lambda rows: factor * first[rows]), y)
@@ -177,7 +158,11 @@ def fit_mufm(
     constant = objective - result.point.value()  # part of the feature decay independent of W
     certificate_start = time.perf_counter()
     certificate = processes.on_rank_zero(partial(certify_minimum, result, objective, tolerance))
-    end_time = time.perf_counter()
+    seconds = {
+        "statistics": statistics_time,
+        "certificate": time.perf_counter() - certificate_start,
+        "seconds": time.perf_counter() - start_time,
+    }
     return MUFMSolution(
         W=w,
         b=b,
@@ -190,17 +175,37 @@ def fit_mufm(
         certificate=certificate,
         values=tuple(value + constant for value in result.values),
         settings=settings,
-        effort={
-            "steps": result.steps,
-            "products": result.products,
-            "decrement": result.decrement,
-            "statistics": statistics_time,
-            "search": result.seconds,
-            "certificate": end_time - certificate_start,
-            "seconds": end_time - start_time,
-        },
+        effort={**result.effort, **seconds},
         assignment=assignment,
     )
+
+
+def _solve(
+    inputs: LazyRows,
+    *,
+    labels: Int[np.ndarray, " n"],
+    loss: str,
+    terms: Mapping[str, float],
+    tolerance: float,
+    rng: np.random.Generator,
+    restarts: int = 0,
+) -> tuple[SearchResult, Statistics]:
+    """Return the lowest critical point of W and b that is found, and the statistics of the inputs.
+
+    Only one process solves: along nearly flat directions, rounding differences of distributed sums
+    would change the solution.
+    """
+
+    def solve() -> tuple[SearchResult, Statistics]:
+        stats = Statistics.of(inputs, labels, int(labels.max()) + 1)
+        problem: ReducedProblem = (
+            ReducedMSE(stats, **terms)
+            if loss == "mse"
+            else ReducedCE.of(inputs, labels, stats, **terms)
+        )
+        return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
+
+    return processes.on_rank_zero(solve)
 
 
 def _rematch(
@@ -278,13 +283,20 @@ def _objective_terms(
     }
 
 
-def _check(feature_decay: Any, loss: str, coupling: str) -> None:
+def _checked_settings(layers: int, **settings: Any) -> dict[str, Any]:
+    """Return the settings of a solution, with mu, after checking them."""
+    feature_decay, loss, coupling = (settings[k] for k in ("feature_decay", "loss", "coupling"))
+    as_count(layers, "layers", 1)
+    as_count(settings["restarts"], "restarts")
+    decays = {name: settings.pop(name) for name in ("weight_decay", "transport")}
+    check_decays(decays)
     if not 0 <= as_float(feature_decay, "feature_decay") < np.inf:
         raise ArgumentError(f"feature_decay must be a number >= 0, not {feature_decay!r}.")
     if loss not in ("mse", "ce"):
         raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
     if coupling not in ("trajectory", "class", "free"):
         raise ArgumentError(f"Unknown coupling {coupling!r}; choose trajectory, class or free.")
+    return {**decays, "mu": decays["transport"] / layers, **settings}
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,6 +310,12 @@ class SearchResult:
     products: int  # Hessian products of all starts
     decrement: float  # see `NewtonResult`; at the best point
     seconds: float
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        """What the search took, as in `MUFMSolution.effort`."""
+        counts = {"steps": self.steps, "products": self.products}
+        return {**counts, "decrement": self.decrement, "search": self.seconds}
 
 
 def multistart_newton(
