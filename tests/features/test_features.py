@@ -445,6 +445,7 @@ def test_of_two_classifiers_that_almost_agree_the_one_that_is_returned_is_found(
         (lambda cls, projection: (cls.log_softmax(1), projection), Head()),
         (lambda cls, projection: (cls, projection), Head()),
         (lambda cls, projection: (cls / 2, projection / 0.07), Head()),
+        (lambda cls, projection: (cls, cls.topk(2).indices), Head("cls", 0)),  # not narrow logits
     ],
 )
 def test_a_scaled_projection_is_not_taken_for_logits(returns, head):

@@ -19,6 +19,7 @@ from torch import nn
 from ..models.parts import (
     evaluating,
     first_tensor,
+    has_usual_name,
     hooked,
     logits_of,
     named_logits,
@@ -53,7 +54,7 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     The logits are the output named ``logits``, if there is one. Otherwise they are
 
     - if one linear layer computes outputs: the output of this layer. But if it has an unusual name
-      (`usual_head`), and another output is narrower and is not its input, that one may be the
+      (`has_usual_name`), and another output is narrower and is not its input, that one may be the
       logits, which are then unknown;
     - if several layers compute outputs: that of the layer with a usual name, or else that of the
       only layer whose values, or their (log-)softmax, are returned without a scale;
@@ -82,17 +83,17 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     matches = exact + rescaled
     if not matches:
         return Head(None, 0 if len(tables) == 1 else None)
-    usual = usual_head(module)
-    named = [each for each in matches if usual is not None and each[1] == usual[0]]
     alone = len(_layers(matches)) == 1
     if not alone:
+        usual = usual_head(module)
+        named = [each for each in matches if usual is not None and each[1] == usual[0]]
         normalized = [each for each in rescaled if _is_normalized(tables[each[0]])]
         matches = named or (exact and exact + normalized)
         if len(_layers(matches)) != 1:
             return Head()
     index, name, x, y = matches[0]
-    if alone and not named:
-        narrower = [table for table in tables if table.shape[1] < y.shape[1]]
+    if alone and not has_usual_name(name):
+        narrower = [t for t in tables if t.is_floating_point() and t.shape[1] < y.shape[1]]
         if any(_distance(x, table) > _TOLERANCE for table in narrower):
             return Head()
     layer = module.get_submodule(name)

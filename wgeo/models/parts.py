@@ -91,6 +91,11 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
+def has_usual_name(name: str) -> bool:
+    """Return whether a layer has a name of `USUAL_HEADS`, after any prefix."""
+    return any(f".{name}".endswith(f".{usual}") for usual in USUAL_HEADS)
+
+
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
     """Return the outermost linear layer with a name of `USUAL_HEADS`, and its full name.
 
@@ -99,7 +104,7 @@ def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
     layers = [
         (name, part)
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and any(f".{name}".endswith(f".{u}") for u in USUAL_HEADS)
+        if isinstance(part, nn.Linear) and has_usual_name(name)
     ]
     depth = min((name.count(".") for name, _ in layers), default=0)
     outermost = [pair for pair in layers if pair[0].count(".") == depth]
