@@ -11,8 +11,7 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
-from .job import require_inputs
-from .options import samples_option
+from .options import require_inputs, samples_option
 from .root import (
     CONTEXT,
     SEED,
@@ -40,8 +39,8 @@ def ufm() -> None:
 
 
 label_options = combined(
-    click.option("--classes", default=4, show_default=True, help="Number K of classes."),
-    click.option("--per-class", default=10, show_default=True, help="Samples per class."),
+    click.option("--classes", default=4, help="Number K of classes."),
+    click.option("--per-class", default=10, help="Samples per class."),
     click.option(
         "--counts",
         help="Samples of each class, such as 6,3,2; replaces the two options above.",
@@ -51,7 +50,7 @@ label_options = combined(
 """Options for the number of samples per class."""
 
 output_options = combined(
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
+    click.option("--seed", type=SEED, default=0, help="Random seed."),
     click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
 )
 """Options for the seed and the output."""
@@ -66,13 +65,11 @@ def decay_options(layers: bool) -> Any:
             "--weight-decay",
             type=kind,
             default=kind(DECAY["weight_decay"]),
-            show_default=True,
             help="lambda_W, in the term (lambda_W/2) ||W||^2 of F." + several,
         ),
         click.option(
             "--feature-decay",
             default=DECAY["feature_decay"],
-            show_default=True,
             help="lambda_H, in the term (lambda_H/2) ||H||^2 of F.",
         ),
     )
@@ -83,7 +80,6 @@ def bias_option(default: str) -> Any:
     return click.option(
         "--bias",
         default=default,
-        show_default=True,
         help="none, free (without decay), or the weight decay lambda_b of the bias.",
     )
 
@@ -91,9 +87,7 @@ def bias_option(default: str) -> Any:
 def search_options(restarts: str, *, methods: tuple[str, ...], method_help: str) -> Any:
     """Return options for solving the model; `restarts` describes the default number."""
     return combined(
-        click.option(
-            "--method", type=Choice(methods), default="auto", show_default=True, help=method_help
-        ),
+        click.option("--method", type=Choice(methods), default="auto", help=method_help),
         click.option(
             "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
         ),
@@ -175,10 +169,10 @@ def mse(bias: str, **settings: Any) -> None:
     within=ufm,
 )
 @label_options
-@click.option("--layers", default=3, show_default=True, help="Number L of weight matrices.")
+@click.option("--layers", default=3, help="Number L of weight matrices.")
 @decay_options(layers=True)
 @bias_option("none")
-@click.option("--activation", type=Choice(["relu", "linear"]), default="relu", show_default=True)
+@click.option("--activation", type=Choice(["relu", "linear"]), default="relu")
 @search_options(
     "10",
     methods=(*PLAIN, "lower-rank"),
@@ -214,7 +208,12 @@ def deep(
     if method == "lower-rank":
         if activation != "relu" or bias != "none":
             raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
-        _refuse_given("restarts", "seed", reason="--method lower-rank has no random starts")
+        ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+        names = ("restarts", "seed")
+        if given := [f"--{n}" for n in names if ctx.get_parameter_source(n) is not default]:
+            raise ArgumentError(
+                f"--method lower-rank has no random starts: leave out {' and '.join(given)}."
+            )
     else:
         arguments |= {"bias": _bias(bias), "activation": activation, "method": method}
         arguments |= {"seed": seed} | ({} if restarts is None else {"restarts": restarts})
@@ -229,29 +228,23 @@ def deep(
     "wgeo ufm mufm --data digits --samples 500 --layers 8 --transport 0.5 --out runs/mufm",
     within=ufm,
 )
-@click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
+@click.option("--data", "source", default="digits", help="Images: H_0 = pixels.")
 @samples_option(500)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
-@click.option("--layers", default=8, show_default=True, help="Number L of layers.")
-@click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
-@click.option(
-    "--transport",
-    default=1.0,
-    show_default=True,
-    help="lambda, the weight of the transport terms.",
-)
-@click.option("--feature-decay", default=0.0, show_default=True, help="lambda_H of the last layer.")
+@click.option("--layers", default=8, help="Number L of layers.")
+@click.option("--weight-decay", default=DECAY["weight_decay"], help="lambda_W.")
+@click.option("--transport", default=1.0, help="lambda, the weight of the transport terms.")
+@click.option("--feature-decay", default=0.0, help="lambda_H of the last layer.")
 @bias_option("none")
-@click.option("--loss", type=Choice(["mse", "ce"]), default="mse", show_default=True)
+@click.option("--loss", type=Choice(["mse", "ce"]), default="mse")
 @click.option(
     "--coupling",
     type=Choice(["trajectory", "class", "free"]),
     default="trajectory",
-    show_default=True,
     help="The input to which a sample's features are tied: its own (trajectory), any of its class "
     "(class), or any at all (free).",
 )
-@click.option("--restarts", default=4, show_default=True, help="Number of random starts.")
+@click.option("--restarts", default=4, help="Number of random starts.")
 @output_options
 def mufm(
     source: str,
@@ -317,14 +310,6 @@ def _decays(text: str, layers: int) -> list[float]:
     return decays * layers if len(decays) == 1 else decays
 
 
-def _refuse_given(*names: str, reason: str) -> None:
-    """Raise an error if an option that has no effect was given."""
-    ctx = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    if given := [f"--{n}" for n in names if ctx.get_parameter_source(n) is not default]:
-        raise ArgumentError(f"{reason}: leave out {' and '.join(given)}.")
-
-
 def _folder(out: str | None) -> Any:
     """Lock the folder of a solution, if any, and check that it can be written."""
     if out is None:
@@ -350,7 +335,7 @@ def _show(solution: Any, with_landscape: bool, folder: Any) -> None:
     from ..analysis.result import versions
     from ..ufm import landscape
     from ..ufm.record import arrays_of, record_of
-    from .solution import print_solution
+    from .tables import print_solution
 
     record = record_of(solution, landscape(solution) if with_landscape else None)
     record |= {

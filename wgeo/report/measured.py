@@ -8,8 +8,7 @@ from typing import Any
 from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
-from ..storage.record import Collapse, Comparison, Layer, Record, Reference, Segment
-from ..storage.record.layers import PENULTIMATE
+from ..storage.record import PENULTIMATE, Collapse, Comparison, Layer, Record, Reference, Segment
 from ..thresholds import LOW_RESOLUTION
 from .depth_laws import alignment, separation_law
 from .parts import (

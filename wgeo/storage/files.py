@@ -52,7 +52,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """Return a regular file's status, or raise an OSError; a pipe or device may never end."""
+    """Return a regular file's status, or raise an OSError; reading a pipe may never end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
@@ -165,7 +165,7 @@ _holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, numbe
 
 
 def _open_lock(path: Path) -> int | None:
-    """Return a folder's locked lock file; None if locks are not supported."""
+    """Lock a folder's lock file, and return its descriptor; None if locks are not supported."""
     if fcntl is None:
         return None
     while True:

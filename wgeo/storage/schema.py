@@ -305,11 +305,11 @@ def _mapping(key: Any, item: Any) -> _Reader:
 def _part(kind: type[Part]) -> _Reader:
     hints = get_type_hints(kind, include_extras=True)
     entries = [
-        (each.name, hints[each.name], _reader(hints[each.name]), _has_default(each))
+        (each.name, hints[each.name], each.default is each.default_factory is MISSING)
         for each in fields(kind)
         if each.name != "json"
     ]
-    names = {name for name, *_ in entries}
+    readers = {name: _reader(hint) for name, hint, _ in entries}
     other = None if kind.others is Any else _reader(kind.others)
 
     def read(value: Any, location: str, faults: list[Fault]) -> Any:
@@ -319,23 +319,19 @@ def _part(kind: type[Part]) -> _Reader:
         before = f"{location}." if location else ""
         values: dict[str, Any] = {}
         own: list[Fault] = []
-        for name, hint, reader, optional in entries:
-            if name in value and not (optional and value[name] is None):
-                values[name] = reader(value[name], before + name, own)
-            elif not optional:
+        for name, hint, required in entries:
+            if name in value and (required or value[name] is not None):
+                values[name] = readers[name](value[name], before + name, own)
+            elif required:
                 own.append(Fault(before + name, missing=True))
                 values[name] = _empty(hint)
         if other is not None:
-            for name in value.keys() - names:
+            for name in value.keys() - readers.keys():
                 other(value[name], before + name, own)
         faults += own
         return kind(json=value, **values) if all(fault.missing for fault in own) else None
 
     return read
-
-
-def _has_default(each: Any) -> bool:
-    return each.default is not MISSING or each.default_factory is not MISSING
 
 
 def _empty(annotation: Any) -> Any:
