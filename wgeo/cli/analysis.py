@@ -180,7 +180,6 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
 
 
 def _finish(analysis: Analysis, folder: Path, with_report: bool = True) -> None:
-    """Save an analysis, print it, and build its report."""
     from .tables import print_analysis
 
     try:

@@ -100,11 +100,19 @@ def run_all(
 
     failures: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
-    for name, job in jobs.items():
-        record, error = _record_or_error(job, folder / name)
+
+    def read(name: str) -> str:
+        """Add the record of a job to `records`, if it is finished; return an error message."""
+        try:
+            record = _record_of(jobs[name], folder / name)
+        except Exception as error:  # one bad checkpoint must not stop the others
+            return _message(error)
         if record is not None:
             records[name] = record
-        elif error:
+        return ""
+
+    for name, job in jobs.items():
+        if error := read(name):
             failures[name] = _report_failure(job, error)
     if records:
         say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
@@ -117,17 +125,13 @@ def run_all(
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
     for name, error in track(outcomes, "analyzing", len(todo)):
-        record, unread = _record_or_error(jobs[name], folder / name)
-        if record is not None:
-            records[name] = record
-        if error or record is None:
+        unread = read(name)
+        if error or name not in records:
             error = error or unread or "its record is missing"
             failures[name] = _report_failure(jobs[name], error)
-    for name, job in jobs.items():  # other parts may have been run in the meantime
+    for name in jobs:  # other parts may have been run in the meantime
         if name not in records and name not in failures:
-            record, _ = _record_or_error(job, folder / name)
-            if record is not None:
-                records[name] = record
+            read(name)
     return {name: records[name] for name in jobs if name in records}, failures
 
 
@@ -232,14 +236,6 @@ def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
     return record if record["provenance"].get("job") == key else None
 
 
-def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of a job, if it is finished, and an error message, if any."""
-    try:
-        return _record_of(job, folder), ""
-    except Exception as error:  # one bad checkpoint must not stop the others
-        return None, _message(error)
-
-
 def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     """Draw figures that are missing because an earlier run was killed; return an error message.
 
@@ -262,7 +258,7 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
                     return ""
             if missing:
                 plots.figures(record, figures)
-    except Exception as error:  # see `_record_or_error`
+    except Exception as error:  # one bad record must not stop the others
         return _message(error)
     return ""
 

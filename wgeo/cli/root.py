@@ -111,16 +111,10 @@ class Commands(click.Group):
             say(f"wgeo: {_error_text(error)}", err=True)
             sys.exit(2)
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         command_line = shlex.join(["wgeo", *args])  # before parsing consumes the arguments
         with _printable_errors(), _quiet_on_closed_pipe():
-            ctx = super().make_context(info_name, args, parent, **extra)
+            ctx = super().make_context(info_name, args, *more, **extra)
         ctx.meta["wgeo.typed"] = command_line
         return ctx
 

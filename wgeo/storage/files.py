@@ -67,22 +67,6 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> str:
     return Path(path).read_text("utf-8")
 
 
-def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Return a descriptor of a regular file; raise an OSError for links, pipes and devices."""
-    reason = "it is a link, a pipe or a device, or has a second name"
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise OSError(errno.ELOOP, reason, os.fspath(path)) from error
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
-        raise OSError(errno.EINVAL, reason, os.fspath(path))
-    return handle
-
-
 def writable(folder: str | os.PathLike[str]) -> Path:
     """Create a folder if needed; raise RecordError if it is not writable."""
     path = Path(folder)

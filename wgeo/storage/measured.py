@@ -289,7 +289,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """Slope of step length / largest singular value over depth: the first of `slopes`."""
+        """The first of `slopes`, that for the largest singular values."""
         return self.slopes[0] if self.slopes else None
 
 

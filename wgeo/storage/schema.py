@@ -2,12 +2,12 @@
 
 A `Part` is a JSON object; its fields are the keys. An annotation is one of the following:
 
-- ``str``, ``bool``, ``int`` (64 bits), or ``float``, a number between -1e300 and 1e300;
-- ``Annotated[T, Check(...)]``, a value that a predicate accepts; or ``Any``, every value;
-- ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object with any keys;
-- a NamedTuple, a list of its length, which is read as None if one of its floats is null;
-- a `Part`, an object;
-- a union; with ``None``, the value may be null.
+- ``str``, ``bool``, ``int`` (64 bits), or ``float`` (between -1e300 and 1e300);
+- ``Annotated[T, Check(...)]``: a value that a predicate accepts; ``Any``: every value;
+- ``tuple[T, ...]``: a list; ``Mapping[str, T]`` or ``Mapping[int, T]``: an object with any keys;
+- a NamedTuple: a list of the same length, read as None if one of its floats is null;
+- a `Part`: an object;
+- a union of these; with ``None``, the value may be null.
 
 If a field has a default, its key may be missing or null. Keys without a field are kept in `json`.
 Their values are checked only if the class sets `others` to their type.
@@ -191,7 +191,6 @@ _Reader = Callable[[Any, str, list[Fault]], Any]
 
 @cache
 def _reader(annotation: Any) -> _Reader:
-    """Return the function that reads values of an annotation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return lambda value, _location, _faults: value

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from ...errors import FeatureError, RecordError
-from ..files import TEMPORARY, open_regular, writable, write_atomic
+from ..files import TEMPORARY, writable, write_atomic
 from .reading import DTYPES, MANIFEST, UNFINISHED, VERSION, Column, digest, holds, json_of
 
 try:
@@ -321,12 +322,20 @@ def _in_the_way(path: Path) -> RecordError:
 
 
 def _opened(path: Path, flags: int) -> int:
+    """Return a descriptor of a regular file; raise RecordError for links, pipes and devices."""
+    reason: str | None = "it is a link, a pipe or a device, or has a second name"
     try:
-        return open_regular(path, flags)
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        status = os.fstat(handle)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            return handle
+        os.close(handle)
     except OSError as error:
-        raise RecordError(
-            f"{path} cannot be opened: {error.strerror}. Move it, then run the same command again."
-        ) from error
+        if error.errno != errno.ELOOP:
+            reason = error.strerror
+    raise RecordError(
+        f"{path} cannot be opened: {reason}. Move it, then run the same command again."
+    )
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
