@@ -289,7 +289,7 @@ def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
             runs.run_all({name: jobs[name] for name in "ac"}, tmp_path)
     monkeypatch.setattr("wgeo.plots.figures", undrawable)
     monkeypatch.setattr("wgeo.plots.files.current_files", lambda *_: None)
-    with pytest.raises(WgeoError, match="2 of 4 analyses are saved, but could not be completed"):
+    with pytest.raises(WgeoError, match="2 of 4 analyses are saved, but lack figures"):
         gathered()
     assert not (tmp_path / "series.json").exists()  # a-2 is left to part 2
     monkeypatch.setattr("wgeo.plots.figures", nothing)
@@ -313,7 +313,7 @@ def test_figures_that_all_analyses_and_their_comparison_lack_are_all_named(
     for name in ("a", "b"):
         assert f"{name}/analysis.json is complete, but not all of its figures" in text
     last = text.splitlines()[-1]
-    assert last.startswith("wgeo: 2 of 2 analyses are saved, but could not be completed")
+    assert last.startswith("wgeo: 2 of 2 analyses are saved, but lack figures")
     assert "series.json is complete, but not all of its figures" in last
 
 

@@ -166,8 +166,8 @@ def gather(
         )
     elif failures:
         errors.append(
-            f"{len(failures)} of {len(jobs)} analyses are saved, but could not be completed, for "
-            "example with figures (see above)."
+            f"{len(failures)} of {len(jobs)} analyses are saved, but lack figures or other parts "
+            "(see above)."
         )
     if len(records) > 1 and not unfinished:
         series = Series.of(records, [folder / name for name in records])

@@ -204,7 +204,7 @@ def trace(
     """Store the features before and after every block, to be read from the disk as needed.
 
     If the command was killed or the disk was full, run it again: it resumes, and the result is the
-    same. Open it with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
+    same. Open the stored features with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
     require_inputs([checkpoint], source)
 
