@@ -181,7 +181,7 @@ def gather(
                     from .. import report as reports
 
                     say(f"Report: {reports.build(folder)}")
-            say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+            say(f"Record: {folder / 'series.json'}; of each checkpoint: {folder}/NAME")
         except WgeoError as error:
             errors.append(str(error))
     elif unfinished:
