@@ -23,7 +23,7 @@ from wgeo import plots
 from wgeo.analysis import Analysis, Series
 from wgeo.cli import main, tables
 from wgeo.cli.root import command, say
-from wgeo.cli.widths import Column, fit_to_width
+from wgeo.cli.tables import Column, fit_to_width
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
 from wgeo.plots.files import as_csv, catalog
 from wgeo.plots.style import clean

@@ -37,7 +37,7 @@ from wgeo.data import folder
 from wgeo.neural_collapse import collapse_of
 from wgeo.neural_collapse.moments import WEIGHTS
 from wgeo.runtime import processes
-from wgeo.storage.store import layout
+from wgeo.storage.store import reading
 from wgeo.trajectory import Classifier
 from wgeo.transport import sinkhorn_divergence
 
@@ -223,7 +223,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    layout.SHARD = 1  # a batch is a shard: there is something to go on from
+    reading.SHARD = 1  # a batch is a shard: there is something to go on from
     for name in ("analyze", "Exact"):
         getattr(wgeo, name)
     plots.figures = lambda *_, **__: []  # the first process's work alone, and seconds of it

@@ -60,46 +60,32 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_PACKAGE_OF = {
-    "Analysis": "analysis",
-    "analyze": "analysis",
-    "brenier": "geodesic",
-    "Network": "checkpoints",
-    "load_checkpoint": "checkpoints",
-    "Collapse": "neural_collapse",
-    "SeparationLaw": "neural_collapse",
-    "collapse": "neural_collapse",
-    "separation_law": "neural_collapse",
-    "compare": "comparison",
-    "Images": "data",
-    "load_images": "data",
-    "WgeoError": "errors",
-    "blocks": "features",
-    "stream": "features",
-    "trace": "features",
-    "Alignment": "geodesic",
-    "Straightness": "geodesic",
-    "alignment": "geodesic",
-    "bias_curve": "geodesic",
-    "straighter_than": "geodesic",
-    "straightness": "geodesic",
-    "train": "training",
-    "Trajectory": "trajectory",
-    "Exact": "transport",
-    "Gaussian": "transport",
-    "Sinkhorn": "transport",
-    "Sliced": "transport",
-    "TransportResult": "transport",
-    "distances": "transport",
-    "sinkhorn_divergence": "transport",
-    "wasserstein": "transport",
+_NAMES: dict[str, tuple[str, ...]] = {
+    "analysis": ("Analysis", "analyze"),
+    "checkpoints": ("Network", "load_checkpoint"),
+    "comparison": ("compare",),
+    "data": ("Images", "load_images"),
+    "errors": ("WgeoError",),
+    "features": ("blocks", "stream", "trace"),
+    "geodesic": (
+        *("Alignment", "Straightness", "alignment", "bias_curve", "brenier"),
+        *("straighter_than", "straightness"),
+    ),
+    "models": (),
+    "neural_collapse": ("Collapse", "SeparationLaw", "collapse", "separation_law"),
+    "plots": (),
+    "report": (),
+    "training": ("train",),
+    "trajectory": ("Trajectory",),
+    "transport": (
+        *("Exact", "Gaussian", "Sinkhorn", "Sliced", "TransportResult"),
+        *("distances", "sinkhorn_divergence", "wasserstein"),
+    ),
+    "ufm": (),
 }
-_PACKAGES = (
-    *("analysis", "checkpoints", "comparison", "data", "errors", "features", "geodesic", "models"),
-    *("neural_collapse", "plots", "report", "training", "trajectory", "transport", "ufm"),
-)
+_PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names}
 
-__all__ = ["__version__", *sorted((*_PACKAGE_OF, *_PACKAGES))]
+__all__ = ["__version__", *sorted((*_NAMES, *_PACKAGE_OF))]
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept every name

@@ -22,7 +22,8 @@ def main() -> None:
 def _keep_streams() -> None:
     """Open the null device in place of each closed standard stream.
 
-    Otherwise a file opened later would get the stream's descriptor, and messages would end in it.
+    Otherwise a file opened later would get the descriptor of the stream, and messages would be
+    written into that file.
     """
     for number in range(3):
         try:

@@ -53,14 +53,14 @@ class Displayed:
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        text = textwrap.wrap(f"{name}: {printable(self._description(), None)}", _WIDTH)
+        description = f"{name}: {printable(self._description(), None)}"
+        text = textwrap.wrap(description, _WIDTH, max_lines=_LINES, placeholder=" ...")
         table = _text_table(self._rows())
-        remaining = _LINES - min(len(text), _LINES)
+        remaining = _LINES - len(text)
         if len(table) > remaining:
             count = len(table) - 1  # without the header
             table = table[: max(0, remaining - 1)]
             table += [f"... {count} rows in all"] if remaining else []
-        text = text if len(text) <= _LINES else [*text[: _LINES - 1], "..."]
         return "\n".join([*text, *table])
 
     def _repr_html_(self) -> str:
@@ -143,7 +143,7 @@ def plain(value: Any) -> Any:
 
 
 def defined(value: float) -> float | None:
-    """Return a number as plain values contain it: None if it is NaN or infinite."""
+    """Return a number, or None if it is NaN or infinite."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -165,7 +165,6 @@ def _has_arrays(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """Return a value as short text."""
     if value is None:
         return ""
     if isinstance(value, bool | np.bool_):

@@ -41,7 +41,7 @@ def percent(share: float | None, decimals: int = 1) -> str:
 
 
 def stage_number(stage: int | None, index: int = 0) -> int:
-    """Return the number of a stage for readers, from 1; records count from 0.
+    """Return the number of a stage for readers, who count from 1; records count from 0.
 
     `index` is the stage's position, for records that do not contain `stage`.
     """

@@ -329,7 +329,7 @@ def test_a_lack_of_memory_is_answered_with_options_of_the_command(words, advice,
 
     monkeypatch.setattr("wgeo.cli.analysis.require_inputs", full)
     monkeypatch.setattr("wgeo.ufm.fit_ce", full)
-    monkeypatch.setattr("wgeo.cli.lists.say", full)
+    monkeypatch.setattr("wgeo.cli.preparing.say", full)
     out = ["--out", "x"] if words.startswith("analyze") else []
     assert advice in run(*words.split(), *out, code=2)
 

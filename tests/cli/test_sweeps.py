@@ -25,10 +25,10 @@ import wgeo
 import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
 from wgeo.analysis.plan import SETTINGS, AnalysisPlan, _sha256, is_stored
-from wgeo.cli import gathering, main
+from wgeo.cli import jobs as runs
+from wgeo.cli import main
 from wgeo.cli.analysis import analyze
-from wgeo.cli.gathering import folder_names
-from wgeo.cli.job import Job
+from wgeo.cli.jobs import Job, folder_names
 from wgeo.cli.options import given_settings
 from wgeo.cli.sweeps import read_config, sweep
 from wgeo.errors import ArgumentError, CheckpointError, WgeoError
@@ -122,7 +122,7 @@ def test_key_depends_on_contents(features, tmp_path):
 def test_failure_is_reported_and_the_others_are_compared(
     features, tmp_path, undrawn, monkeypatch, processes
 ):
-    monkeypatch.setattr(gathering, "_START_METHOD", "fork")
+    monkeypatch.setattr(runs, "_START_METHOD", "fork")
     measure = Job.measure
 
     def measured(job, typed):
@@ -250,15 +250,15 @@ def test_results_of_another_part_are_included(features, tmp_path, undrawn):
     jobs = {name: Job(str(features / name), plan) for name in "ab"}
     with click.Context(main) as ctx, pytest.MonkeyPatch.context() as patch:
         ctx.meta["wgeo.typed"] = "wgeo"
-        here = gathering._run_here
+        here = runs._run_here
 
         def beside(todo, folder):
-            patch.setattr(gathering, "_run_here", here)
-            gathering.run_all(jobs, folder, part=(2, 2))
+            patch.setattr(runs, "_run_here", here)
+            runs.run_all(jobs, folder, part=(2, 2))
             yield from here(todo, folder)
 
-        patch.setattr(gathering, "_run_here", beside)
-        done, failed = gathering.run_all(jobs, tmp_path, part=(1, 2))
+        patch.setattr(runs, "_run_here", beside)
+        done, failed = runs.run_all(jobs, tmp_path, part=(1, 2))
     assert list(done) == ["a", "b"]
     assert not failed
 
@@ -277,26 +277,26 @@ def test_undrawn_analyses_are_done_but_do_not_replace_those_of_other_parts(
     def gathered():
         with click.Context(main) as ctx:
             ctx.meta["wgeo.typed"] = "wgeo"
-            gathering.gather(jobs, tmp_path, with_report=False, part=(1, 2))
+            runs.gather(jobs, tmp_path, with_report=False, part=(1, 2))
 
     nothing = lambda *_, **__: []  # noqa: E731
     monkeypatch.setattr("wgeo.plots.figures", nothing)
     monkeypatch.setattr("wgeo.plots.files.current_files", nothing)
     with click.Context(main) as ctx:
         ctx.meta["wgeo.typed"] = "wgeo"
-        gathering.run_all({"b": jobs["b"]}, tmp_path)
+        runs.run_all({"b": jobs["b"]}, tmp_path)
         if measured_before:
-            gathering.run_all({name: jobs[name] for name in "ac"}, tmp_path)
+            runs.run_all({name: jobs[name] for name in "ac"}, tmp_path)
     monkeypatch.setattr("wgeo.plots.figures", undrawable)
     monkeypatch.setattr("wgeo.plots.files.current_files", lambda *_: None)
-    with pytest.raises(WgeoError, match="2 of 4 analyses are saved, but could not be completed"):
+    with pytest.raises(WgeoError, match="2 of 4 analyses are saved, but lack figures"):
         gathered()
     assert not (tmp_path / "series.json").exists()  # a-2 is left to part 2
     monkeypatch.setattr("wgeo.plots.figures", nothing)
     monkeypatch.setattr("wgeo.plots.files.current_files", nothing)
     with click.Context(main) as ctx:
         ctx.meta["wgeo.typed"] = "wgeo"
-        gathering.run_all({"a-2": jobs["a-2"]}, tmp_path)
+        runs.run_all({"a-2": jobs["a-2"]}, tmp_path)
     gathered()
     series = json.loads((tmp_path / "series.json").read_text())
     assert [row["name"] for row in series["analyses"]] == list(jobs)
@@ -313,7 +313,7 @@ def test_figures_that_all_analyses_and_their_comparison_lack_are_all_named(
     for name in ("a", "b"):
         assert f"{name}/analysis.json is complete, but not all of its figures" in text
     last = text.splitlines()[-1]
-    assert last.startswith("wgeo: 2 of 2 analyses are saved, but could not be completed")
+    assert last.startswith("wgeo: 2 of 2 analyses are saved, but lack figures")
     assert "series.json is complete, but not all of its figures" in last
 
 
@@ -493,7 +493,7 @@ def test_killed_sweep_continues_to_the_same_numbers(features, tmp_path, undrawn)
                 os.close(2)
                 with click.Context(main) as ctx:
                     ctx.meta["wgeo.typed"] = "wgeo"
-                    done, failed = gathering.run_all(jobs, place)
+                    done, failed = runs.run_all(jobs, place)
                 code = int(list(done) != list("abc") or bool(failed))
             finally:
                 os._exit(code)

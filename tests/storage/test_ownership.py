@@ -29,7 +29,7 @@ import wgeo.analysis.pipeline  # here, not anew in every forked process
 import wgeo.report
 from wgeo import Analysis
 from wgeo.cli import main
-from wgeo.cli.gathering import folder_names
+from wgeo.cli.jobs import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
 from wgeo.plots.files import catalog
 from wgeo.plots.models import write_model
@@ -350,7 +350,7 @@ def test_no_command_changes_a_users_file(made, tmp_path, command, monkeypatch):
         raise AssertionError("it was to be refused before any work")
 
     monkeypatch.setattr("wgeo.training.job.Job.train", work)
-    monkeypatch.setattr("wgeo.cli.job.Job.measure", work)
+    monkeypatch.setattr("wgeo.cli.jobs.Job.measure", work)
     monkeypatch.setattr("wgeo.report.building.html", work)
     assert len(names[command]) > 3
     for i, name in enumerate(sorted(names[command])):

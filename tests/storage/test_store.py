@@ -36,7 +36,8 @@ from wgeo.features import Projection
 from wgeo.geodesic.paths import path_measures, resolution
 from wgeo.storage.record import Provenance
 from wgeo.storage.schema import read as read_as
-from wgeo.storage.store import Column, Writer, is_store, layout
+from wgeo.storage.store import Column, Writer, is_store, reading
+from wgeo.storage.store.writing import encoded
 from wgeo.trajectory.trajectory import Classifier, outline
 from wgeo.transport import Status, TransportResult
 
@@ -57,7 +58,7 @@ def images():
 @pytest.fixture
 def small_shards(monkeypatch):
     """A shard a batch, so that a few images make several."""
-    monkeypatch.setattr(layout, "SHARD", 1)
+    monkeypatch.setattr(reading, "SHARD", 1)
 
 
 def interrupted(*_, **__):
@@ -149,10 +150,10 @@ def test_a_number_too_large_for_float16_is_named(tmp_path):
 def test_a_number_too_large_for_any_format_is_an_error_and_not_infinity(dtype, value, other):
     rows = np.array([[0.0, 1.0], [value, np.nan]])
     with pytest.raises(FeatureError, match=rf"x holds .* (3.4e\+38|1e\+39) \(sample 8 is.*{other}"):
-        layout.encoded(rows, dtype, "x", 7)
+        encoded(rows, dtype, "x", 7)
     rows[1, 0] = np.inf
     for name in ("float16", "bfloat16", "float32", "float64"):
-        assert len(layout.encoded(rows, name, "x", 0)) == 4 * Column(name).row_bytes
+        assert len(encoded(rows, name, "x", 0)) == 4 * Column(name).row_bytes
 
 
 def test_users_features_are_saved_once(rng, tmp_path, small_shards):

@@ -3,7 +3,7 @@
 Each module of commands adds them to `main` when it is imported.
 """
 
-from . import analysis, lists, sweeps, tracing, training, ufm
+from . import analysis, preparing, sweeps, ufm
 from .root import main
 
-__all__ = ["analysis", "lists", "main", "sweeps", "tracing", "training", "ufm"]
+__all__ = ["analysis", "main", "preparing", "sweeps", "ufm"]

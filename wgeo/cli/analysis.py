@@ -10,8 +10,7 @@ import click
 from ..analysis.plan import is_stored
 from ..errors import ArgumentError
 from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
-from .gathering import folder_names, gather
-from .job import Job, require_inputs
+from .jobs import Job, folder_names, gather
 from .options import (
     data_options,
     given_settings,
@@ -20,17 +19,18 @@ from .options import (
     network_options,
     reading_options,
     report_option,
+    require_inputs,
 )
-from .root import SEED, as_typed, command, lock_folder, say, with_flags
+from .root import SEED, as_typed, command, lock_folder, say
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
 
 
 @command("demo", "Train on digits, analyze, report: start here.", "wgeo demo --out runs/demo")
-@click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
-@click.option("--epochs", default=30, show_default=True, help="Training epochs.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@click.option("--out", default="runs/demo", help="Folder of the run.")
+@click.option("--epochs", default=30, help="Training epochs.")
+@click.option("--seed", type=SEED, default=0, help="Random seed.")
 def demo(out: str, epochs: int, seed: int) -> None:
     """Train a small ResNet on handwritten digits, analyze it, and write its report.
 
@@ -45,13 +45,17 @@ def demo(out: str, epochs: int, seed: int) -> None:
     folder = lock_folder(out)
     require_writable(folder, with_report=True)
     images = load_images("digits", split="train", seed=seed)
-    recipe: dict[str, Any] = {
-        "lr": 0.05,
-        "weight_decay": 5e-3,
-        "evaluate_every": 5,
-        "options": {"stride": 2},
-    }
-    run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, **recipe)
+    run = fit(
+        "isoresnet",
+        images,
+        folder,
+        epochs=epochs,
+        lr=0.05,
+        weight_decay=5e-3,
+        evaluate_every=5,
+        options={"stride": 2},
+        seed=seed,
+    )
     say(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
     net = load_checkpoint(run.last)
     _finish(measure(net, images, seed=seed, command=as_typed()), folder)
@@ -98,11 +102,12 @@ def analyze(
     OUT/analysis.json, OUT/figures and OUT/report.
 
     Each of several checkpoints has its own folder in OUT, and OUT/series.json and OUT/report
-    compare them: over the epochs of a training run, or network by network. Those that were already
-    analyzed with the same settings are not analyzed again.
+    compare them: over the epochs of a training run, or network by network. Checkpoints that were
+    already analyzed with the same settings are not analyzed again.
 
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
-    each on its own GPU if there are enough. After a stop, it resumes from the stored features.
+    each on its own GPU if there are enough. After a stop, the same command resumes from the stored
+    features.
     """
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
@@ -175,13 +180,12 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
 
 
 def _finish(analysis: Analysis, folder: Path, with_report: bool = True) -> None:
-    """Save an analysis, print it, and build its report."""
     from .tables import print_analysis
 
     try:
         analysis.save(folder)
     finally:
-        print_analysis(analysis, with_flags)  # even if it could not be saved
+        print_analysis(analysis)  # even if it could not be saved
     if with_report:
         from .. import report as reports
 

@@ -1,7 +1,9 @@
-"""Options that several commands share."""
+"""Options that several commands share, and a check of the paths in them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -16,7 +18,7 @@ def _setting(flag: str, name: str = "", **options: Any) -> Any:
     `name` is the name of the setting, if it differs from that of the flag.
     """
     name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
-    options = {"default": SETTINGS[name].default, "show_default": True, **options}
+    options = {"default": SETTINGS[name].default, **options}
     return click.option(flag, name, **options)
 
 
@@ -143,7 +145,6 @@ measuring_options = combined(
 jobs_option = click.option(
     "--jobs",
     default=1,
-    show_default=True,
     type=click.IntRange(min=1),
     help="Number of checkpoints analyzed in parallel.",
 )
@@ -160,3 +161,18 @@ def given_settings(ctx: click.Context) -> dict[str, Any]:
         for name, value in ctx.params.items()
         if name in SETTINGS and ctx.get_parameter_source(name) is not default
     }
+
+
+def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
+    """Raise an error if a path does not exist, before libraries are loaded, which takes seconds.
+
+    `source` is the name of a data set, or the path of images; None if there are none.
+    """
+    from ..checkpoints.locating import checked_path, display_path
+    from ..data.names import locate
+
+    for path in checkpoints:
+        if not os.path.exists(path):
+            checked_path(path, display_path(path))  # raises the error
+    if source is not None:
+        locate(source)

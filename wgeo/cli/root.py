@@ -36,7 +36,7 @@ SEED = click.IntRange(min=0)
 SIGPIPE = 13  # Windows has no such signal
 STOPPED = "wgeo: stopped; finished results are kept, and no file is incomplete."
 _PARAMETER = re.compile(r"`(\w+)=([^`]*)`")
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 
 def say(*lines: object, err: bool = False) -> None:
@@ -48,8 +48,8 @@ def say(*lines: object, err: bool = False) -> None:
 def with_flags(text: str, command: click.Command | None = None) -> str:
     """Replace parameters in a library message by options: `` `pool='gap'` `` by ``--pool gap``.
 
-    The library writes parameters in backquotes. Those without an option of `command`, by default
-    the running command, are unchanged.
+    The library writes parameters in backquotes. `command` is the running command by default;
+    parameters that are not its options are unchanged.
     """
     if command is None and (ctx := click.get_current_context(silent=True)):
         command = ctx.meta.get("wgeo.command")
@@ -111,16 +111,10 @@ class Commands(click.Group):
             say(f"wgeo: {_error_text(error)}", err=True)
             sys.exit(2)
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         command_line = shlex.join(["wgeo", *args])  # before parsing consumes the arguments
         with _printable_errors(), _quiet_on_closed_pipe():
-            ctx = super().make_context(info_name, args, parent, **extra)
+            ctx = super().make_context(info_name, args, *more, **extra)
         ctx.meta["wgeo.typed"] = command_line
         return ctx
 
@@ -142,7 +136,8 @@ class Commands(click.Group):
             if ctx.meta.get("wgeo.debug"):
                 raise
             if reports_error(error):
-                say(f"wgeo{_process()}: {_error_text(error)}", err=True)
+                process = f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
+                say(f"wgeo{process}: {_error_text(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
             if reports_error(stop):
@@ -218,11 +213,6 @@ def _warnings_in_one_line() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = original
-
-
-def _process() -> str:
-    """Return the label of this process for messages, or "" if it is the only one."""
-    return f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
 
 
 def _error_text(error: BaseException) -> str:

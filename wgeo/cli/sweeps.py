@@ -15,8 +15,7 @@ from ..errors import ArgumentError
 from ..storage.files import folder_name, require_regular, writable
 from ..text import suggestion
 from .analysis import analyze
-from .gathering import folder_names, gather
-from .job import Job
+from .jobs import Job, folder_names, gather
 from .options import jobs_option, report_option
 from .root import command, with_flags
 
@@ -55,7 +54,7 @@ def sweep(config: Path, jobs: int, index: str | None, with_report: bool) -> None
 
     Every [[run]] inherits the options at the top of the file. Features stored by `wgeo trace` do
     not inherit the options for images and networks. If a run has a `name`, the folders of its
-    analyses begin with it. Paths are relative to the current folder.
+    analyses begin with that name. Paths are relative to the current folder.
     """
     out, jobs_by_name = read_config(config)
     if len(jobs_by_name) < 2:
@@ -67,7 +66,7 @@ def sweep(config: Path, jobs: int, index: str | None, with_report: bool) -> None
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:
-    """Return a sweep's output folder and its jobs by name; a fault is an ArgumentError."""
+    """Return a sweep's output folder and its jobs by name; raise an ArgumentError if invalid."""
     try:
         require_regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
@@ -80,6 +79,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
     are_tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
     if not isinstance(out, str) or not are_tables:
         raise ArgumentError(f'{path} needs out = "FOLDER", and every run as a table [[run]].')
+    shared = _settings(config, path)
     jobs: dict[str, Job] = {}
     for run in runs:
         table = {**config, **run}
@@ -89,8 +89,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
                 f"{path}: name = {prefix!r} cannot be the name of a folder; "
                 f"{folder_name(str(prefix)) or 'run'!r} can."
             )
-        targets = _matching_files(table.get("checkpoints"), path)
-        shared, own = _settings(config, path), _settings(run, path)
+        targets, own = _matching_files(table.get("checkpoints"), path), _settings(run, path)
         for name, target in folder_names(targets, prefix, tuple(jobs)).items():
             omitted = NETWORK_SETTINGS if is_stored(target) else ()
             inherited = {key: value for key, value in shared.items() if key not in omitted}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import owned, require_writable
-from .job import require_inputs
-from .options import samples_option
+from .options import require_inputs, samples_option
 from .root import (
     CONTEXT,
     SEED,
@@ -40,8 +40,8 @@ def ufm() -> None:
 
 
 label_options = combined(
-    click.option("--classes", default=4, show_default=True, help="Number K of classes."),
-    click.option("--per-class", default=10, show_default=True, help="Samples per class."),
+    click.option("--classes", default=4, help="Number K of classes."),
+    click.option("--per-class", default=10, help="Samples per class."),
     click.option(
         "--counts",
         help="Samples of each class, such as 6,3,2; replaces the two options above.",
@@ -51,7 +51,7 @@ label_options = combined(
 """Options for the number of samples per class."""
 
 output_options = combined(
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
+    click.option("--seed", type=SEED, default=0, help="Random seed."),
     click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
 )
 """Options for the seed and the output."""
@@ -66,13 +66,11 @@ def decay_options(layers: bool) -> Any:
             "--weight-decay",
             type=kind,
             default=kind(DECAY["weight_decay"]),
-            show_default=True,
             help="lambda_W, in the term (lambda_W/2) ||W||^2 of F." + several,
         ),
         click.option(
             "--feature-decay",
             default=DECAY["feature_decay"],
-            show_default=True,
             help="lambda_H, in the term (lambda_H/2) ||H||^2 of F.",
         ),
     )
@@ -83,19 +81,25 @@ def bias_option(default: str) -> Any:
     return click.option(
         "--bias",
         default=default,
-        show_default=True,
+        callback=_bias,
         help="none, free (without decay), or the weight decay lambda_b of the bias.",
     )
 
 
-def search_options(restarts: str, *, methods: tuple[str, ...], method_help: str) -> Any:
-    """Return options for solving the model; `restarts` describes the default number."""
+def _bias(_ctx: click.Context, _option: click.Parameter, text: str) -> str | float:
+    try:
+        return text if text in ("free", "none") else float(text)
+    except ValueError:
+        raise ArgumentError(f"--bias: {text!r} must be none, free or a number.") from None
+
+
+def search_options(methods: tuple[str, ...], method_help: str, restarts: int | None = None) -> Any:
+    """Return options for solving the model; `restarts` is the default number of starts."""
+    by_default = "" if restarts else "; by default 1, or 20 if d is small"
     return combined(
+        click.option("--method", type=Choice(methods), default="auto", help=method_help),
         click.option(
-            "--method", type=Choice(methods), default="auto", show_default=True, help=method_help
-        ),
-        click.option(
-            "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
+            "--restarts", type=int, default=restarts, help=f"Number of random starts{by_default}."
         ),
         click.option(
             "--landscape",
@@ -115,11 +119,7 @@ def plain_options(bias: str) -> Any:
         label_options,
         decay_options(layers=False),
         bias_option(bias),
-        search_options(
-            "1, or 20 if d is small",
-            methods=PLAIN,
-            method_help="auto: the closed form if there is one, else numerical.",
-        ),
+        search_options(PLAIN, "auto: the closed form if there is one, else numerical."),
         output_options,
     )
 
@@ -132,7 +132,7 @@ def plain_options(bias: str) -> Any:
     within=ufm,
 )
 @plain_options("free")
-def ce(bias: str, **settings: Any) -> None:
+def ce(**settings: Any) -> None:
     """Solve the cross-entropy model.
 
     \b
@@ -141,7 +141,7 @@ def ce(bias: str, **settings: Any) -> None:
     """
     from ..ufm import fit_ce
 
-    _solve_plain(fit_ce, _bias(bias), settings)
+    _solve(fit_ce, settings)
 
 
 @command(
@@ -152,7 +152,7 @@ def ce(bias: str, **settings: Any) -> None:
     within=ufm,
 )
 @plain_options("none")
-def mse(bias: str, **settings: Any) -> None:
+def mse(**settings: Any) -> None:
     """Solve the squared-loss model.
 
     \b
@@ -164,7 +164,7 @@ def mse(bias: str, **settings: Any) -> None:
     """
     from ..ufm import fit_mse
 
-    _solve_plain(fit_mse, _bias(bias), settings)
+    _solve(fit_mse, settings)
 
 
 @command(
@@ -175,30 +175,17 @@ def mse(bias: str, **settings: Any) -> None:
     within=ufm,
 )
 @label_options
-@click.option("--layers", default=3, show_default=True, help="Number L of weight matrices.")
+@click.option("--layers", default=3, help="Number L of weight matrices.")
 @decay_options(layers=True)
 @bias_option("none")
-@click.option("--activation", type=Choice(["relu", "linear"]), default="relu", show_default=True)
+@click.option("--activation", type=Choice(["relu", "linear"]), default="relu")
 @search_options(
-    "10",
-    methods=(*PLAIN, "lower-rank"),
-    method_help="closed: orthogonal frames at every layer; lower-rank: a ReLU solution with a "
-    "lower objective.",
+    (*PLAIN, "lower-rank"),
+    "closed: orthogonal frames at every layer; lower-rank: a ReLU solution with a lower objective.",
+    restarts=10,
 )
 @output_options
-def deep(
-    layers: int,
-    weight_decay: str,
-    feature_decay: float,
-    bias: str,
-    activation: str,
-    method: str,
-    restarts: int | None,
-    with_landscape: bool,
-    seed: int,
-    out: str | None,
-    **settings: Any,
-) -> None:
+def deep(layers: int, weight_decay: str, method: str, **settings: Any) -> None:
     """Solve the deep model (Súkeník, Mondelli, Lampert 2023; L = 2: Tirer, Bruna 2022).
 
     \b
@@ -208,19 +195,21 @@ def deep(
     """
     from ..ufm import fit_deep, lower_rank
 
-    labels, dim = _labels(**settings)
-    arguments: dict[str, Any] = {"dim": dim, "feature_decay": feature_decay}
-    arguments["weight_decays"] = _decays(weight_decay, layers)
-    if method == "lower-rank":
-        if activation != "relu" or bias != "none":
-            raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
-        _refuse_given("restarts", "seed", reason="--method lower-rank has no random starts")
-    else:
-        arguments |= {"bias": _bias(bias), "activation": activation, "method": method}
-        arguments |= {"seed": seed} | ({} if restarts is None else {"restarts": restarts})
-    folder = _folder(out)
-    solution = (lower_rank if method == "lower-rank" else fit_deep)(labels, **arguments)
-    _show(solution, with_landscape, folder)
+    settings["weight_decays"] = _decays(weight_decay, layers)
+    if method != "lower-rank":
+        _solve(fit_deep, {**settings, "method": method})
+        return
+    if settings["activation"] != "relu" or settings["bias"] != "none":
+        raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
+    ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    random = ("restarts", "seed")
+    if given := [f"--{name}" for name in random if ctx.get_parameter_source(name) is not default]:
+        raise ArgumentError(
+            f"--method lower-rank has no random starts: leave out {' and '.join(given)}."
+        )
+    for name in ("activation", "bias", *random):
+        del settings[name]
+    _solve(lower_rank, settings)
 
 
 @command(
@@ -229,38 +218,26 @@ def deep(
     "wgeo ufm mufm --data digits --samples 500 --layers 8 --transport 0.5 --out runs/mufm",
     within=ufm,
 )
-@click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
+@click.option("--data", "source", default="digits", help="Images: H_0 = pixels.")
 @samples_option(500)
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
-@click.option("--layers", default=8, show_default=True, help="Number L of layers.")
-@click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
-@click.option(
-    "--transport",
-    default=1.0,
-    show_default=True,
-    help="lambda, the weight of the transport terms.",
-)
-@click.option("--feature-decay", default=0.0, show_default=True, help="lambda_H of the last layer.")
+@click.option("--layers", default=8, help="Number L of layers.")
+@click.option("--weight-decay", default=DECAY["weight_decay"], help="lambda_W.")
+@click.option("--transport", default=1.0, help="lambda, the weight of the transport terms.")
+@click.option("--feature-decay", default=0.0, help="lambda_H of the last layer.")
 @bias_option("none")
-@click.option("--loss", type=Choice(["mse", "ce"]), default="mse", show_default=True)
+@click.option("--loss", type=Choice(["mse", "ce"]), default="mse")
 @click.option(
     "--coupling",
     type=Choice(["trajectory", "class", "free"]),
     default="trajectory",
-    show_default=True,
     help="The input to which a sample's features are tied: its own (trajectory), any of its class "
     "(class), or any at all (free).",
 )
-@click.option("--restarts", default=4, show_default=True, help="Number of random starts.")
+@click.option("--restarts", default=4, help="Number of random starts.")
 @output_options
 def mufm(
-    source: str,
-    limit: int,
-    normalize: str | None,
-    bias: str,
-    seed: int,
-    out: str | None,
-    **settings: Any,
+    source: str, limit: int, normalize: str | None, seed: int, out: str | None, **settings: Any
 ) -> None:
     """Solve the multilayer model MUFM (Wang, Gai, Zhang 2024).
 
@@ -270,7 +247,6 @@ def mufm(
     With --loss ce, cross-entropy replaces the squared loss.
     """
     require_inputs((), source)
-    settings["bias"] = _bias(bias)
 
     from ..data import load_images
     from ..data.images import normalization
@@ -298,13 +274,6 @@ def _labels(
     return labels, len(sizes) if dim is None else dim
 
 
-def _bias(text: str) -> str | float:
-    try:
-        return text if text in ("free", "none") else float(text)
-    except ValueError:
-        raise ArgumentError(f"--bias: {text!r} must be none, free or a number.") from None
-
-
 def _decays(text: str, layers: int) -> list[float]:
     try:
         decays = [float(part) for part in text.split(",")]
@@ -317,15 +286,7 @@ def _decays(text: str, layers: int) -> list[float]:
     return decays * layers if len(decays) == 1 else decays
 
 
-def _refuse_given(*names: str, reason: str) -> None:
-    """Raise an error if an option that has no effect was given."""
-    ctx = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    if given := [f"--{n}" for n in names if ctx.get_parameter_source(n) is not default]:
-        raise ArgumentError(f"{reason}: leave out {' and '.join(given)}.")
-
-
-def _folder(out: str | None) -> Any:
+def _folder(out: str | None) -> Path | None:
     """Lock the folder of a solution, if any, and check that it can be written."""
     if out is None:
         return None
@@ -334,23 +295,23 @@ def _folder(out: str | None) -> Any:
     return folder
 
 
-def _solve_plain(fit: Any, bias: str | float, settings: dict[str, Any]) -> None:
+def _solve(fit: Any, settings: dict[str, Any]) -> None:
     size = {name: settings.pop(name) for name in ("classes", "per_class", "counts", "dim")}
     labels, dim = _labels(**size)
     with_landscape, folder = settings.pop("with_landscape"), _folder(settings.pop("out"))
-    _show(fit(labels, dim=dim, bias=bias, **settings), with_landscape, folder)
+    _show(fit(labels, dim=dim, **settings), with_landscape, folder)
 
 
 # --- output ----------------------------------------------------------------------------------
 
 
-def _show(solution: Any, with_landscape: bool, folder: Any) -> None:
+def _show(solution: Any, with_landscape: bool, folder: Path | None) -> None:
     import numpy as np
 
     from ..analysis.result import versions
     from ..ufm import landscape
     from ..ufm.record import arrays_of, record_of
-    from .solution import print_solution
+    from .tables import print_solution
 
     record = record_of(solution, landscape(solution) if with_landscape else None)
     record |= {

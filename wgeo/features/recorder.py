@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..arrays.checks import as_numpy
 from ..errors import ArgumentError, FeatureError
 from ..models.parts import evaluating, first_tensor, hooked, tables_in
-from ..storage.record.layers import PENULTIMATE
+from ..storage.record import PENULTIMATE
 from ..trajectory.trajectory import entry_key, features_key
 from .head import Head, find_head
 from .layout import Layout, find_layouts

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from ..arrays.checks import as_labels
 from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
-from ..storage.record.layers import PENULTIMATE
+from ..storage.record import PENULTIMATE
 from ..trajectory import Classifier, Trajectory
 from .depth import Collapse
 from .measure import LayerPasses, OodMeans, classifier_matrix

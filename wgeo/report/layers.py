@@ -8,8 +8,7 @@ from typing import Any
 from ..plots.depth import METRICS, ZERO_BELOW
 from ..plots.predictions import MODELS
 from ..plots.style import number
-from ..storage.record import Collapse, Layer, Record
-from ..storage.record.layers import PENULTIMATE
+from ..storage.record import PENULTIMATE, Collapse, Layer, Record
 from ..text import stage_number
 from .markdown import (
     DASH,

@@ -52,7 +52,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def require_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """Return a regular file's status, or raise an OSError; a pipe or device may never end."""
+    """Return a regular file's status, or raise an OSError; reading a pipe may never end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
@@ -65,22 +65,6 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> str:
     if (size := require_regular(path).st_size) > limit:
         raise ValueError(f"it has {size} bytes, far more than wgeo writes")
     return Path(path).read_text("utf-8")
-
-
-def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Return a descriptor of a regular file; raise an OSError for links, pipes and devices."""
-    reason = "it is a link, a pipe or a device, or has a second name"
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise OSError(errno.ELOOP, reason, os.fspath(path)) from error
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
-        raise OSError(errno.EINVAL, reason, os.fspath(path))
-    return handle
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
@@ -165,7 +149,7 @@ _holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, numbe
 
 
 def _open_lock(path: Path) -> int | None:
-    """Return a folder's locked lock file; None if locks are not supported."""
+    """Lock a folder's lock file, and return its descriptor; None if locks are not supported."""
     if fcntl is None:
         return None
     while True:

@@ -33,8 +33,8 @@ Checksums = dict[str, list[str]]
 def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
     """Raise RecordError if one of these names belongs to a file that wgeo did not write.
 
-    Nothing is created, locked or written. The folder need not exist. Names are relative to it; in
-    them, ``*`` matches anything except a separator.
+    Nothing is created, locked or written. The folder need not exist. Names are relative to the
+    folder; ``*`` in a name matches anything except a separator.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def _require_own(path: Path, folder: Path) -> str | None:
 
 
 def _obstacle(path: Path, folder: Path | None = None) -> Path | None:
-    """Return `path` or its nearest existing parent, up to `folder`, if that is not a folder."""
+    """Return the file that keeps `path` from being a folder: itself or a parent, up to `folder`."""
     while True:
         if os.path.lexists(path):
             return None if path.is_dir() else path

@@ -74,10 +74,9 @@ def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record
         The record is missing, damaged or of another schema.
     """
     path = as_path(folder, "folder")
+    path = path / kind if os.path.isdir(path) else path
     name = printable(path, 1000)
     try:
-        path = path / kind if path.is_dir() else path
-        name = printable(path, 1000)
         limit = _MAX_BYTES * (_SERIES_FACTOR if kind == SERIES else 1)
         # NaN and infinity, which are not JSON but which other tools may write, mean undefined.
         record = json.loads(read_regular(path, limit), parse_constant=lambda _: None)

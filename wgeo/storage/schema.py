@@ -2,12 +2,12 @@
 
 A `Part` is a JSON object; its fields are the keys. An annotation is one of the following:
 
-- ``str``, ``bool``, ``int`` (64 bits), or ``float``, a number between -1e300 and 1e300;
-- ``Annotated[T, Check(...)]``, a value that a predicate accepts; or ``Any``, every value;
-- ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object with any keys;
-- a NamedTuple, a list of its length, which is read as None if one of its floats is null;
-- a `Part`, an object;
-- a union; with ``None``, the value may be null.
+- ``str``, ``bool``, ``int`` (64 bits), or ``float`` (between -1e300 and 1e300);
+- ``Annotated[T, Check(...)]``: a value that a predicate accepts; ``Any``: every value;
+- ``tuple[T, ...]``: a list; ``Mapping[str, T]`` or ``Mapping[int, T]``: an object with any keys;
+- a NamedTuple: a list of the same length, read as None if one of its floats is null;
+- a `Part`: an object;
+- a union of these; with ``None``, the value may be null.
 
 If a field has a default, its key may be missing or null. Keys without a field are kept in `json`.
 Their values are checked only if the class sets `others` to their type.
@@ -191,7 +191,6 @@ _Reader = Callable[[Any, str, list[Fault]], Any]
 
 @cache
 def _reader(annotation: Any) -> _Reader:
-    """Return the function that reads values of an annotation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return lambda value, _location, _faults: value
@@ -305,11 +304,11 @@ def _mapping(key: Any, item: Any) -> _Reader:
 def _part(kind: type[Part]) -> _Reader:
     hints = get_type_hints(kind, include_extras=True)
     entries = [
-        (each.name, hints[each.name], _reader(hints[each.name]), _has_default(each))
+        (each.name, hints[each.name], each.default is each.default_factory is MISSING)
         for each in fields(kind)
         if each.name != "json"
     ]
-    names = {name for name, *_ in entries}
+    readers = {name: _reader(hint) for name, hint, _ in entries}
     other = None if kind.others is Any else _reader(kind.others)
 
     def read(value: Any, location: str, faults: list[Fault]) -> Any:
@@ -319,23 +318,19 @@ def _part(kind: type[Part]) -> _Reader:
         before = f"{location}." if location else ""
         values: dict[str, Any] = {}
         own: list[Fault] = []
-        for name, hint, reader, optional in entries:
-            if name in value and not (optional and value[name] is None):
-                values[name] = reader(value[name], before + name, own)
-            elif not optional:
+        for name, hint, required in entries:
+            if name in value and (required or value[name] is not None):
+                values[name] = readers[name](value[name], before + name, own)
+            elif required:
                 own.append(Fault(before + name, missing=True))
                 values[name] = _empty(hint)
         if other is not None:
-            for name in value.keys() - names:
+            for name in value.keys() - readers.keys():
                 other(value[name], before + name, own)
         faults += own
         return kind(json=value, **values) if all(fault.missing for fault in own) else None
 
     return read
-
-
-def _has_default(each: Any) -> bool:
-    return each.default is not MISSING or each.default_factory is not MISSING
 
 
 def _empty(annotation: Any) -> Any:

@@ -5,14 +5,23 @@ with a line for every range of rows that has reached the disk. At the end, the s
 removed, and ``manifest.json`` is written last; a store without it cannot be opened.
 """
 
-from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards
-from .reading import Stored, holds, is_store, manifest_of, read_store
+from .reading import (
+    DTYPES,
+    MANIFEST,
+    Column,
+    Stored,
+    digest,
+    holds,
+    is_store,
+    manifest_of,
+    read_store,
+    shards,
+)
 from .writing import Writer
 
 __all__ = [
     "DTYPES",
     "MANIFEST",
-    "SHARD",
     "Column",
     "Stored",
     "Writer",

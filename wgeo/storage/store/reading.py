@@ -1,24 +1,96 @@
-"""Open finished stores, and verify that they are intact."""
+"""The files of a store; open finished stores, and verify that they are intact."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ...arrays.rows import LazyRows, materialize_on_disk
-from ...errors import RecordError
+from ...errors import ArgumentError, RecordError
 from ...runtime.processes import local_only
 from ..files import as_path, read_regular, require_regular
-from ..schema import read
-from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, Manifest, digest
+from ..schema import Count, Part, read
+
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+VERSION = 1
+SHARD = 2**25
+"""Bytes of all arrays that are synced to disk at a time; a single batch may have more."""
+
+DTYPES = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "float64": "<f8",
+    "int64": "<i8",
+}
+"""Number formats in files. The bits of bfloat16, which NumPy lacks, are stored as integers."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of a store: `width` numbers per row, or one-dimensional if `width` is None."""
+
+    dtype: str
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ArgumentError(f"Unknown dtype {self.dtype!r}; choose {', '.join(DTYPES)}.")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row on the disk."""
+        return np.dtype(DTYPES[self.dtype]).itemsize * (1 if self.width is None else self.width)
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        return (rows,) if self.width is None else (rows, self.width)
+
+
+class Span(NamedTuple):
+    """A range of rows."""
+
+    start: Count
+    stop: Count
+
+
+class StoredArray(Part):
+    """The file of an array, and its checksums."""
+
+    file: str
+    dtype: str
+    shape: tuple[Count, ...]
+    crc32: Count | tuple[Count, ...]
+
+
+class Manifest(Part):
+    """The description of a finished store."""
+
+    job: Mapping[str, Any]
+    about: Mapping[str, Any]
+    rows: tuple[Span, ...]
+    arrays: Mapping[str, StoredArray]
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
+    """Cut a range of rows into shards: whole batches with at most `SHARD` bytes, or one batch."""
+    step = batch * max(1, SHARD // (batch * max(row_bytes, 1)))
+    for start in range(span.start, span.stop, step):
+        yield slice(start, min(start + step, span.stop))
+
 
 _MAX_JSON_BYTES = 2**28
 _READ = 2**20  # bytes read at a time; more is not faster

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,22 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ...errors import RecordError
-from ..files import TEMPORARY, open_regular, writable, write_atomic
-from .layout import (
-    DTYPES,
-    MANIFEST,
-    UNFINISHED,
-    VERSION,
-    Column,
-    as_npy,
-    digest,
-    encoded,
-    file_name,
-    header,
-)
-from .reading import holds, json_of
+from ...errors import FeatureError, RecordError
+from ..files import TEMPORARY, writable, write_atomic
+from .reading import DTYPES, MANIFEST, UNFINISHED, VERSION, Column, digest, holds, json_of
 
 try:
     import fcntl
@@ -38,7 +29,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _MAX_LOG_BYTES = 2**28  # a thousand layers of a million images need a tenth of this
-_TRUNCATED = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # log line of a killed process
+_INCOMPLETE = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # a line of a killed process
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
@@ -185,7 +176,7 @@ class Writer:
             path.unlink(missing_ok=True)
 
     def _rename(self, key: str, final: Path) -> None:
-        """Remove the suffix ``.part`` of an array's file, unless another file is in its place."""
+        """Give an array's file its final name; no other file may have the old or the new name."""
         path = self._paths[key]
         if path == final:  # an earlier run was killed after the renaming
             return
@@ -213,7 +204,7 @@ class Writer:
         self._files = {}
 
     def _write_header(self) -> None:
-        """Claim the folder for this job, or check that it belongs to it already."""
+        """Claim the folder for this job, or check that this job has claimed it before."""
         header_file = self.folder / UNFINISHED
         if header_file.is_symlink():
             raise _in_the_way(header_file)
@@ -259,7 +250,7 @@ class Writer:
                 try:
                     entry = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    if not _TRUNCATED.fullmatch(line):
+                    if not _INCOMPLETE.fullmatch(line):
                         raise _in_the_way(path) from error
                     continue
                 if not self._is_range(entry):
@@ -331,12 +322,20 @@ def _in_the_way(path: Path) -> RecordError:
 
 
 def _opened(path: Path, flags: int) -> int:
+    """Return a descriptor of a regular file; raise RecordError for links, pipes and devices."""
+    reason: str | None = "it is a link, a pipe or a device, or has a second name"
     try:
-        return open_regular(path, flags)
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        status = os.fstat(handle)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            return handle
+        os.close(handle)
     except OSError as error:
-        raise RecordError(
-            f"{path} cannot be opened: {error.strerror}. Move it, then run the same command again."
-        ) from error
+        if error.errno != errno.ELOOP:
+            reason = error.strerror
+    raise RecordError(
+        f"{path} cannot be opened: {reason}. Move it, then run the same command again."
+    )
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
@@ -361,3 +360,44 @@ def _size(size: int) -> str:
     """Return a number of bytes as human-readable text."""
     unit = min(max(size.bit_length() - 1, 0) // 10, 3)
     return f"{size / 2 ** (10 * unit):.{int(unit > 2)}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
+    """Return the bytes of rows in the stored format; NaN and infinity are kept.
+
+    Raise FeatureError if a finite number is too large for the format.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(array, "<f4" if dtype == "bfloat16" else DTYPES[dtype])
+    finite = np.isfinite(narrow)
+    if dtype == "bfloat16":
+        rounded = torch.from_numpy(narrow).to(torch.bfloat16)
+        narrow, finite = rounded.view(torch.int16).numpy(), rounded.isfinite().numpy()
+    lost = np.isfinite(array) & ~finite
+    if lost.any():
+        row = start + int(np.argmax(lost.reshape(len(lost), -1).any(1)))
+        largest = torch.finfo(getattr(torch, dtype)).max
+        wider = {"float16": "bfloat16 or float32", "bfloat16": "float32 or float64"}
+        raise FeatureError(
+            f"{key} holds numbers up to {np.abs(array[lost]).max():.3g} (sample {row} is the first "
+            f"with one too large), but the largest {dtype} is {largest:.5g}. "
+            f"Store as {wider.get(dtype, 'float64')}."
+        )
+    return narrow.data.cast("B")
+
+
+def header(shape: tuple[int, ...], dtype: str) -> bytes:
+    buffer = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def file_name(index: int, key: str) -> str:
+    return f"{index:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key)[:80]}.npy"

@@ -1,4 +1,4 @@
-"""Run several analyses, each in its own folder, and compare them."""
+"""Analyses as jobs: run one or several, each in its own folder, and compare them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,71 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RecordError, WgeoError
+from ..analysis.plan import NETWORK_SETTINGS, AnalysisPlan, is_stored
+from ..errors import ArgumentError, RecordError, WgeoError
 from ..runtime.progress import track
 from ..storage.files import folder_name, locked
 from ..storage.ownership import has_leftovers, owned
-from .job import Job
 from .root import as_typed, main, say, with_flags
 
+if TYPE_CHECKING:
+    from ..analysis import Analysis
+
 _START_METHOD = "forkserver"  # the server imports libraries once, for the processes of all jobs
-_PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
+_PRELOAD = ["wgeo.analysis", "wgeo.cli.jobs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The path of a checkpoint or of stored features (`target`), and a plan."""
+
+    target: str
+    plan: AnalysisPlan
+
+    @classmethod
+    def of(cls, target: str, given: Mapping[str, Any]) -> Job:
+        """Build a job from the settings that were given explicitly.
+
+        Raise an ArgumentError if a setting is invalid, if no images are given for a network, or if
+        settings for networks are given for stored features.
+        """
+        stored = is_stored(target)
+        if stored and (names := [f"`{name}=`" for name in NETWORK_SETTINGS if name in given]):
+            raise ArgumentError(
+                f"{target} holds stored features: {', '.join(names)} can only be given for a "
+                "network."
+            )
+        if not stored and given.get("source") is None:
+            raise ArgumentError("No images are given: add `source=`; see `wgeo list datasets`.")
+        return cls(target, AnalysisPlan.of(**given))
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the plan for this target (`AnalysisPlan.key`)."""
+        return self.plan.key(self.target)
+
+    def measure(self, command: str, store: str | None = None) -> Analysis:
+        """Run the analysis; the features of a network are stored in the folder `store`, if given.
+
+        The result's provenance contains the key, by which a finished job is recognized.
+        """
+        from ..analysis.pipeline import analyze_features, analyze_network
+        from ..runtime.memory import memory_limit
+        from ..trajectory import Trajectory
+
+        plan = self.plan
+        about: dict[str, Any] = {"provenance": {"job": self.key}, "command": command}
+        with memory_limit(plan.memory):
+            if is_stored(self.target):
+                return analyze_features(plan, Trajectory.load(self.target), **about)
+            net = plan.loading.network(self.target)
+            return analyze_network(plan, net, plan.images(), store=store, **about)
 
 
 def run_all(
@@ -37,7 +89,7 @@ def run_all(
     done : dict of str to dict
         Records of all finished jobs, including those of earlier runs, in the order of `jobs`.
     failures : dict of str to str
-        Error messages. A job in `done` has one if its figures could not be drawn.
+        Error messages. A job whose figures could not be drawn is in `done` as well.
 
     Raises
     ------
@@ -48,11 +100,19 @@ def run_all(
 
     failures: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
-    for name, job in jobs.items():
-        record, error = _record_or_error(job, folder / name)
+
+    def read(name: str) -> str:
+        """Add the record of a job to `records`, if it is finished; return an error message."""
+        try:
+            record = _record_of(jobs[name], folder / name)
+        except Exception as error:  # one bad checkpoint must not stop the others
+            return _message(error)
         if record is not None:
             records[name] = record
-        elif error:
+        return ""
+
+    for name, job in jobs.items():
+        if error := read(name):
             failures[name] = _report_failure(job, error)
     if records:
         say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
@@ -65,17 +125,13 @@ def run_all(
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
     for name, error in track(outcomes, "analyzing", len(todo)):
-        record, unread = _record_or_error(jobs[name], folder / name)
-        if record is not None:
-            records[name] = record
-        if error or record is None:
+        unread = read(name)
+        if error or name not in records:
             error = error or unread or "its record is missing"
             failures[name] = _report_failure(jobs[name], error)
-    for name, job in jobs.items():  # other parts may have been run in the meantime
+    for name in jobs:  # other parts may have been run in the meantime
         if name not in records and name not in failures:
-            record, _ = _record_or_error(job, folder / name)
-            if record is not None:
-                records[name] = record
+            read(name)
     return {name: records[name] for name in jobs if name in records}, failures
 
 
@@ -89,7 +145,8 @@ def gather(
 ) -> None:
     """Run jobs (`run_all`), and compare the analyses unless other parts are unfinished.
 
-    Failures, of jobs or of the comparison, are one WgeoError, raised after all else is saved.
+    Failures of jobs and of the comparison are raised as a single WgeoError, after everything else
+    is saved.
     """
     from ..analysis import Series
     from ..analysis.saving import require_writable
@@ -109,8 +166,8 @@ def gather(
         )
     elif failures:
         errors.append(
-            f"{len(failures)} of {len(jobs)} analyses are saved, but could not be completed, for "
-            "example with figures (see above)."
+            f"{len(failures)} of {len(jobs)} analyses are saved, but lack figures or other parts "
+            "(see above)."
         )
     if len(records) > 1 and not unfinished:
         series = Series.of(records, [folder / name for name in records])
@@ -124,7 +181,7 @@ def gather(
                     from .. import report as reports
 
                     say(f"Report: {reports.build(folder)}")
-            say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+            say(f"Record: {folder / 'series.json'}; of each checkpoint: {folder}/NAME")
         except WgeoError as error:
             errors.append(str(error))
     elif unfinished:
@@ -139,7 +196,7 @@ _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.j
 def folder_names(
     targets: list[str], prefix: str = "", existing: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Return targets by folder name: the target's stem, with a number if the stem is in use.
+    """Return targets by folder name: prefix and stem, with a number if that name is in use.
 
     Some file systems do not distinguish upper and lower case, or composed and decomposed accents.
     Names that differ only in these therefore count as equal. Names in `existing` are in use.
@@ -179,14 +236,6 @@ def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
     return record if record["provenance"].get("job") == key else None
 
 
-def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of a job, if it is finished, and an error message, if any."""
-    try:
-        return _record_of(job, folder), ""
-    except Exception as error:  # one bad checkpoint must not stop the others
-        return None, _message(error)
-
-
 def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     """Draw figures that are missing because an earlier run was killed; return an error message.
 
@@ -209,7 +258,7 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
                     return ""
             if missing:
                 plots.figures(record, figures)
-    except Exception as error:  # see `_record_or_error`
+    except Exception as error:  # one bad record must not stop the others
         return _message(error)
     return ""
 

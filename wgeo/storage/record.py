@@ -7,60 +7,205 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from ..schema import Fault, Part
-from .comparisons import Comparison, Model, Predicted, Rank, Reference
-from .input import Normalization, Provenance, Trust
-from .layers import Collapse, Layer, SegmentLaw, SeparationLaw, Trend
-from .paths import (
-    AlignedSegment,
+from .measured import AlignedSegment as AlignedSegment
+from .measured import (
     Alignment,
     Block,
-    Brenier,
-    Centred,
-    Optimality,
+    Collapse,
+    Interval,
+    Layer,
     Segment,
-    SizePoint,
+    SeparationLaw,
+    Trend,
     View,
 )
-from .values import Interval, Measured, Score
+from .measured import Brenier as Brenier
+from .measured import Centred as Centred
+from .measured import Measured as Measured
+from .measured import Optimality as Optimality
+from .measured import Score as Score
+from .measured import SegmentLaw as SegmentLaw
+from .measured import SizePoint as SizePoint
+from .schema import Check, Fault, Part
 
-__all__ = [
-    "AlignedSegment",
-    "Alignment",
-    "AnalysisRow",
-    "Block",
-    "Brenier",
-    "Centred",
-    "Collapse",
-    "Comparison",
-    "Embedded",
-    "Interval",
-    "LastLayer",
-    "Layer",
-    "Measured",
-    "Model",
-    "Normalization",
-    "Optimality",
-    "Predicted",
-    "Provenance",
-    "Rank",
-    "Record",
-    "Reference",
-    "Score",
-    "Segment",
-    "SegmentLaw",
-    "Sentence",
-    "SeparationLaw",
-    "SeriesRecord",
-    "SizePoint",
-    "Trend",
-    "Trust",
-    "View",
-]
+PENULTIMATE = "penultimate"
+"""Name of the classifier's input, if it is a separate layer."""
+
+
+class Claim(Part):
+    """An accuracy that a checkpoint states, and its key in the file."""
+
+    key: str
+    value: float | None
+
+
+class Provenance(Part):
+    """The network, the images and the settings."""
+
+    checkpoint: str | None = None
+    sha256: str | None = None
+    arch: str | None = None
+    arch_from: str | None = None
+    data: str | None = None
+    split: str | None = None
+    pool: str | None = None
+    num_classes: int | None = None
+    samples: int | None = None
+    epoch: Annotated[int | None, Check(lambda value: isinstance(value, int), "an integer")] = None
+    class_names: tuple[str, ...] = ()
+    normalize: str | Mapping[str, Any] | None = None
+    normalize_source: str | None = None
+    claimed_accuracy: Claim = Claim.of({})
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_initialization(self) -> bool:
+        """Whether the network is untrained: in wgeo's files, epoch 0 precedes the training."""
+        return self.epoch == 0 and self.epoch is not False and self.arch_from == "file"
+
+
+class Trial(Part):
+    """The accuracy with another normalization."""
+
+    name: str
+    accuracy: float | None
+
+
+class Normalization(Part):
+    """The normalization of pixels, its source, and the accuracies with others."""
+
+    name: str
+    source: str
+    mean: tuple[float | None, ...]
+    std: tuple[float | None, ...]
+    tried: tuple[Trial, ...] = ()
+    better: str | None = None
+    images: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """The source, as text."""
+        sources = {"asked": "as specified", "file": "as the file states"}
+        return sources.get(self.source, "assumed")
+
+
+class Classes(Part):
+    """The numbers of classes that occur in the images and that the network's head has."""
+
+    present: int
+    head: int | None = None
+
+
+class Trust(Part):
+    """Facts that help a reader judge whether to trust the results."""
+
+    samples: int | None = None
+    samples_per_class: int | None = None
+    duplicates: int | None = None
+    relabelled: int | None = None
+    accuracy: float | None = None
+    chance: float | None = None
+    chance_p: float | None = None
+    at_chance: bool = False
+    claimed_accuracy: Claim = Claim.of({})
+    classes: Classes = Classes.of({})
+    normalization: Normalization = Normalization.of({})
+
+
+class Comparison(Part):
+    """A comparison of a segment with the same segment of another network, over images."""
+
+    layers: tuple[str, ...]
+    statistic: str
+    value: float | None
+    reference: float | None
+    difference: float | None
+    interval: Interval | None = None
+    effect_size: float | None
+    p_value: float | None
+    direction: str = "neither"
+    verdict: str | None = None
+
+
+class Rank(Part):
+    """The rank of a segment's straightness among randomly initialized networks."""
+
+    layers: tuple[str, ...]
+    stage: int | None = None
+    value: float | None
+    median: float | None
+    low: float | None
+    high: float | None
+    rank_p: float | None
+    adjusted_p: float | None
+    as_straight: int | None = None
+    as_bent: int | None = None
+    direction: str
+
+
+class Ratios(Part):
+    """The line-shape ratios of a segment of a randomly initialized network."""
+
+    centred: float | None
+    raw: float | None
+
+
+class FreshNetwork(Part):
+    """A randomly initialized network."""
+
+    seed: int
+    segments: tuple[Ratios, ...]
+
+
+class Reference(Part):
+    """The comparison with randomly initialized networks, or with one other network."""
+
+    kind: str | None = None
+    skipped: str | None = None
+    kept: tuple[str, ...] = ()
+    statistic: str | None = None
+    images: int | None = None
+    networks: tuple[FreshNetwork, ...] = ()
+    segments: tuple[Rank, ...] = ()
+    tests: tuple[Comparison, ...] = ()
+
+
+class Predicted(Part):
+    """A model's prediction of a layer, and its errors."""
+
+    name: str
+    stage: int | None = None
+    time: float | None = None
+    gain: float | None = None
+    relative_error: float | None = None
+    r2: float | None = None
+    r2_means: float | None = None
+    missed: float | None = None
+    w2: float | None = None
+    collapse: Collapse
+
+
+class Solution(Part):
+    """The solution of a model."""
+
+    objective: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Model(Part):
+    """The predictions of a model."""
+
+    layers: tuple[Predicted, ...]
+    skipped: str | None = None
+    held_out_r2: float | None = None
+    held_out_r2_means: float | None = None
+    mu: float | None = None
+    readout_norm: float | None = None
+    solution: Solution = Solution.of({})
 
 
 class Sentence(Part):

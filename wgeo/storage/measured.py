@@ -1,13 +1,96 @@
-"""The blocks and segments: their transport and straightness."""
+"""The measurements in a record: layers, blocks and segments, and their residual Jacobians."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from ..schema import Part
-from .values import Matrix, Measured, Number, Numbers, Pair, Plane, Points, Score
+from .schema import Part, array
+
+Number = float | None
+Numbers = tuple[float | None, ...]
+Matrix = tuple[Numbers, ...]
+Plane = Annotated[Sequence[Any], array(None, None, 2)]  # (layers, classes or samples, 2)
+Points = Annotated[Sequence[Any], array(None, None)]
+Pair = Annotated[Sequence[float], array(2)]
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Score(NamedTuple):
+    """A score with its certified bounds."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Measured(Part):
+    """Values, some of which have intervals."""
+
+    intervals: Mapping[str, Interval | None] = field(default_factory=dict)
+
+    def interval(self, key: str) -> Interval | None:
+        """Return the interval of a value; None if it has none."""
+        return self.intervals.get(key)
+
+
+class Collapse(Measured):
+    """The collapse metrics of a layer, and why some are undefined."""
+
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    class_variability: Numbers = ()
+    others: ClassVar[Any] = Number
+
+
+class Layer(Part):
+    """A layer of the network."""
+
+    name: str
+    stage: int | None = None
+    width: int | None = None
+    collapse: Collapse
+
+
+class Trend(Part):
+    """The change of a metric over depth."""
+
+    kendall_tau: float | None = None
+    interval: Interval | None = None
+    violations: int | None = None
+    violation_size: float | None = None
+    monotone: bool | None = None
+    reached: str | None = None
+    reached_depth: float | None = None
+    increases: tuple[str, ...] = ()
+
+
+class SegmentLaw(Measured):
+    """The separation of the classes over a stage's layers, and the constant rate fitted to it."""
+
+    layers: tuple[str, ...]
+    stage: int | None = None
+    separation: Numbers
+    compression: Numbers
+    discrimination: Numbers
+    rate: float | None = None
+    correlation: float | None = None
+    curvature: float | None = None
+    discrimination_slope: float | None = None
+    others: ClassVar[Any] = Number
+
+
+class SeparationLaw(Part):
+    """The law of data separation, in every stage."""
+
+    segments: tuple[SegmentLaw, ...]
+    samples_per_class: int | None = None
 
 
 class Brenier(Measured):
@@ -57,7 +140,7 @@ class Optimality(Measured):
 
     @property
     def independent(self) -> int | None:
-        """The number of distinct samples, or of all if a record does not contain it."""
+        """The number of distinct samples, or, in a record that lacks it, of all samples."""
         return self.samples if self.distinct is None else self.distinct
 
     @property
@@ -117,7 +200,7 @@ class SizePoint(Part):
 
 
 class SampleSizes(Part):
-    """Measures over the number of samples, and the number that resolves the OT score."""
+    """Measures as functions of the number of samples, and the number that resolves the OT score."""
 
     points: tuple[SizePoint, ...]
     enough: int | None = None
@@ -206,7 +289,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """Slope of step length / largest singular value over depth: the first of `slopes`."""
+        """The first of `slopes`, that for the largest singular values."""
         return self.slopes[0] if self.slopes else None
 
 
