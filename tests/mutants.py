@@ -2,7 +2,7 @@
 
     python tests/mutants.py                      every fault in every module (hours)
     python tests/mutants.py --share 0.1 --seed 3 a tenth of them, drawn
-    python tests/mutants.py --module collapse/metrics.py --fault 5 --fault 17
+    python tests/mutants.py --module neural_collapse/metrics.py --fault 5 --fault 17
 
 A fault that no test notices survives, and is told with its line: it wants a test, or a word in
 docs/trust.md on why it changes nothing. Libraries are loaded once, every fault is a fork, and the
