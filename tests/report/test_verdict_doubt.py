@@ -131,9 +131,14 @@ def test_motion_at_rounding_level_is_not_motion(rng):
 
 
 def test_terms_are_explained_once():
+    returned = segment(length_ratio=1e6, centred=centred(1e6, 0.9e6, 1.1e6))
+    for first in (segment(), returned):  # of a path that is not judged, neither term is needed
+        found = sentences({"segments": [first, segment(layers=["c", "d", "e"])]})
+        words = said(found, "straightness")
+        assert words.count("each layer's mean is subtracted") == 1
+        assert words.count("the shortest path in Wasserstein distance") == 1
+    assert "end nearly where they began" in words
     found = sentences({"segments": [segment(), segment(layers=["c", "d", "e"])]})
-    words = said(found, "straightness")
-    assert words.count("each layer's mean is subtracted") == 1
     assert said(found, "optimality").count("no other pairing") == 1
     row = {"layers": ["a", "b", "c"], "value": 1.2, "median": 1.4, "low": 1.3, "high": 1.5}
     row |= {"adjusted_p": 0.05, "direction": "straighter"}
@@ -330,7 +335,7 @@ def test_data_rounding_and_open_questions_are_named():
     assert "on 200 of these images" in said(sentences({"reference": reference}), "reference")
     undefined = {"layers": ["a", "b"], "statistic": "length_ratio", "difference": None}
     words = said(sentences({"reference": {"tests": [undefined]}}), "reference")
-    assert "a difference of undefined. These images do not show a difference." in words
+    assert "an undefined difference. These images do not show a difference." in words
 
 
 def test_pooling_is_named_with_the_first_path():

@@ -345,7 +345,7 @@ class TestResources:
         monkeypatch.setattr(tiles, "_MIN_ROWS", 5)
         monkeypatch.setitem(tiles.CHUNK_ENTRIES, "cpu", 999)
         monkeypatch.setattr(
-            "wgeo.transport.column_generation._PROGRESS_FROM", 1
+            "wgeo.transport.flow._PROGRESS_FROM", 1
         )  # rounds are shown, and the same
         small = wasserstein(x, y, solver=Exact(memory="20kB"))
         np.testing.assert_array_equal(small.coupling, base.coupling)

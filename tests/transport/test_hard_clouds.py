@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 
 from wgeo.transport import Exact, Status, wasserstein
 from wgeo.transport import flow as flow_module
-from wgeo.transport.flow import solve_coarse
+from wgeo.transport.arcs import solve_coarse
 from wgeo.transport.geometry import Geometry
 from wgeo.transport.plans import expand, merge_equal_points
 from wgeo.transport.point_clouds import PointClouds

@@ -59,7 +59,7 @@ class Analysis(Result):
     @property
     def verdict(self) -> str:
         """The verdict as one text; `record` contains the evidence of each sentence."""
-        return text(Record.of(self.record).verdict)
+        return text(Record.of({"verdict": self.record["verdict"]}).verdict)
 
     @property
     def layers(self) -> list[dict[str, Any]]:

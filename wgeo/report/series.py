@@ -183,6 +183,8 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
         for row in series.analyses
         for i, segment in enumerate(row.segments)
     ]
+    if not rows:
+        return join("# Straightness", "No analysis has a segment of at least two layers.")
     runs = ", ".join(map(str, runs_in(series))) or DASH
     header = (
         *("Analysis", "segment", "length ratio", "centered", f"centered, over k = {runs} runs"),

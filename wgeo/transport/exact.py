@@ -16,8 +16,7 @@ from ..errors import ArgumentError
 from ..runtime import processes
 from ..runtime.memory import limited_size, parse_bytes
 from .arcs import Arcs, Potentials
-from .column_generation import Solution, verify
-from .flow import pairs_well, solve_flow
+from .flow import Solution, pairs_well, solve_flow, verify
 from .geometry import Geometry
 from .plans import expand, merge_equal_points, northwest_corner
 from .point_clouds import UNIT_ROUNDOFF, PointClouds

@@ -1,8 +1,16 @@
-"""An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation."""
+"""An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation.
+
+A pair is a column of the linear program. It is violated if f_i + g_j > c_ij, that is, if its slack
+is negative. The problem is solved on few pairs, all pairs are tested, those that are violated are
+added, and it is solved again.
+"""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -10,12 +18,12 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_array
 
 from ..runtime import processes
-from .all_pairs import c_transform, nearest
-from .arcs import Arcs, Potentials, dense_simplex, network_simplex, run_simplex
-from .column_generation import Solution, add_nearest, generate_columns, verify
+from ..runtime.progress import track
+from ..runtime.threads import raise_if_interrupted
+from .all_pairs import Violations, c_transform, find_violations, nearest, slack_error
+from .arcs import ROUNDING, Arcs, Potentials, dense_simplex, network_simplex, solve_coarse
 from .geometry import Geometry
-from .plans import expand
-from .tiles import map_tiles, products, reduce_tiles
+from .tiles import reduce_tiles
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
 # A pairing is not a useful start if more than this fraction of the points y has a violated pair
@@ -31,8 +39,31 @@ _MAX_NOISE = 2.0**-28  # largest rounding error of the potentials (noise), relat
 # The sparse solver clips slacks at this multiple of the largest violation, or of the noise, which
 # makes its rounding errors smaller.
 _LIMIT_FACTOR = 2.0**10
-_REPRESENTATIVES = 256  # of each cloud in the coarse problem, at most
-_POINTS_EACH = 8  # number of points per representative, at least
+_CANDIDATES = 8  # pairs that each point contributes at first
+_MAX_ROUNDS = 100
+_PAIRS_PER_ARC = 100  # number of pairs tested in the time that the sparse solver takes per arc
+_MAX_UNDECIDED = 0.5  # fraction of undecided points y above which float32 is too coarse
+_NEAR = 0.25  # pairs of small slack that a test adds, as a fraction of the arcs
+_DENSITY_SAMPLE = 32  # number of points y whose slacks show how many slacks are small
+_FEW_COLUMNS = 0.5  # fraction of points y up to which they are tested without the others
+_RESOLVED = 4  # slacks above this multiple of the products' error are resolved
+_PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A coupling, potentials, and the constraints that the potentials violate."""
+
+    plan: coo_array  # (n, m), between the masses of the geometry, in its order
+    potentials: Potentials
+    violations: Violations
+    arcs: int  # number of pairs in the last sparse problem
+    rounds: int  # number of problems solved
+
+    @property
+    def feasible(self) -> Potentials:
+        """Feasible potentials (f, g - excess)."""
+        return Potentials(self.potentials.f, self.potentials.g - self.violations.excess)
 
 
 def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
@@ -68,7 +99,7 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
                 return solution
             potentials = solution.potentials
 
-    tolerance, size, rounds = np.inf, len(arcs), itertools.count()
+    tolerance, size, rounds = np.inf, len(arcs), count()
 
     def solve(potentials: Potentials) -> tuple[coo_array, Potentials, float]:
         nonlocal tolerance, size
@@ -185,49 +216,179 @@ def _dual_value(geometry: Geometry, f: Float[torch.Tensor, " n"]) -> float:
     return processes.on_rank_zero(lambda: value)
 
 
-def solve_coarse(
-    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
-    """Solve between a few representatives of both clouds.
-
-    Return pairs (i, j) on which a feasible plan exists, and a potential f of the first cloud. Each
-    point belongs to its nearest representative, of either cloud, and the coarse plan is expanded to
-    the points. A solver that begins with nearest neighbors instead needs hundreds of small steps if
-    the clouds are long and thin.
-    """
-    x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
-    count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
-    centers = torch.cat([x[:count], y[:count]])
-    cell_x, cell_y = (_nearest_center(geometry, z, centers, None)[1] for z in (x, y))
-    k = len(centers)
-    mass_x, mass_y = np.bincount(cell_x, a, k), np.bincount(cell_y, b, k)
-    rows, columns = np.flatnonzero(mass_x), np.flatnonzero(mass_y)
-    cost = torch.cdist(centers[rows].double(), centers[columns].double()).square().cpu().numpy()
-    plan, _, v = run_simplex(mass_x[rows], mass_y[columns], cost / (cost.max() or 1.0))
-    i, j, _ = expand(rows[plan.row], columns[plan.col], plan.data, (cell_x, a), (cell_y, b))
-    f, _ = _nearest_center(geometry, x, centers[columns], torch.from_numpy(v * cost.max()))
-    return i, j, f
-
-
-def _nearest_center(
+def generate_columns(
     geometry: Geometry,
-    points: Float[torch.Tensor, "n d"],
-    centers: Float[torch.Tensor, "k d"],
-    potentials: Float[torch.Tensor, " k"] | None,
-) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return ``min_k ||x_i - z_k||^2 - v_k`` and its k for every point x_i; v is 0 if None."""
-    bias = centers.square().sum(1)
-    if potentials is not None:
-        bias = bias - potentials.to(bias)
+    arcs: Arcs,
+    potentials: Potentials,
+    solve: Callable[[Potentials], tuple[coo_array, Potentials, float]],
+) -> Solution:
+    """Call ``solve(potentials)`` on more and more `arcs` until no pair is violated.
 
-    def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
-        geometry.visits["features"] += len(out) * centers.numel()
-        return products(points[rows], centers, bias, -2.0, out)
+    `solve` returns a plan, potentials that are feasible on the arcs and close to those given, and
+    the slack that counts as zero. (The simplex's own potentials are arbitrary at points with few
+    arcs, and would need tens of rounds.) One process solves, and all processes test pairs. After
+    `_MAX_ROUNDS` rounds, pairs may remain violated.
+    """
+    rounds: Iterator[int] = count(1)
+    # A lower bound on the slack of the pairs of each point y that are not arcs.
+    least_slack = np.full(geometry.y.n, -np.inf)
+    if geometry.x.n * geometry.y.n >= _PROGRESS_FROM:
+        rounds = track(rounds, "optimal coupling: solving, testing all pairs")
+    while True:
+        number = next(rounds)
+        raise_if_interrupted()
+        before = potentials
+        plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        arcs.add(plan.row, plan.col)  # new if `solve` used pairs that are not arcs
+        last = number >= _MAX_ROUNDS
+        least_slack -= _largest_fall(before, potentials)
+        untested = np.flatnonzero(least_slack < 0)
+        if len(untested) <= _FEW_COLUMNS * geometry.y.n:
+            violations, new = _verify_columns(
+                geometry, arcs, potentials, tolerance, untested, least_slack
+            )
+            if not last and new > 0:
+                continue
+            if new == 0 and not violations.undecided.any():
+                return Solution(plan, potentials, violations, len(arcs), number)
+        # Rows whose f rose are tested first. In other rows, slacks fall only as much as g rises,
+        # which is little.
+        raised = np.flatnonzero(potentials.f > before.f)
+        n, m = arcs.shape
+        if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
+            threshold = max(tolerance, negligible(potentials))
+            violations = find_violations(geometry, potentials, threshold, rows=raised)
+            if arcs.add(violations.i, violations.j) > 0 and not last:
+                continue
+        violations, new = verify(geometry, arcs, potentials, tolerance, complete=last)
+        least_slack = _bounds(violations.margin)
+        if violations.dtype is torch.float64:  # float32 would again be too coarse
+            geometry = geometry.double_precision
+        if new == 0 or last:
+            return Solution(plan, potentials, violations, len(arcs), number)
 
-    def part(rows: slice, tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values, indices = tile.min(1)
-        return values.double() + points[rows].double().square().sum(1), indices
 
-    tiles = map_tiles(part, fill, (len(points), len(centers)), bias)
-    values, indices = reduce_tiles(tiles, len(points), by_row=2)
-    return values.cpu().numpy(), indices.cpu().numpy()
+def verify(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    tolerance: float,
+    complete: bool = False,
+) -> tuple[Violations, int]:
+    """Test all pairs, add violated ones to `arcs`, and return the violations and how many are new.
+
+    A pair whose slack is negative by less than `tolerance`, or by less than the rounding error, is
+    not added, but counts as excess.
+
+    Points y with very many pairs of nearly zero slack are undecided. If no new pair was found, or
+    the result must be `complete`, all pairs are then tested again with products in float64, and
+    thoroughly if an excess above the threshold remains. The test in float64 is also made if most
+    points are undecided and few new pairs were found.
+    """
+    threshold = max(tolerance, negligible(potentials))
+    precise = geometry.double_precision
+    violations, new = _test(geometry, arcs, potentials, threshold)
+    undecided = violations.undecided.mean()
+    if undecided > 0 and (
+        new == 0 or complete or (undecided > _MAX_UNDECIDED and new < geometry.y.n)
+    ):
+        if geometry.dtype is torch.float32:
+            violations = find_violations(precise, potentials, threshold)
+            new += arcs.add(violations.i, violations.j)
+        if violations.excess.max() > threshold and (new == 0 or complete):
+            violations = find_violations(precise, potentials, threshold, thorough=True)
+            new += arcs.add(violations.i, violations.j)
+    return violations, new
+
+
+def _verify_columns(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    tolerance: float,
+    columns: Int[np.ndarray, " c"],
+    least_slack: Float[np.ndarray, " m"],
+) -> tuple[Violations, int]:
+    """Test the pairs of some points y, add violated ones, and return the same as `verify`.
+
+    In the other columns all pairs except the arcs are known to have no negative slack. The bounds
+    `least_slack` of the tested columns are updated.
+    """
+    threshold = max(tolerance, negligible(potentials))
+    violations, new = _test(geometry, arcs, potentials, threshold, columns)
+    least_slack[columns] = _bounds(violations.margin[columns])
+    if new > 0:  # the potentials will change
+        return violations, new
+    excess = violations.excess.copy()
+    f, g = potentials.f[arcs.i], potentials.g[arcs.j]
+    error = slack_error(geometry, arcs.cost, f, g)
+    np.maximum.at(excess, arcs.j, error - arcs.slack(potentials))
+    return replace(violations, excess=excess), new
+
+
+def _test(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    threshold: float,
+    columns: Int[np.ndarray, " c"] | None = None,
+) -> tuple[Violations, int]:
+    """Test pairs once, add violated pairs and those of small slack; count new violated pairs."""
+    margin = _margin(geometry, arcs, potentials)
+    violations = find_violations(geometry, potentials, threshold, columns=columns, margin=margin)
+    new = arcs.add(violations.i, violations.j)
+    arcs.add(violations.near_i, violations.near_j)
+    return violations, new
+
+
+def _bounds(margin: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """Return lower bounds on the slack of pairs that are not arcs after a test."""
+    return np.where(margin > 0, margin, -np.inf)
+
+
+def _largest_fall(before: Potentials, after: Potentials) -> Float[np.ndarray, " m"]:
+    """Return a bound on how much the slack of any pair of each point y has fallen."""
+    rise = max(float((after.f - before.f).max()), 0.0)
+    return rise + (after.g - before.g) + negligible(before) + negligible(after)
+
+
+def _margin(geometry: Geometry, arcs: Arcs, potentials: Potentials) -> float:
+    """Return a slack below which there are about `_NEAR` times as many pairs as arcs.
+
+    Potentials change less and less from round to round. Arcs of small slack therefore save rounds,
+    and show that most columns need not be tested again. The margin is 0 (no such arcs) if there are
+    few arcs, if points are screened, or if the products cannot resolve it.
+    """
+    x, y = geometry.x, geometry.y
+    sample = y.take(np.arange(min(_DENSITY_SAMPLE, y.n)))
+    count = int(_NEAR * len(arcs) * sample.n / y.n)
+    if (
+        count <= sample.n
+        or len(arcs) == x.n * y.n
+        or processes.on_rank_zero(lambda: geometry.screens)
+    ):
+        return 0.0
+    f, g = (torch.from_numpy(z).to(x.norms) for z in (potentials.f, potentials.g[: sample.n]))
+    shift = (sample.norms - g)[:, None]
+
+    def part(rows: slice, block: torch.Tensor) -> tuple[torch.Tensor]:
+        return (block[:, : x.n] + shift[rows],)
+
+    slack = reduce_tiles(geometry.tiles(part, sample, x, x.norms - f), sample.n)[0].flatten()
+    value = float(slack.topk(min(count, len(slack)), largest=False, sorted=False).values.max())
+    error = float(sample.error(sample.norms).max() + x.error(x.norms - f).max())
+    return processes.on_rank_zero(lambda: value if value > _RESOLVED * error else 0.0)
+
+
+def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
+    """Add each point's pairs of least slack; return the c-transform g of f, and that of g."""
+    g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
+    arcs.add(i, j)
+    f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)
+    arcs.add(i, j)
+    return Potentials(f.cpu().numpy(), g.cpu().numpy())
+
+
+def negligible(potentials: Potentials) -> float:
+    """Return a bound on the negative slack that rounding alone can cause."""
+    return ROUNDING * float(abs(potentials.f).max() + abs(potentials.g).max())

@@ -110,5 +110,8 @@ def headline(record: Any) -> Sentence:
 
 
 def text(verdict: Iterable[Any]) -> str:
-    """Return the sentences of a verdict, or those in a record, as one text."""
+    """Return the sentences of a verdict as one text.
+
+    `verdict` is the result of `sentences`, or `Record.verdict` of a record that is read.
+    """
     return " ".join(sentence.words for sentence in verdict if sentence.words)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...storage.record import Centred, Comparison, Interval, Rank, Record, Reference, Segment
-from ...text import UNDEFINED, percent, printable
+from ...text import percent, printable
 from .sentence import (
     OVER_IMAGES,
     THRESHOLDS,
@@ -37,7 +37,7 @@ def straightness(record: Record) -> Iterator[Sentence]:
         yield Sentence("straightness", record.transport_skipped, {}, "undecided")
     pool = record.provenance.pool
     features = f"{printable(pool)} features; " if pool else ""
-    # Explanations of "centered" and "geodesic", for the first sentence that uses these terms.
+    # Explanations of "centered" and "geodesic", for the first sentence that judges a path.
     terms = (
         f" ({features}each layer's mean is subtracted)",
         ", the shortest path in Wasserstein distance,",
@@ -215,7 +215,9 @@ def against_network(test: Any, kind: str = "network") -> Sentence:
     nothing is stated about recipes.
     """
     row = Comparison.of(test)
-    difference = UNDEFINED if row.difference is None else f"{row.difference:+.3g}"
+    difference = "an undefined difference"
+    if row.difference is not None:
+        difference = f"a difference of {row.difference:+.3g}"
     if row.interval is not None:
         difference += f" ({row.interval.low:+.3g} to {row.interval.high:+.3g}{OVER_IMAGES})"
     is_centered = row.statistic.endswith("_centred")
@@ -226,8 +228,8 @@ def against_network(test: Any, kind: str = "network") -> Sentence:
     return Sentence(
         "reference",
         f"{segment_ends(row.layers)} the {name}{' of the centered paths' if is_centered else ''} "
-        f"is {rounded(row.value)} for this network and {rounded(row.reference)} for {other}, a "
-        f"difference of {difference}. {outcome}.",
+        f"is {rounded(row.value)} for this network and {rounded(row.reference)} for {other}, "
+        f"{difference}. {outcome}.",
         row.json,
         "shown" if differs else "undecided",
     )
