@@ -47,7 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 # Constants that a parameter's description refers to, and that no __all__ contains.
-CONSTANTS = {"plots": ("series.OVER", "series.ENDS", "evidence.CURVES", "evidence.TESTS")}
+CONSTANTS = {"plots": ("series.OVER", "series.ENDS", "paths.CURVES", "block_transport.TESTS")}
 
 
 def module_of(package: str) -> ModuleType:

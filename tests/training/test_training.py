@@ -861,6 +861,19 @@ class Masked(nn.Module):
         return torch.softmax(self.mask, 0)[0] * self.net(x)
 
 
+def test_a_diverged_module_is_not_accepted_when_it_is_trained_again(tmp_path):
+    net = Masked()
+    for _ in range(2):  # the second call restores the last good epoch, then diverges again
+        with pytest.raises(ConvergenceError, match="diverged"):
+            train(net, blobs(), tmp_path / "run", epochs=9, schedule="constant", lr=1e20)
+    saved = torch.load(tmp_path / "run/last.pt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for key, value in saved.items() if key != "mask")
+    net = small()
+    net[-1].bias.data[0] = math.nan  # a value that is not infinite, from the start
+    with pytest.raises(ConvergenceError, match="diverged"):
+        train(net, blobs(), tmp_path / "nan", epochs=1, schedule="constant", lr=0.05)
+
+
 def test_a_mask_of_minus_infinity_is_no_divergence_and_is_resumed(tmp_path):
     settings = {"schedule": "constant", "lr": 0.05}
     whole = train(Masked(), blobs(), tmp_path / "whole", epochs=2, **settings)

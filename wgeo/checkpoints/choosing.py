@@ -69,7 +69,7 @@ def choose(
     def build(arch: str, view: View) -> Fit:
         return matching.fit(arch, view.state, num_classes, **settings(arch))
 
-    errors: list[CheckpointError] = []
+    first_error: CheckpointError | None = None  # others would keep their networks in memory
     fitting: list[_Candidate] = []
     for saved in states:
         if fitting and fitting[0].saved.usual:
@@ -77,9 +77,10 @@ def choose(
         try:
             fitting += _fitting(saved, arch, prefix, build)
         except CheckpointError as error:
-            errors.append(error)
+            first_error = first_error or error
     if not fitting:
-        raise errors[0]
+        assert first_error is not None
+        raise first_error
     require_one_network([(each.saved, each.view) for each in fitting])
     chosen = fitting[0]
     others = [f"{each.container!r}" for each in states if each is not chosen.saved]
@@ -114,7 +115,7 @@ def _fitting_views(
     build: Callable[[str, View], Fit],
 ) -> list[_Candidate]:
     """Return the views that fit; if one of them uses all tensors, only that one."""
-    errors: list[CheckpointError] = []
+    first_error: CheckpointError | None = None
     fitting: list[_Candidate] = []
     candidates = views(state, prefix)
     for view in candidates:
@@ -127,14 +128,15 @@ def _fitting_views(
             else:
                 fitting.append(_Candidate(saved, view, arch, build(arch, view), folds))
         except CheckpointError as error:
-            errors.append(error)
+            first_error = first_error or error
             continue
         if not view.aside:
             return fitting[-1:]
     if not candidates:
         raise CheckpointError("it contains no tensors.")
     if not fitting:
-        raise _best_error(candidates, arch) or errors[0]
+        assert first_error is not None
+        raise _best_error(candidates, arch) or first_error
     return fitting
 
 

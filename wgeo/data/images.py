@@ -183,7 +183,7 @@ class Images(Displayed):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "y", as_labels(self.y, len(self.x)))
-        largest = int(self.y.max(initial=-1))
+        largest = int(self.y.max())
         if largest >= self.num_classes:
             raise ArgumentError(
                 f"class_names has {self.num_classes} names, too few for the label {largest}."

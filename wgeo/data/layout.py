@@ -305,7 +305,7 @@ def _labeled(
     selected_names, part = set(table.labels), split if inside else None
     if table.splits and not inside:
         chosen_splits(tree.path, split, sorted(set(table.splits.values())))
-        part = split or "all"
+        part = "all" if split is None else split
         if part != "all":
             selected_names = {name for name, each in table.splits.items() if each == split}
     index, classes, notes = number_texts(table.values, tree.classes(), f"the table of {tree.path}")

@@ -127,7 +127,7 @@ def _of_loader(loader: DataLoader) -> Images:
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
     classes: Any = getattr(data, "classes", None)
     named = isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes)
-    names = tuple(classes) if named else ()
+    names = tuple(map(str, classes)) if named else ()  # NumPy's strings, too
     return _as_images(x, as_labels(y, len(x)), name, names, tuple(notes))
 
 

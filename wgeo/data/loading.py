@@ -20,7 +20,7 @@ from .images import Images, Normalization, normalization
 from .names import TORCHVISION, advice_on, locate
 from .npz import open_npz
 from .pixels import from_array, scaled
-from .source import Source, balanced, chosen_splits
+from .source import Source, balanced, checked_labels, chosen_splits
 from .stored import find_stored, open_stored
 from .tabular import is_tabular, open_tabular
 
@@ -250,4 +250,4 @@ def _torchvision(name: str, split: str, root: Path, download: bool = False) -> _
     labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
     x = from_array(np.asarray(data.data), name)
     classes = getattr(data, "classes", None) or [str(k) for k in range(10)]
-    return x, labels.astype(np.int64), tuple(classes)
+    return x, checked_labels(labels.astype(np.int64), name, len(classes)), tuple(classes)

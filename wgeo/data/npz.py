@@ -66,7 +66,7 @@ def _keys_by_split(keys: list[str], path: Path) -> dict[str | None, tuple[str, s
             return {None: (by_name[x], by_name[y])}
     for x, y in itertools.product(_IMAGES[:-1], _LABELS[:-1]):
         for form in ("{0}_{1}", "{1}_{0}"):  # x_train, train_x
-            matches = (re.fullmatch(form.format(x, "(.+)"), key) for key in by_name)
+            matches = (re.fullmatch(form.format(x, "(.+)"), key, re.DOTALL) for key in by_name)
             splits = [match[1] for match in matches if match]
             pairs: dict[str | None, tuple[str, str]] = {
                 split: (by_name[form.format(x, split)], by_name[form.format(y, split)])

@@ -347,14 +347,14 @@ def pixels_of(value: Any) -> np.ndarray:
     path = function.path if isinstance(function, Name) else ""
     name = path.rpartition(".")[2] if path.startswith("numpy") else ""
     match name, value:
-        case "_reconstruct", Call(state=(_, shape, dtype, fortran, body)):
+        case "_reconstruct", Call(state=tuple((_, shape, dtype, fortran, body))):
             pass
-        case "_frombuffer", Call(arguments=(body, dtype, shape, order)):
+        case "_frombuffer", Call(arguments=tuple((body, dtype, shape, order))):
             fortran = order == "F"
         case _:
             raise DataError("its images are not an array")
     match dtype:
-        case Call(arguments=("u1" | b"u1", *_)):
+        case Call(arguments=tuple(("u1" | b"u1", *_))):
             pass
         case _:
             raise DataError("its images are not of type uint8")
@@ -370,8 +370,8 @@ def pixels_of(value: Any) -> np.ndarray:
 def _bytes_of(function: Any, arguments: Any) -> Any:
     """Return a call, or the bytes that it builds; protocols before 3 store bytes as calls."""
     match function, arguments:
-        case Name("_codecs.encode"), (str() as text, "latin1"):
+        case Name("_codecs.encode"), tuple((str() as text, "latin1")):
             return text.encode("latin-1")
-        case Name("__builtin__.bytes"), ():
+        case Name("__builtin__.bytes"), tuple(()):
             return b""
     return Call(function, arguments)

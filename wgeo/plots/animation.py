@@ -229,8 +229,8 @@ def _write(
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.splitlines()[-1:]) or f"exit status {error.returncode}"
         raise RecordError(
-            f"ffmpeg could not write {path}: {reason.rstrip('.')}. Write a .gif, or use an ffmpeg "
-            "that can encode H.264."
+            f"ffmpeg could not write {path}: {reason.rstrip('.')}. Write a .gif instead, or, if "
+            "it lacks H.264, use another ffmpeg."
         ) from error
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -105,9 +105,6 @@ class Job:
         self.test_pixels = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
         self._check_shapes()
-        # Values that are infinite or NaN from the start, as in a mask, do not show divergence.
-        state = self.module.state_dict()
-        self.unbounded = {name for name, value in state.items() if not is_finite(value)}
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.module, recipe, self.pixels.batch(slice(0, 2))[0]),
@@ -135,8 +132,13 @@ class Job:
     def begin(self, resume: bool) -> None:
         """Restore the run in the folder, or save the initialization as epoch 0 of a new one."""
         last = self.folder / "last.pt"
-        if resume and last.exists():
+        restores = resume and last.exists()
+        if restores:
             self._restore(last)
+        # Entries that are infinite from the start, as in a mask, do not show divergence.
+        state = self.module.state_dict()
+        self.infinite = {k: torch.isinf(v) for k, v in state.items() if not is_finite(v)}
+        if restores:
             self._require_remaining_writable()
             evaluated = self.history[-1]["train_accuracy"] is not None
             if self.finished and not (
@@ -273,8 +275,12 @@ class Job:
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         state = self.module.state_dict()
-        bounded = (value for name, value in state.items() if name not in self.unbounded)
-        if math.isfinite(loss) and all(map(is_finite, bounded)):
+        if math.isfinite(loss) and all(
+            torch.equal(torch.isinf(value), self.infinite[name]) and not value.isnan().any()
+            if name in self.infinite
+            else is_finite(value)
+            for name, value in state.items()
+        ):
             return
         raise ConvergenceError(
             f"Training diverged in epoch {epoch}: the loss or the weights became infinite or NaN. "

@@ -324,6 +324,7 @@ def _in_the_way(path: Path) -> RecordError:
 def _opened(path: Path, flags: int) -> int:
     """Return a descriptor of a regular file; raise RecordError for links, pipes and devices."""
     reason: str | None = "it is a link, a pipe or a device, or has a second name"
+    cause = None
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         status = os.fstat(handle)
@@ -331,11 +332,12 @@ def _opened(path: Path, flags: int) -> int:
             return handle
         os.close(handle)
     except OSError as error:
+        cause = error
         if error.errno != errno.ELOOP:
             reason = error.strerror
     raise RecordError(
         f"{path} cannot be opened: {reason}. Move it, then run the same command again."
-    )
+    ) from cause
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
