@@ -66,8 +66,8 @@ def test_undecided_is_not_called_straight():
 
 def test_between_two_categories_is_open():
     found = headline(record(centred(1.04, 1.03, 1.08), nc1=0.11, ends=(0.09, 0.14)))
-    assert "between straight to within 5 % and close to straight" in found.words
-    assert "between collapsed and partly collapsed" in found.words
+    assert 'between "straight to within 5 %" and "close to straight"' in found.words
+    assert 'between "collapsed" and "partly collapsed"' in found.words
     assert "do not settle all of this" in found.words
     assert found.strength == "suggested"
 

@@ -215,12 +215,12 @@ def centred(ratio, low, high, bound=2.5, **more):
     ("twin", "words"),
     [
         (centred(1.02, 1.015, 1.025), ": straight to within 5 %"),
-        (centred(1.04, 1.03, 1.08), "between straight to within 5 % and close to straight"),
+        (centred(1.04, 1.03, 1.08), 'between "straight to within 5 %" and "close to straight"'),
         (centred(1.3, 1.25, 1.35), ": bent"),
         (centred(1.9, 1.8, 2.0), ": far from straight"),
-        (centred(1.48, 1.44, 1.52, bound=1.47), "between bent and far from straight"),
+        (centred(1.48, 1.44, 1.52, bound=1.47), 'between "bent" and "far from straight"'),
         (centred(1.15, 1.12, 1.18, bound=1.2), "not clearly straighter than steps at right angles"),
-        (centred(1.02, 1.015, 1.025, bound=1.03), "one block accounts for nearly all of it"),
+        (centred(1.02, 1.015, 1.025, bound=1.03), "one block accounts for nearly all of the path"),
     ],
 )
 def test_wording_depends_on_interval_and_moving_blocks(twin, words):

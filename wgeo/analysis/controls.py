@@ -23,8 +23,10 @@ from ..trajectory import Trajectory
 from .plan import REFERENCES, AnalysisPlan
 
 _STATISTIC = "line_shape_ratio"  # per sample, so the test solves no transport problem
-_MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
-_TOTAL_OPERATIONS = 4e8  # a forward pass of more than _MIN_POINTS images takes at most this many
+# Range of the default number of images of the Brenier test. More than the minimum are used only as
+# long as a forward pass of all of them takes at most `_TOTAL_OPERATIONS`.
+_MIN_POINTS, _MAX_POINTS = 4, 8
+_TOTAL_OPERATIONS = 4e8
 _MAX_OPERATIONS = 3e8  # if a forward pass of one image takes more, tests run only on request
 _ALIGNED_POINTS = 4  # default number of images of the alignment test
 _PROBES = 4
@@ -58,10 +60,10 @@ def reference_test(
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
 
-    The result is None for the reference ``none``. Otherwise it contains ``kind`` and either the
-    values of `fresh_networks` (for ``init``) or `over_images`, or ``skipped``, the reason why there
-    is no test. `compare` runs the tests that need the network; it is None if there are only
-    features. Errors of a test against a given network are raised.
+    The result is None for the reference ``none``. Otherwise it contains ``kind`` and the values of
+    `fresh_networks` (for ``init``) or of `over_images`. If there is no test, these values
+    are replaced by ``skipped``, the reason. `compare` runs the tests that need the network; it is
+    None if there are only features. Errors of a test against a given network are raised.
     """
     if reference == "none":
         return None

@@ -123,7 +123,8 @@ def _fresh_ratios(
 ) -> tuple[list[MeanRatios], tuple[str, ...]]:
     fresh, unchanged_names = untrained(module, seed)
     _check_fresh(fresh, unchanged_names)
-    # Nearly equal sizes, since all batches have the same weight; at least two images, if possible.
+    # All batches have the same weight, so their sizes are nearly equal. If possible, each has at
+    # least two images.
     count = min(-(-len(images) // _STATISTICS_BATCH), len(images) // 2)
     batches = np.array_split(np.arange(len(images)), max(count, 1))
     with on_device(fresh, pick_device(reading["device"])):
@@ -145,7 +146,8 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
 
 def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> MeanRatios:
     means = np.stack([array.mean(0, dtype=np.float64) for array in arrays])
-    # `path_measures` subtracts the means, since it needs the features to know their rounding error.
+    # The means are not subtracted here, because `path_measures` estimates the rounding error from
+    # the features themselves.
     paths = path_measures(arrays, centres=means), path_measures(arrays)
     return MeanRatios(*(_mean(path.line_shape_ratio) for path in paths))
 
@@ -188,7 +190,7 @@ def rank_test(
     For ``adjusted_p``, :math:`z_{0s}` is compared with the largest distance of each network over
     the segments. This bounds the probability of any false claim (Westfall and Young 1993,
     single-step maxT) and needs no more networks for several segments than for one. (Twice the
-    smaller one-sided rank would be at least 2 / (R + 1), so never significant for R = 20.)
+    smaller one-sided p-value would be at least 2 / (R + 1), which is not significant for R = 20.)
 
     Parameters
     ----------

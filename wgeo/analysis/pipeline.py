@@ -74,8 +74,8 @@ def analyze(
     pool, tap, layers, batch_size, device
         Options for reading features; see `trace`.
     store : path, optional
-        Store the features in this folder instead of keeping them in memory; see `trace`. Those of a
-        network given as `reference` are stored in ``STORE-reference-SEED``.
+        Store the features in this folder instead of keeping them in memory; see `trace`. The
+        features of a network given as `reference` are stored in ``STORE-reference-SEED``.
     embed : str, optional
         Also measure the whole network in one space: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.

@@ -255,7 +255,7 @@ class AnalysisPlan(_Group):
 
 
 def _chosen(kind: type[Any], settings: Mapping[str, Any], **groups: Any) -> Any:
-    """Build a group, or the plan from `groups`, with those of the given settings that it has."""
+    """Build a group, or the plan from `groups`, with the given settings that belong to it."""
     names = (each.name for each in fields(kind) if each.metadata)
     return kind(**groups, **{name: settings[name] for name in names if name in settings})
 
@@ -270,7 +270,10 @@ NETWORK_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.metadat
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """Return the solver that ``sinkhorn:epsilon=0.01`` describes; a solver is only checked."""
+    """Return the solver for a text such as ``sinkhorn:epsilon=0.01``.
+
+    If `solver` is not a text, it is checked and returned.
+    """
     from .. import transport
     from ..transport.entry import checked_solver
 

@@ -86,9 +86,9 @@ class Analysis(Result):
         Raises
         ------
         RecordError
-            The folder cannot be written, or a file that wgeo did not write, or that was changed
-            since, would be replaced. If only figures could not be written, the message says so, and
-            the record is kept.
+            The folder cannot be written, or a file would be replaced that wgeo did not write or
+            that was changed after wgeo wrote it. If only figures could not be written, the message
+            says so, and the record is kept.
         """
         return save(folder, self.record, ANALYSIS, self.record)
 

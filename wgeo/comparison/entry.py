@@ -31,10 +31,16 @@ from .predictions import (
 )
 from .result import Comparison, ModelLayer
 
-W2_SAMPLES = 300  # samples from which W2 is computed, to about two digits
-_ROTATION_MATRICES = 20  # at most in memory, of features x `MAX_DIRECTIONS`; measured: 17 to 19
-_FIT_MATRICES = 8  # in addition during a fit, of features x directions; measured: 5 to 7
-_INPUT_TOLERANCE = 1e-2  # largest relative difference from the network's inputs: half precision
+W2_SAMPLES = 300  # about the number of samples for W2; enough for two digits
+# Largest number of matrices of shape (features, `MAX_DIRECTIONS`) in memory at once; measured: 17
+# to 19.
+_ROTATION_MATRICES = 20
+# The same for the further matrices of a fit, of shape (features, min(samples, features)); measured:
+# 5 to 7.
+_FIT_MATRICES = 8
+# Largest relative difference between a model's X and the first layer of the segment. It is not zero
+# because features may be stored in half precision.
+_INPUT_TOLERANCE = 1e-2
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take no longer
 
 
@@ -52,11 +58,11 @@ def compare(
     parts of the network:
 
     - The *geodesic model* uses the first and last layer. It describes a network whose layers lie on
-      a Wasserstein geodesic, if pairing every sample's two ends is optimal (Wang, Gai, Zhang 2024,
-      arXiv 2405.00985).
+      a Wasserstein geodesic, provided that the network's pairing of the first and last layer is an
+      optimal coupling (Wang, Gai, Zhang 2024, arXiv 2405.00985).
     - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
-      decay of its classifier W. The numbers are chosen such that W, fitted to one half of the
-      samples (squared loss, free bias), predicts the last layer of the other half best. (The
+      decay of its classifier W. The numbers are those for which MUFM, with W fitted to one half of
+      the samples (squared loss, free bias), best predicts the last layer of the other half. (The
       network's own weight decay does not determine that of W, because it applies to all layers.) In
       a wide network many W are equivalent, so MUFM does not determine the directions of the
       features and is compared up to a rotation of every layer.
@@ -74,8 +80,8 @@ def compare(
       classes;
     - a scale :math:`g_l`, fitted by least squares, because the network's scale is determined by one
       normalization layer and removed by the next;
-    - the time :math:`t_l` of an inner layer, because MUFM with a different transport strength for
-      every step is the same problem, whose straight paths pass the layers at other times;
+    - the time :math:`t_l` of an inner layer, because a separate transport strength for every step
+      of MUFM leaves its paths straight, and changes only the times at which they pass the layers;
     - a rotation or reflection :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for
       the geodesic model and for MUFM with the network's own classifier.
 
@@ -253,7 +259,8 @@ class _Evaluator:
         order = np.random.default_rng(seed).permutation(len(labels))
         samples = [order[labels[order] == k][:per_class] for k in range(classes)]
         self.sample = np.sort(np.concatenate(samples))
-        self.unexplained_by_line: dict[str, float] = {}  # fraction of each layer's variance
+        # For each layer, the fraction of its variance that the geodesic model does not explain.
+        self.unexplained_by_line: dict[str, float] = {}
 
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False

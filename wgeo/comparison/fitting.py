@@ -62,7 +62,7 @@ REFINEMENTS = 20
 GRID = [
     (strength, growth) for strength in (-1.3, -2.0, -3.0, -4.0) for growth in (-1.0, 0.0, 1.0, 2.0)
 ]
-LIMITS = ((-8.0, 1.0), (-6.0, 6.0))  # of both logarithms during the refinement
+LIMITS = ((-8.0, 1.0), (-6.0, 6.0))  # lowest and highest value of each logarithm
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ class Scorer:
         """Sums over samples, from which all scores are computed.
 
         X is the first layer, Y are the one-hot labels, and H_l is a later layer, all centered. The
-        sums are X^T X, Y^T X, Y^T Y, every X^T H_l and every Y^T H_l, in coordinates of the basis;
-        then <X, X> followed by every <X, H_l>, and every <H_l, H_l>, of all features.
+        first five results are X^T X, Y^T X, Y^T Y, every X^T H_l and every Y^T H_l. In these, X and
+        H_l are in coordinates of the basis. The last two use all features: <X, X> followed by every
+        <X, H_l>, and every <H_l, H_l>.
         """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
@@ -204,12 +205,13 @@ class MUFMFit:
 
     The settings are chosen by predictions of half B of the samples, with a classifier fitted to
     half A. Then the halves are swapped: classifier, times and layer fits come from B, and the
-    held-out scores from A. Of A, only the first layer and the labels have been used before. The
-    solution uses all samples. If a class has a single sample, the settings use all samples too, and
-    there are no held-out scores.
+    held-out scores from A. Before this, only the first layer and the labels of A have been used.
+    The solution uses all samples. If a class has a single sample, the settings use all samples too,
+    and there are no held-out scores.
 
-    Of several processes, one fits MUFM, because a nearly degenerate minimizer (for example with
-    fewer features than classes) would depend on the rounding of distributed sums.
+    If there are several processes, only one of them fits MUFM. If sums were distributed over the
+    processes, their rounding would change a nearly degenerate minimizer (for example with fewer
+    features than classes).
     """
 
     def __init__(

@@ -28,10 +28,10 @@ from ..runtime import processes
 from ..trajectory import Segment
 
 Block = Float[np.ndarray, "b d"]  # some rows
-MAX_DIRECTIONS = 256  # of a wider layer, a rotation fits only as many leading directions
+MAX_DIRECTIONS = 256  # a rotation fits only this many leading directions of a wider layer
 SUBSPACE_SAMPLES = 1024  # largest number of samples from which these directions are computed
 RANK_TOLERANCE = 1e-8  # directions of smaller relative variance or singular value are ignored
-ROUNDING = 1e-20  # squared errors of the baseline below this fraction of the variance are zero
+ROUNDING = 1e-20  # a squared error of the baseline counts as zero below this share of variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +285,7 @@ class Procrustes:
     """A scale and an orthogonal map that bring centered features nearest to a layer."""
 
     scale: float  # at least 0
-    rotation: Callable[[Block], Block] | None = None  # of rows, perhaps with a reflection
+    rotation: Callable[[Block], Block] | None = None  # acts on rows; may be a reflection
 
     def __call__(self, features: Block) -> Block:
         return self.scale * (features if self.rotation is None else self.rotation(features))
@@ -349,7 +349,10 @@ def _leading_directions(
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Return the sum of the singular values, of a tall matrix up to 1e-8 of the largest one."""
+    """Return the sum of the singular values.
+
+    The singular values of a tall matrix are accurate only to about 1e-8 of the largest one.
+    """
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())

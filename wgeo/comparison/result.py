@@ -197,7 +197,7 @@ class Comparison(Result):
 
     @property
     def record(self) -> dict[str, Any]:
-        """The collapse metrics of the network's layers and the entries of `to_dict`, to plot."""
+        """A record for plots: the collapse metrics of the network, and the entries of `to_dict`."""
         return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:

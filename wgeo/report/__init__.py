@@ -68,8 +68,8 @@ def build(
     Returns
     -------
     Path
-        ``RUN/report/report.pdf`` with `pdf`, else ``RUN/report/html/index.html``, or
-        ``RUN/report/index.md`` without `html`.
+        ``RUN/report/report.pdf`` if `pdf` is true; otherwise ``RUN/report/html/index.html`` if
+        `html` is true; otherwise ``RUN/report/index.md``.
 
     Raises
     ------

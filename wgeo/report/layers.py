@@ -158,8 +158,8 @@ _DESCRIPTIONS = {  # of the models, in the order of the page
     "mufm": (
         "The multilayer unconstrained feature model, fitted to the input features of the last "
         "segment and to the labels. Its weight decay and the coefficient of its transport term "
-        "are those that best predict the last layer on held-out samples. Every layer is compared "
-        "up to a rotation."
+        "are those with which it best predicts the last layer of held-out samples. Every layer is "
+        "compared up to a rotation."
     ),
     "mufm_given": (
         "The same model, with the directions of the network's own classifier instead of MUFM's "

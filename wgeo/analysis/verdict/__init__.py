@@ -112,6 +112,6 @@ def headline(record: Any) -> Sentence:
 def text(verdict: Iterable[Any]) -> str:
     """Return the sentences of a verdict as one text.
 
-    `verdict` is the result of `sentences`, or `Record.verdict` of a record that is read.
+    `verdict` is the result of `sentences`, or the ``verdict`` of a `Record`.
     """
     return " ".join(sentence.words for sentence in verdict if sentence.words)

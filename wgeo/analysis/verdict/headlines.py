@@ -70,7 +70,8 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
 
 
 def _between(names: Sequence[str]) -> str:
-    return f"between {listed(names)}" if len(names) > 1 else "".join(names)
+    quoted = [f'"{name}"' for name in names]
+    return f"between {listed(quoted)}" if len(names) > 1 else "".join(names)
 
 
 def _collapse(classes: Sequence[Sentence]) -> list[str]:
@@ -123,8 +124,8 @@ _DOUBTS = {  # a short reason for doubt for each claim that can be a warning
 def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     """Return one sentence about the differences between the analyses of a series.
 
-    It states changes from the first analysis to the last. The order of more than two networks has
-    no meaning, so if `axis` is ``name`` it states their ranges instead.
+    It states how measures change from the first analysis to the last. If `axis` is ``name``, the
+    order of more than two networks has no meaning, and the range of each measure is stated instead.
     """
     rows = [AnalysisRow.of(analysis) for analysis in analyses]
     if axis == "epoch":

@@ -111,7 +111,7 @@ def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sent
 
 
 def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]) -> str:
-    """Name blocks whose Jacobians exclude an optimal map, although the whole map is called so."""
+    """Name blocks whose Jacobians exclude an optimal map, if the whole map is called optimal."""
     inner = segment.layers[segment.layers.index(start) + 1 :]
     kinds = {block.target: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -291,7 +291,9 @@ def _from_to(numbers: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # the verb for one block, for several, and after "none" in place of a negation; the rest
+# For each kind, the beginning of its clause for one block, for several, and after "none" (empty if
+# the clause is not negative); then the rest of the clause.
+_KINDS = {
     "unmoved": (
         *("does not move", "do not move", "moves"),
         "these samples by more than rounding error",

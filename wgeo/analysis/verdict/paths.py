@@ -142,7 +142,7 @@ def _shape(
 
     A path is called straight, or close to straight, only if its interval is well below sqrt(B) and
     there is evidence that these samples would show a turn. There are no names if the shape is
-    undecided.
+    undecided or not classified.
     """
     if interval is None:
         return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
@@ -150,7 +150,8 @@ def _shape(
     if few:
         return f"; {few} this value, so it says nothing about the others", "undecided", []
     if bound is not None and bound < THRESHOLDS["few_moving"]:
-        return "; one block accounts for nearly all of it, so this says little", "undecided", []
+        words = "; one block accounts for nearly all of the path, so this value says little"
+        return words, "undecided", []
     low, high = interval
     if high <= THRESHOLDS["close"]:
         reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
@@ -161,15 +162,15 @@ def _shape(
             return _UNSEEN, "undecided", []
     first, last = _category(low), _category(high)
     if first != last:
-        return f": between {first} and {last}", "suggested", [first, last]
+        return f': between "{first}" and "{last}"', "suggested", [first, last]
     return f": {first}", "shown", [first]
 
 
 def _unseen(centered: Centred, ratio: float) -> float:
-    """Return how large the true length ratio can be, since sparse samples can hide turns.
+    """Return how large the true length ratio can be if sparse samples hide turns.
 
-    It is 1 if null maps show that the samples would reveal a turn, and infinite if no bound is
-    known.
+    The result is 1 if null maps show that the samples would reveal a turn: the true ratio is then
+    no larger than measured. The result is infinite if no bound is known.
     """
     null, bound = centered.null_length_ratio, centered.length_ratio_at_most
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:

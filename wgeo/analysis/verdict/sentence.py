@@ -105,8 +105,9 @@ gradient_map, convex
     ``gradient_map``, and no negative eigenvalue, divided by the largest, exceeds ``convex`` in
     size.
 nearly_gradient_map
-    Largest value of both quantities at which a map may nearly be such a gradient. A planar rotation
-    with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has a score of 0.995.
+    Largest asymmetry, and largest relative size of a negative eigenvalue, at which a map may nearly
+    be the gradient of a convex function. A planar rotation with asymmetry 0.1 has a correlation
+    score of 0.95; with asymmetry 0.01 it has a score of 0.995.
 collapsed, partly_collapsed
     Largest NC1 of the last layer at which classes are called collapsed, and partly collapsed.
 significant
@@ -121,8 +122,8 @@ aligned, partly_aligned
     Blocks are called aligned, or partly aligned, if the overlap of their singular directions
     exceeds that of random directions by at least this fraction of the largest possible excess.
 above_chance
-    A smaller overlap is called larger than that of random directions only if it is more than this
-    many times as large.
+    An overlap too small for "partly aligned" is called larger than that of random directions only
+    if it is more than this many times as large.
 """
 
 
