@@ -514,6 +514,16 @@ def test_a_second_pass_over_other_data_is_refused(rng):
     short.revisit({k: v[:200] for k, v in features.items()}, y[:200])
     with pytest.raises(FeatureError, match="saw 200 samples, the first 300"):
         short.result()
+    wide = rng.normal(size=(300, 4000))  # several chunks, of which the last contains NaN
+    damaged = wide.copy()
+    damaged[-1] = np.nan
+    interrupted = CollapseStream(keep=0)
+    interrupted.update({"wide": wide}, y)
+    with pytest.raises(FeatureError, match="NaN"):
+        interrupted.revisit({"wide": damaged}, y)
+    interrupted.revisit({"wide": wide}, y)  # some chunks were counted already
+    with pytest.raises(FeatureError, match="The second pass saw"):
+        interrupted.result()
     noisy = stream()  # as a network left in train mode, or random augmentation, gives
     noisy.revisit({k: v + 0.1 * rng.normal(size=v.shape) for k, v in features.items()}, y)
     with pytest.raises(FeatureError, match=r"differs between.*eval mode"):

@@ -59,7 +59,7 @@ def test_turn_unresolved_by_sparse_samples_is_not_close_to_straight(rng):
     [
         ({"null_length_ratio": 1.12, "length_ratio_at_most": None}, ": straight to within 5 %"),
         ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.04}, ": straight to within 5 %"),
-        ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.15}, "and close to straight"),
+        ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.15}, 'and "close to straight"'),
         ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.3}, "too sparse to tell"),
         ({"null_length_ratio": None, "length_ratio_at_most": None}, "too sparse to tell"),
     ],

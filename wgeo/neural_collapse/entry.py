@@ -303,16 +303,17 @@ def separation_law(
     return law_of_layers(_select_layers(staged, layers))
 
 
-def _select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
+def _select_layers(layers: Sequence[Any], selected: Iterable[str]) -> list[Any]:
     """Return the layers with these names, in execution order."""
-    if isinstance(names, str):
+    if isinstance(selected, str):
         raise ArgumentError("layers must be a list of layer names, not a string.")
-    if not len(names):
+    names = set(selected)
+    if not names:
         raise ArgumentError("layers is empty; name at least three layers to fit.")
-    unknown = set(names) - {layer.name for layer in layers}
+    unknown = names - {layer.name for layer in layers}
     if unknown:
         raise ArgumentError(
             f"no layer {', '.join(sorted(map(repr, unknown)))}; choose from these: "
             f"{', '.join(layer.name for layer in layers)}."
         )
-    return [layer for layer in layers if layer.name in set(names)]
+    return [layer for layer in layers if layer.name in names]

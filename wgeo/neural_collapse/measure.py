@@ -120,10 +120,10 @@ class SpanProjection:
             for rows, block in tensor_chunks(features, name, start, n):
                 nearest = self._add(block, class_index[rows])
                 self._correct += int((nearest == class_index[rows]).sum())
+                self.samples += len(block)  # here, so that the count shows an interrupted pass
                 if predicted is not None:
                     self._mismatches += int((nearest != predicted[rows]).sum())
-        self.samples += n
-        self._with_predictions += 0 if predicted is None else n
+                    self._with_predictions += len(block)
 
     def _add(
         self, block: Float[torch.Tensor, "b d"], index: Int[np.ndarray, " b"]
@@ -194,7 +194,6 @@ class OodMeans:
 
     def add(self, ood: Any) -> None:
         """Add samples of all layers: a trajectory, or a mapping of layer names to features."""
-        self._given = True
         if isinstance(ood, Trajectory):
             ood = {layer.name: layer.features for layer in ood.layers}
         if not isinstance(ood, Mapping):
@@ -202,6 +201,7 @@ class OodMeans:
                 "ood must be a Trajectory, or features by the names of their layers; not "
                 f"{type(ood).__name__}."
             )
+        self._given = True
         for name, array in ood.items():
             for _, chunk in tensor_chunks(array, f"{name} (out of distribution)"):
                 total = self._sums.get(name)
