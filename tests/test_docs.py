@@ -27,7 +27,7 @@ from wgeodocs import api, claims, commands, experiments, measured  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 SCRIPTS = sorted((DOCS / "gallery").glob("*.py"))
-FENCE = re.compile(r"```[a-z]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"^```[^`\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^(?:\$ |#? {4,})?(wgeo [a-z].*)$", re.MULTILINE)
 
 
