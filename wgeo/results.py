@@ -106,7 +106,7 @@ class Result(Displayed):
         return self.to_dict()
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table; unless the class defines other rows, one row of the plain values.
+        """Return a pandas table: one row of the plain values, unless the class defines other rows.
 
         Raises
         ------

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
-UNDEFINED = "undefined"  # in place of a number
+UNDEFINED = "undefined"  # shown instead of a number that is undefined
 
 
 def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:

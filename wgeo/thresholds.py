@@ -35,7 +35,7 @@ def margin(samples: int | None) -> float:
 
     It is max(`POWER_MARGIN`, 1 / sqrt(n)) for n samples, and 1 if n is unknown. In one dimension,
     the score of an unrelated pairing has a standard deviation of about 1 / sqrt(n); in more
-    dimensions, less. `POWER_MARGIN` is about 1 - cos(18 degrees), by which a rotation by 18 degrees
-    lowers the score of an optimal map.
+    dimensions, less. `POWER_MARGIN` is about 1 - cos(18 degrees): a rotation by 18 degrees lowers
+    the score of an optimal map by this amount.
     """
     return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))

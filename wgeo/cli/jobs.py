@@ -190,7 +190,8 @@ def gather(
         raise WgeoError(" ".join(errors))
 
 
-_RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")  # of a series
+_RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")
+"""Names that wgeo uses in the folder of a series, which no folder of an analysis may have."""
 
 
 def folder_names(
@@ -271,7 +272,7 @@ def _run(job: Job, folder: Path, command_line: str) -> str:
     """Run a job and save the analysis; return an error message, or ""."""
     try:
         with locked(folder):
-            if _record_of(job, folder) is None:  # else another run has finished it
+            if _record_of(job, folder) is None:  # otherwise another run has finished the job
                 job.measure(command_line).save(folder)
     except Exception as error:  # a checkpoint can make a library raise any error
         return _message(error)
@@ -319,7 +320,7 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
 
 
 def _run_in_child(sender: Any, job: Job, folder: Path, command_line: str, threads: int) -> None:
-    """Run a job in a child process, which ends if its parent does."""
+    """Run a job in a child process; the child ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     import torch
 

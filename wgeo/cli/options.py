@@ -36,7 +36,7 @@ network_options = combined(
         "--prefix", help="Prefix of the names of the network's tensors, such as 'encoder_q.'."
     ),
     _setting(
-        "--container", help="Entry of the file that holds the weights, such as state_dict_ema."
+        "--container", help="Name of the file's entry with the weights, such as state_dict_ema."
     ),
     _setting(
         "--trust-checkpoint",

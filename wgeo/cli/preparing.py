@@ -43,7 +43,8 @@ def list_(what: str) -> None:
             ("npz:PATH", "NumPy archive with x, y or x_train, y_train, x_test, y_test"),
             (
                 "folder:PATH",
-                "folder of images, class/image or split/class/image, or a zip archive of one",
+                "folder of images, class/image or split/class/image, or a zip archive of such a "
+                "folder",
             ),
             ("csv:PATH", "names and labels of images in the same folder; tsv:PATH with tabs"),
             ("parquet:PATH", "columns image and label; needs wgeo[hf]"),
@@ -94,7 +95,7 @@ def list_(what: str) -> None:
     type=Choice(["learned", "etf", "etf-keep"]),
     default="learned",
     help="etf: a fixed simplex ETF, with the number of features reduced to the number of "
-    "classes; etf-keep: the same, without changing the number of features.",
+    "classes; etf-keep: a fixed simplex ETF that keeps the number of features.",
 )
 @click.option(
     "--option",
@@ -203,8 +204,9 @@ def trace(
 ) -> None:
     """Store the features before and after every block, to be read from the disk as needed.
 
-    If the command was killed or the disk was full, run it again: it resumes, and the result is the
-    same. Open the stored features with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
+    If the command was killed or the disk was full, run it again: it resumes, with the same result
+    as an uninterrupted run. Open the stored features with `wgeo analyze DIR` or
+    `wgeo.Trajectory.load(DIR)`.
     """
     require_inputs([checkpoint], source)
 

@@ -253,7 +253,7 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 debug_option = click.option(
     "--debug",
     is_flag=True,
-    is_eager=True,  # before an option whose value is wrong
+    is_eager=True,  # read first, so that it also applies to errors in the values of other options
     expose_value=False,
     callback=_remember_debug,
     help="Show tracebacks instead of one-line errors.",

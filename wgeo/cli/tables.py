@@ -204,8 +204,8 @@ _COLUMNS: tuple[tuple[str, Show, int], ...] = (
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
 )
 _CAPTION = (
-    "corr.: correlation score, 1 for an optimal map; in parentheses if null maps score about as "
-    "high, so that it is not evidence. NCC acc.: accuracy of the nearest class mean."
+    "corr.: correlation score, 1 for an optimal map. A score in parentheses is not evidence, "
+    "because null maps score about as high. NCC acc.: accuracy of the nearest class mean."
 )
 
 # --- series -----------------------------------------------------------------------------------
@@ -238,8 +238,9 @@ def print_series(series: Series) -> None:
     if runs and not by_epoch:
         over_runs = [column(f"over k = {runs}", value("length_over_runs_centred"), 2)]
         caption = (
-            "over k: the centered length ratio over k runs of consecutive blocks, for networks of "
-            f"different depth. {caption}"
+            "over k: the centered length ratio after the blocks are grouped into k consecutive "
+            "groups, each measured as one step, so that networks of different depths can be "
+            f"compared. {caption}"
         )
     first = "epoch" if by_epoch else "name"
     columns = [

@@ -44,7 +44,7 @@ label_options = combined(
     click.option("--per-class", default=10, help="Samples per class."),
     click.option(
         "--counts",
-        help="Samples of each class, such as 6,3,2; replaces the two options above.",
+        help="Samples of each class, such as 6,3,2; replaces --classes and --per-class.",
     ),
     click.option("--dim", type=int, help="Dimension d of the features; K by default."),
 )

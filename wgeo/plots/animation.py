@@ -26,7 +26,7 @@ from ..transport import Exact, Solver, wasserstein
 from .sources import segment_at
 from .style import CLASS_COLORS, MUTED, class_name, legend, new_figure, short, styled
 
-_PCA_ROWS = 1000  # points that determine the plane; their Gram matrix is small at any width
+_PCA_ROWS = 1000  # maximum number of points in the Gram matrix that determines the plane
 _PAUSE = 0.6  # seconds without movement at the start and at the end
 _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 
@@ -104,7 +104,7 @@ def _in_plane(
     center = points.mean(0)
     subset = points[rng.permutation(len(points))[:_PCA_ROWS]] - center
     vectors = np.linalg.eigh(subset @ subset.T)[1]
-    axes = subset.T @ vectors[:, :-3:-1]  # the two largest, d x 2
+    axes = subset.T @ vectors[:, :-3:-1]  # the first two principal directions, d x 2
     axes /= np.maximum(np.linalg.norm(axes, axis=0), np.finfo(float).tiny)
     return np.stack([(array - center) @ axes for array in arrays])
 
@@ -229,8 +229,8 @@ def _write(
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.splitlines()[-1:]) or f"exit status {error.returncode}"
         raise RecordError(
-            f"ffmpeg could not write {path}: {reason.rstrip('.')}. Write a .gif instead, or, if "
-            "it lacks H.264, use another ffmpeg."
+            f"ffmpeg could not write {path}: {reason.rstrip('.')}. Write a .gif instead. If "
+            "this ffmpeg lacks H.264, you can also use another one."
         ) from error
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -38,7 +38,7 @@ from .style import (
 
 TESTS: dict[str, str] = {
     "asymmetry": "Asymmetry of the Jacobian",
-    "min_eigenvalue": "Smallest eigenvalue of its symmetric part",
+    "min_eigenvalue": "Smallest eigenvalue of the Jacobian's symmetric part",
 }
 """Measures of the Brenier test, and their labels."""
 _SMALLEST = 1e-6  # the solvers' relative tolerance
@@ -304,7 +304,7 @@ def _shares(series: SeriesRecord) -> np.ndarray:
 
 
 def _centered_distance(block: Block) -> float:
-    """Return W2 between the centered layers; a shift adds its square to the square of W2."""
+    """Return W2 between the centered layers, sqrt(W2^2 - |shift of the mean|^2)."""
     shift = number(block.shift_share) * number(block.paired) ** 2
     return float(np.sqrt(max(number(block.distance) ** 2 - shift, 0.0)))
 

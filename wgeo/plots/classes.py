@@ -166,7 +166,7 @@ def _path_handles(record: Record, view: View, step: str) -> tuple[list[Line2D], 
 
 
 def class_means_plot(source: Record | SeriesRecord, index: int = -1) -> Plot | None:
-    """Return the figure of a segment's class means, or of a series' over the epochs."""
+    """Return the figure of the class means: over a segment's layers, or over a series' epochs."""
     over_epochs = isinstance(source, SeriesRecord)
     record = over_training(source) if isinstance(source, SeriesRecord) else source
     segment = record.segments[index]
@@ -226,8 +226,8 @@ def class_means_plot(source: Record | SeriesRecord, index: int = -1) -> Plot | N
 def class_variability(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the variability within each class, var_k / tr Σb, over depth.
 
-    It is 0 if the class has collapsed to its mean. With more than 20 classes, the line is their
-    median, and the bands contain the middle half of the classes and all of them.
+    It is 0 if the class has collapsed to its mean. With more than 20 classes, a line shows the
+    median, the darker band contains the middle half of the classes, and the lighter band all.
 
     Examples
     --------
@@ -288,7 +288,7 @@ def _variable_classes(record: Record, count: int) -> list[str]:
     names, own = record.provenance.class_names, record.json.get("classes")
     known: list[Sequence[int]] = [own] if isinstance(own, list) else []  # a `Collapse` has them
     known += [segment.view.classes for segment in record.segments]
-    for classes in (*known, range(len(names))):  # otherwise, all that have a name
+    for classes in (*known, range(len(names))):  # otherwise, all classes that have a name
         if len(classes) == count:
             return [class_name(names, k) for k in classes]
     return [f"class {k + 1} of {count}" for k in range(count)]

@@ -122,13 +122,16 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
 
 
 def common_runs(rows: Sequence[AnalysisRow], index: int) -> int | None:
-    """Return the largest number of runs for which every analysis has the segment's length ratio."""
+    """Return the largest k for which every analysis has the segment's length ratio over k runs.
+
+    A run is a group of consecutive blocks.
+    """
     runs = [set(_segment(row, index).centred.length_over_runs) for row in rows]
     return max(set.intersection(*runs), default=None) if runs else None
 
 
 def runs_in(series: SeriesRecord) -> list[int]:
-    """Return the distinct numbers of runs at which the segments of a series are compared."""
+    """Return the distinct numbers k of runs (`common_runs`) at which segments are compared."""
     runs = [common_runs(series.analyses, i) for i in range(segment_count(series))]
     return sorted({k for k in runs if k is not None})
 
@@ -324,8 +327,8 @@ def over_plot(series: SeriesRecord) -> Plot:
         "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
         "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
         "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
-        "its layers are included; the length over k equal runs is therefore measured at k + 1 "
-        f"layers of the segment in every analysis.{epochs}",
+        "its layers are included; the length over k equal runs (groups of consecutive blocks) is "
+        f"therefore measured at k + 1 layers of the segment in every analysis.{epochs}",
         f"Straightness, NC1 and accuracy of {len(series.analyses)} analyses, {what}.",
         lambda: page_figure(9.4, panels, legend, columns=2, max_columns=2),
         lambda: series_rows(series),

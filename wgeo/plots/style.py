@@ -154,7 +154,7 @@ def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
 
 
 def _pyplot_axes(width: float, height: float) -> Axes | None:
-    """Return pyplot's current axes if empty, else new ones if it shows figures, else None."""
+    """Return pyplot's current axes if empty, or new axes if pyplot shows figures, or None."""
     if "ipykernel" in sys.modules:  # a notebook, which shows the figures of pyplot
         importlib.import_module("matplotlib.pyplot")
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
@@ -406,7 +406,7 @@ def _columns_width(names: Sequence[str], count: int) -> float:
 
 
 _BETWEEN_COLUMNS = 0.2  # inches
-_HINTING = 4.8  # divided by dpi: the fraction by which rounding to pixels widens a legend
+_HINTING = 4.8  # rounding to pixels widens a legend by the fraction _HINTING / dpi
 
 
 def _entry_width(name: str) -> float:

@@ -140,7 +140,7 @@ class Optimality(Measured):
 
     @property
     def independent(self) -> int | None:
-        """The number of distinct samples, or, in a record that lacks it, of all samples."""
+        """The number of distinct samples; if the record lacks it, the number of all samples."""
         return self.samples if self.distinct is None else self.distinct
 
     @property
@@ -180,7 +180,7 @@ class Centred(Measured):
 
 
 class Pairs(Part):
-    """The transport between all pairs of a segment's layers; of some pairs if it is long."""
+    """The transport between all pairs of a segment's layers, or some pairs of a long segment."""
 
     layers: tuple[str, ...]
     distance: Matrix
@@ -289,7 +289,7 @@ class AlignedSegment(Measured):
 
     @property
     def slope(self) -> float | None:
-        """The first of `slopes`, that for the largest singular values."""
+        """The first entry of `slopes`, which belongs to the largest singular values."""
         return self.slopes[0] if self.slopes else None
 
 

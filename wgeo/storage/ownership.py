@@ -23,7 +23,7 @@ from ..errors import RecordError
 from .files import LOCK, TEMPORARY, locked, read_regular, require_own_lock, sha256_of, write_atomic
 
 MANIFEST = ".wgeo.json"
-_MAX_BYTES = 2**26  # of a manifest; a report on a hundred layers needs 20,000 bytes
+_MAX_BYTES = 2**26  # largest manifest that is read; a report on 100 layers needs 20,000
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that file managers create
 
@@ -206,7 +206,7 @@ class Owned:
         return [own for own in scratch if os.path.lexists(self.path / own)]
 
     def _require_unchanged(self, name: str) -> str | None:
-        """Do as `_require_own`, but read a file again only if its metadata has changed."""
+        """Check a file like `_require_own`, but read it again only if its metadata has changed."""
         path = self.path / name
         state, checksum = self._checksums.get(name, (None, None))
         if state is not None and os.path.lexists(path) and state == _state(path):
@@ -238,7 +238,7 @@ def _require_own(path: Path, folder: Path) -> str | None:
 
 
 def _obstacle(path: Path, folder: Path | None = None) -> Path | None:
-    """Return the file that keeps `path` from being a folder: itself or a parent, up to `folder`."""
+    """Return the file that keeps `path` from being a folder: `path` or a parent, up to `folder`."""
     while True:
         if os.path.lexists(path):
             return None if path.is_dir() else path

@@ -94,7 +94,7 @@ class Normalization(Part):
 
 
 class Classes(Part):
-    """The numbers of classes that occur in the images and that the network's head has."""
+    """The number of classes in the images, and the number of classes of the network's head."""
 
     present: int
     head: int | None = None
@@ -117,7 +117,7 @@ class Trust(Part):
 
 
 class Comparison(Part):
-    """A comparison of a segment with the same segment of another network, over images."""
+    """A comparison of a segment with the same segment of another network, tested over images."""
 
     layers: tuple[str, ...]
     statistic: str

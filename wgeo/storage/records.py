@@ -18,8 +18,8 @@ from .schema import is_whole, raise_on, read
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
-_MAX_BYTES = 2**26  # of a record; a hundred layers need 1 MB
-_SERIES_FACTOR = 16  # a series contains many records
+_MAX_BYTES = 2**26  # largest record that is read; a hundred layers need 1 MB
+_SERIES_FACTOR = 16  # a series may be larger by this factor, because it contains many records
 _TYPES: dict[str, Any] = {ANALYSIS: Record, SERIES: SeriesRecord}
 R = TypeVar("R", Record, SeriesRecord)
 _ADVICE = {
@@ -56,7 +56,7 @@ def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) 
 
 
 def kind_of(run: Path) -> str:
-    """Return `SERIES` if a folder contains the record of a series only, otherwise `ANALYSIS`."""
+    """Return `SERIES` if a folder contains only the record of a series, otherwise `ANALYSIS`."""
     return SERIES if (run / SERIES).is_file() and not (run / ANALYSIS).exists() else ANALYSIS
 
 
