@@ -592,6 +592,40 @@ def test_memory_beyond_the_features_is_linear_in_width():
     assert int(out.stdout) < 60e6
 
 
+@pytest.mark.parametrize("tolerance", [math.nan, -1e-9, 1.0, math.inf])
+def test_a_tolerance_of_ranks_outside_its_range_is_refused(tolerance):
+    H, y = np.eye(3)[[0, 0, 1, 2]], [0, 0, 1, 2]
+    for measure in (
+        lambda: collapse(Trajectory.from_arrays([H], y), rank_tolerance=tolerance),
+        lambda: collapse_of(H, y, rank_tolerance=tolerance),
+        lambda: CollapseStream(rank_tolerance=tolerance),
+    ):
+        with pytest.raises(ArgumentError, match="rank_tolerance must be"):
+            measure()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": -1}, "keep must be a whole number of at least 0"),
+        ({"spectrum_size": -1}, "spectrum_size must be a whole number"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
+        ({"stages": {"a": 0, "b": -1}}, r"stages\['b'\] must be a whole number"),
+        ({"stages": {"b": 0}}, "stages does not name layer 'a'; a layer's stage may be None"),
+        ({"stages": {}}, "stages does not name layer 'a'"),
+    ],
+)
+def test_options_of_a_stream_are_checked_before_samples_are_read(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        CollapseStream(**options).update({"a": np.eye(2), "b": np.eye(2)}, [0, 1])
+
+
+def test_given_stages_of_a_stream():
+    stream = CollapseStream(stages={"a": None, "b": 1, "unused": 2})
+    stream.update({"a": np.eye(2), "b": np.eye(2)}, [0, 1])
+    assert [layer.stage for layer in stream.result().layers] == [None, 1]
+
+
 def test_a_stream_holds_means_and_at_most_a_fixed_number_of_rows(rng):
     stream, d = CollapseStream(keep=0, spectrum_size=16), 20_000
     for _ in range(3):

@@ -16,7 +16,7 @@ from ..trajectory import Classifier, Trajectory
 from .bootstrap import with_intervals
 from .depth import Collapse, SeparationLaw, law_of_layers
 from .measure import LayerPasses, OodMeans, classifier_matrix
-from .metrics import RANK_TOLERANCE, Frame, LayerCollapse
+from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, check_rank_tolerance
 from .moments import SPECTRUM_SIZE, ClassIndex, check_weights
 from .streaming import collapse_stream
 
@@ -54,7 +54,7 @@ def collapse(
         three are equal.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
-    rank_tolerance : float
+    rank_tolerance : float in [0, 1)
         NC1 ignores directions of the class means with a singular value below this fraction of the
         largest, and directions that rounding in the features' dtype can cause.
     spectrum_size : int
@@ -123,6 +123,7 @@ def _collapse_of_trajectory(
     seed: int,
 ) -> Collapse:
     check_weights(weights)
+    rank_tolerance = check_rank_tolerance(rank_tolerance)
     classifier = None if traj.classifier is None else classifier_matrix(traj.classifier)
     index = ClassIndex(len(traj.class_names) or None if classifier is None else len(classifier))
     class_index = index.add(traj.labels)
@@ -223,7 +224,7 @@ def collapse_of(
         stage=stage,
         classifier=weight,
         ood=OodMeans(None if ood is None else {name: ood}),
-        rank_tolerance=rank_tolerance,
+        rank_tolerance=check_rank_tolerance(rank_tolerance),
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.distance import pdist
 
-from ..errors import FeatureError
+from ..arrays.checks import as_float
+from ..errors import ArgumentError, FeatureError
 from ..results import Result
 from .moments import ClassGeometry, Spectrum
 from .small_samples import LeaveOneOut, SmallSampleEstimates
@@ -31,6 +32,13 @@ _COMPARISONS = (
 _CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
 _NOT_IN_TABLE = ("intervals", "undefined", "class_variability")
 _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
+
+
+def check_rank_tolerance(value: Any) -> float:
+    """Return `value` as a float; raise `ArgumentError` if it is not a number in [0, 1)."""
+    if not 0 <= as_float(value, "rank_tolerance") < 1:
+        raise ArgumentError(f"rank_tolerance must be at least 0 and below 1, not {value!r}.")
+    return float(value)
 
 
 @dataclass(frozen=True)

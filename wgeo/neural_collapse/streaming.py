@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from ..arrays.checks import as_labels
+from ..arrays.checks import as_count, as_labels
 from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..storage.record import PENULTIMATE
 from ..trajectory import Classifier, Trajectory
 from .depth import Collapse
 from .measure import LayerPasses, OodMeans, classifier_matrix
-from .metrics import RANK_TOLERANCE, Frame
+from .metrics import RANK_TOLERANCE, Frame, check_rank_tolerance
 from .moments import SPECTRUM_SIZE, ClassIndex, check_weights
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
@@ -82,11 +82,13 @@ class CollapseStream:
         self._classifier = None if classifier is None else classifier_matrix(classifier)
         if num_classes is None and self._classifier is not None:
             num_classes = len(self._classifier)
+        if num_classes is not None:
+            as_count(num_classes, "num_classes", 1)
         self._index = ClassIndex(num_classes)
-        self._stages = stages
-        self._rank_tolerance = rank_tolerance
-        self._spectrum_size = spectrum_size
-        self._replay = _ReplayBuffer(keep)
+        self._stages = None if stages is None else _check_stages(stages)
+        self._rank_tolerance = check_rank_tolerance(rank_tolerance)
+        self._spectrum_size = as_count(spectrum_size, "spectrum_size")
+        self._replay = _ReplayBuffer(as_count(keep, "keep"))
         self._layers: dict[str, LayerPasses] = {}
         self._first_pass = _PassCounts()
         self._second_pass: _PassCounts | None = None
@@ -126,6 +128,11 @@ class CollapseStream:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
         y, predicted_labels = _check_labels(labels, predictions)
         if not self._layers:
+            missing = set() if self._stages is None else set(features) - set(self._stages)
+            if missing:
+                raise ArgumentError(
+                    f"stages does not name layer {min(missing)!r}; a layer's stage may be None."
+                )
             given = (self._index, self._weights, self._spectrum_size)
             self._layers = {name: LayerPasses(name, *given) for name in features}
         _check_layers(self._layers, features)
@@ -210,7 +217,7 @@ class CollapseStream:
         last = list(self._layers)[-1]
         layers = [
             layer.metrics(
-                stage=stages.get(name),
+                stage=stages[name],
                 classifier=self._classifier if name == last else None,
                 ood=self._ood,
                 rank_tolerance=self._rank_tolerance,
@@ -392,6 +399,18 @@ def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> N
             f"This batch has layers {', '.join(features) or 'none'}; the stream began with "
             f"{', '.join(expected) or 'none'}. Give the same layers in every batch."
         )
+
+
+def _check_stages(stages: Any) -> dict[str, int | None]:
+    """Return a copy of `stages`; raise `ArgumentError` unless it maps names to stages."""
+    if not isinstance(stages, Mapping):
+        raise ArgumentError(
+            f"stages must map the name of each layer to its stage, not {type(stages).__name__}."
+        )
+    return {
+        name: None if stage is None else as_count(stage, f"stages[{name!r}]")
+        for name, stage in stages.items()
+    }
 
 
 def _stages(layers: Mapping[str, LayerPasses]) -> dict[str, int | None]:
