@@ -88,8 +88,8 @@ class PairAlignment(Result):
     source, target : str
     overlap_uv, overlap_uu, overlap_vv : float or None
         ||U_i^T V_j||_F^2 / K, ||U_i^T U_j||_F^2 / K and ||V_i^T V_j||_F^2 / K: overlaps of two
-        subspaces, in [0, 1]. K is replaced by the rank of J_i or J_j if one is lower. If singular
-        values are equal, single vectors are arbitrary, but the subspace that contains them is not.
+        subspaces, in [0, 1]. K is replaced by the lower rank of J_i and J_j if that is below K. If
+        singular values are equal, single vectors are arbitrary, but the subspace they span is not.
     diagonal : float or None
         ``mean_k |<u_k^i, v_k^j>|``, in [0, 1], of vectors with the same index. It is arbitrary if
         singular values are equal, and small for aligned blocks whose vectors differ in order.

@@ -99,7 +99,8 @@ def visits(
     parts = dict(module.named_modules())
     blocks = {spec.name: parts[spec.name] for spec in specs if spec.name in parts}
     calls, outputs = _calls(module, blocks, x)
-    # The length of another axis can equal the number of points by chance, but not for two numbers.
+    # By chance, the first axis of an argument can be as long as the points. A second pass, with
+    # another number of points, excludes this.
     other = x[:1] if len(x) > 1 else torch.cat([x, x])
     other_calls, _ = _calls(module, blocks, other)
     result, left_out = [], {}
