@@ -91,7 +91,7 @@ def _measure(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
         along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
-        # A unit step has an error of at most tolerance / length; their sum has at most `blur`.
+        # The error of a unit step is at most tolerance / length, that of their sum at most `blur`.
         blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
         unit_sum = np.linalg.norm(units.sum(0), axis=1)
         score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)

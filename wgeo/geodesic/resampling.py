@@ -162,7 +162,7 @@ def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
     """Return n values with mean W2^2: f(x_i) + g(y_i), or W2^2 if the solver has no potentials.
 
     To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). The
-    mean of these values is a lower bound on the cost; they are shifted to the computed cost.
+    mean of these values is a lower bound on the cost; a shift makes it the computed cost.
     """
     if result.potentials is None:
         return np.full(n, result.cost)
