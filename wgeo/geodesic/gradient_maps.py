@@ -55,7 +55,7 @@ A planar rotation by 17.5 degrees has this asymmetry. On an isotropic cloud, thi
 correlation score 0.95, the smallest at which a map of samples is called nearly optimal.
 """
 CONVEX = 0.01
-"""Largest size of a negative eigenvalue, relative to the largest eigenvalue, that counts as 0."""
+"""A negative eigenvalue up to this size, relative to the largest absolute one, counts as 0."""
 
 _BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
 _NEGATIVE = 1e-9  # rounding error of an eigenvalue, relative to the largest

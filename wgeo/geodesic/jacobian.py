@@ -48,7 +48,7 @@ class Jacobian:
     """Products J v and J^T v of a map that treats samples independently, for a batch of points."""
 
     def __init__(self, map_: Map, x: torch.Tensor, *, many: bool = True) -> None:
-        """Prepare products at `x`. If there will be `many`, trace the map of a large `x` first."""
+        """Prepare products at `x`; for `many` products at a large `x`, trace the map first."""
         self.x, self.points, self.dimension = x, len(x), x[0].numel()
         self._pull = torch.func.vjp(map_, x)[1]
         self._push: Map = lambda v: jvp(map_, x, v)

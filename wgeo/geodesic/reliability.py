@@ -109,7 +109,7 @@ def distinct_rows(
 ) -> Int[np.ndarray, " m"]:
     """Return one row of every group; without groups, all rows.
 
-    If there are more than `_limit(d)`, return a random selection of that number.
+    If there are more than `_limit(d)` of them, return that many at random.
     """
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     limit = _limit(d)

@@ -53,8 +53,8 @@ Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, "
 class SegmentSample:
     """A segment's samples as a table whose column means determine every measure.
 
-    If `centered`, each layer's mean was subtracted, and there are correlation scores too. For every
-    resample this is the mean of all samples, not that of the resample. Variation of the mean has
+    If `centered`, each layer's mean was subtracted, and there are correlation scores too. Resamples
+    are centered by the mean of all samples, not by their own mean. The variation of the mean has
     only a second-order effect on every cost, and none on a line shape if centered paths are as
     likely as their mirror images.
     """

@@ -73,7 +73,7 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Optimality(Result):
-    """Whether a block, or a segment from end to end, pairs samples x_i and y_i optimally.
+    """Whether a block, or a segment from end to end, pairs inputs x_i and outputs y_i optimally.
 
     Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centered clouds;
     sd_x^2 = mean ||u||^2, sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2.
@@ -146,7 +146,7 @@ class BlockTransport(Optimality):
     source, target : str
         Names of the layers; the map goes from `source` to `target`.
     stage : int
-        The feature space in which the two are compared.
+        Index of the feature space in which the two layers are compared.
     via : str
         ``identity``, or ``shortcut`` if the block changes the space. The output of its shortcut is
         then compared with the target.
@@ -237,7 +237,7 @@ class SegmentStraightness(Optimality):
         whose length ratio is near sqrt(B) is not straight, even if the ratio is close to 1.
     length_over_runs : dict of {k: float or None}
         L(k) / D, where L(k) is the length of the path through k + 1 evenly spaced layers; they
-        divide the blocks into k groups. The numbers k are L, and 2, 4 and 8 if they are below L.
+        divide the blocks into k groups. The keys k are L and those of 2, 4 and 8 that are below L.
         L(k) never decreases with k, so networks of different depth are compared at equal k. Without
         `pairs`, only k = L is available.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None

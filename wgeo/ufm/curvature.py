@@ -89,7 +89,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     solution : UFMSolution
         A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        How many of the smallest eigenvalues to compute: at least 1, less than `Problem.size`.
+        How many of the smallest eigenvalues to compute: at least 1, and less than the number of
+        variables.
     seed : int
         Random seed of the first Lanczos vector.
 

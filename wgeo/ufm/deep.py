@@ -204,7 +204,7 @@ class DeepCollapse(Result):
 
 
 def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
-    """Measure DNC1 to DNC3 at every layer of a solution; the last layer is the classifier's.
+    """Measure DNC1 to DNC3 of a solution at the input of every W_l, l = 1, ..., L.
 
     Examples
     --------

@@ -5,10 +5,11 @@ decay c (the geometric mean of the decays).
 
 `minimize_batch` minimizes any function of the rows of x. Every row is an independent descent with
 its own line search and memory. An iteration evaluates all rows at their trial points in one batch.
-Rows that have converged leave the batch. The direction is -B g in the compact form of Byrd,
-Nocedal, Schnabel (1994, eq. 3.1). The line search is the weak Wolfe bisection of Lewis, Overton
-(2013), which also works at kinks of F. Near a minimum, differences of F are rounding errors; there
-the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
+Rows that have converged leave the batch. The direction is -B g, with the gradient g and the L-BFGS
+approximation B of the inverse Hessian in the compact form of Byrd, Nocedal, Schnabel (1994, eq.
+3.1). The line search is the weak Wolfe bisection of Lewis, Overton (2013), which also works at
+kinks of F. Near a minimum, differences of F are rounding errors; there the slope test of Hager and
+Zhang (2005) replaces the sufficient decrease.
 """
 
 from __future__ import annotations

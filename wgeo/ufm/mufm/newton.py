@@ -7,7 +7,7 @@ preconditioner's norm adapts to the problem.
 
 At a global minimum of MUFM the matrix H X^T is positive semi-definite. If v^T (H X^T / N) v < 0,
 the reflections W (I - 2 v v^T) and (I - 2 v v^T) H lower the objective by 2 mu |v^T (H X^T / N) v|.
-The other escape is along `saddle_direction`. The cost of both is linear in the width.
+The other way to escape is a step along `saddle_direction`. The cost of both is linear in the width.
 """
 
 from __future__ import annotations
