@@ -284,5 +284,5 @@ def test_sides_that_do_not_match_are_refused(seeds):
         wgeo.straighter_than(seeds[0], seeds[1:])
     with pytest.raises(ArgumentError, match="give one Trajectory, or a sequence"):
         wgeo.straighter_than(seeds[:1], seeds[1:])
-    with pytest.raises(ArgumentError, match="paired runs need equal numbers"):
+    with pytest.raises(ArgumentError, match="paired networks need equal numbers"):
         wgeo.straighter_than(seeds[:3], seeds[3:], paired=True)

@@ -1,4 +1,4 @@
-"""Results of residual alignment, per block, per pair of blocks and per run of blocks."""
+"""Results of residual alignment: per block, per pair of blocks, and per segment of blocks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class BlockJacobian(Result):
     dimension : int
         d, the dimension of the space in which J acts.
     singular_values : tuple of float
-        The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
+        The K largest, s_1 >= ... >= s_K, with K as in `Alignment.vectors`; 0 beyond the rank.
     overlap : float or None
         ``||U^T V||_F^2 / K`` of the block's left and right singular vectors, in [0, 1]; K is
-        replaced by the rank of J if that is lower. It is K/d on average for random vectors, and 1
-        for a symmetric J. An antisymmetric J has the value 1 too; `sign` tells them apart.
+        replaced by the rank of J if that is lower. The overlap of random vectors is K/d on average.
+        It is 1 for a symmetric J and for an antisymmetric J; `sign` tells these two apart.
     sign : float or None
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
         contracts, 0 if it is antisymmetric.
@@ -44,10 +44,10 @@ class BlockJacobian(Result):
         ||U^T e||^2, in [0, 1], with e the direction of the sample's displacement: the fraction of
         the squared displacement in the span of U.
     path_share : float
-        Total length of the samples' steps in this block, divided by that of their paths through its
-        run of blocks; in [0, 1].
+        Total length of the samples' steps in this block, divided by the total length of their
+        paths through the consecutive blocks of the same space; in [0, 1].
     residual : float
-        Largest error bound ||J^T u_k - s_k v_k|| / s_K over points.
+        Largest relative error bound ||J^T u_k - s_k v_k|| / s_K, over k and over points.
     gap : float
         1 - s_{K+1} / s_K, in [0, 1]. If it is 0, the subspaces U and V are arbitrary, and so are
         overlaps.
@@ -88,8 +88,8 @@ class PairAlignment(Result):
     source, target : str
     overlap_uv, overlap_uu, overlap_vv : float or None
         ||U_i^T V_j||_F^2 / K, ||U_i^T U_j||_F^2 / K and ||V_i^T V_j||_F^2 / K: overlaps of two
-        subspaces, in [0, 1]. Unlike single vectors, subspaces do not become arbitrary if singular
-        values within them are equal.
+        subspaces, in [0, 1]. K is replaced by the lower rank of J_i and J_j if that is below K. If
+        singular values are equal, single vectors are arbitrary, but the subspace they span is not.
     diagonal : float or None
         ``mean_k |<u_k^i, v_k^j>|``, in [0, 1], of vectors with the same index. It is arbitrary if
         singular values are equal, and small for aligned blocks whose vectors differ in order.
@@ -125,7 +125,7 @@ class PairAlignment(Result):
 
 @dataclass(frozen=True, repr=False)
 class SegmentAlignment(Result):
-    """A run of blocks in one space: means over its pairs of blocks, and over points.
+    """Consecutive blocks in one space: means over the pairs of these blocks, and over points.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ class SegmentAlignment(Result):
         d and K.
     chance : float
         K/d, the expected overlap of random subspaces. If the rank of a Jacobian is below K, then K
-        is replaced by the larger rank of two blocks, averaged over pairs and points.
+        is replaced by the larger rank in a pair of blocks, averaged over pairs and points.
     overlap_uv, overlap_uu, overlap_vv : float or None
         Means over all ordered pairs of different blocks; see `PairAlignment`.
     coupling, coupling_signed : float or None
@@ -146,7 +146,7 @@ class SegmentAlignment(Result):
         For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l moves the
         sample from the fraction t_l of its path's length to t_l + dt_l. It is 1 for every k along a
         geodesic that expands, and -1 along one that contracts. None for fewer than three blocks.
-        (RA4 of Li and Papyan 2023 is that singular values decrease like 1/depth. Randomly
+        (RA4 of Li and Papyan 2023 states that singular values decrease like 1/depth. Randomly
         initialized networks also have a high correlation of dt_l / s_k and t_l, but a low slope.)
     intervals : mapping of str to (low, high)
         95 % intervals over points; ``slope`` is the interval of the first slope.
@@ -189,7 +189,7 @@ class Alignment(Result):
     pairs : tuple of PairAlignment
         Every ordered pair of different blocks in one space.
     segments : tuple of SegmentAlignment
-        Every run of at least two blocks in one space.
+        Every sequence of at least two consecutive blocks in one space.
     jacobian : str
         The argument `jacobian`.
     vectors, points : int

@@ -1,8 +1,8 @@
 """The branch of a residual block as a map: without the shortcut, and without what follows the sum.
 
-If a block ReLU(x + F(x)) has the Jacobian J, then J - I is not the Jacobian of the branch F: it has
--1 on the diagonal for every unit that the ReLU sets to 0, whatever F computes. The last activation
-a of a block is therefore removed, and the Jacobian of F is multiplied by the derivative of a:
+If a block ReLU(x + F(x)) has the Jacobian J, then J - I is not the Jacobian of the branch F: J - I
+has -1 on the diagonal for every unit that the ReLU sets to 0, whatever F computes. The last
+activation a of a block is therefore removed, and F's Jacobian is multiplied by the derivative of a:
 a'(x + F(x)) F'(x) (Li and Papyan 2023).
 """
 
@@ -54,8 +54,8 @@ class Visit:
     def in_float64(self, rows: slice = slice(None)) -> Map:
         """Return a copy of the block in float64 and eval mode, as a function of its argument `x`.
 
-        The function takes a value for each of the points `rows`, or for the first of them. The
-        other arguments are those of this call.
+        The function takes one value of `x` for each of the points `rows`, or for the first few of
+        them only. The other arguments are those of this call.
         """
         part = copy.deepcopy(self.part).double().eval().requires_grad_(False)
 
@@ -84,7 +84,7 @@ class Visit:
 class Branch:
     """The map F of a block a(c x + F(x)) at some points, in float64.
 
-    c is 1 unless the block scales its sum, and 0 without a shortcut.
+    c is 0 without a shortcut. Otherwise c is the factor by which the block scales its sum, often 1.
     """
 
     map: Map  # F, or F times the constant a'(c x + F(x))
@@ -99,13 +99,16 @@ def visits(
     parts = dict(module.named_modules())
     blocks = {spec.name: parts[spec.name] for spec in specs if spec.name in parts}
     calls, outputs = _calls(module, blocks, x)
-    # An axis can be as long as the points by chance, but not for two numbers of points.
+    # By chance, the first axis of an argument can be as long as the points. A second pass, with
+    # another number of points, excludes this.
     other = x[:1] if len(x) > 1 else torch.cat([x, x])
     other_calls, _ = _calls(module, blocks, other)
     result, left_out = [], {}
     for spec in specs:
         if spec.name not in blocks:
-            left_out[spec.name] = "its sum is in a forward method, or its module runs twice"
+            left_out[spec.name] = (
+                "it is a sum in a forward method, not a module, or its module runs several times"
+            )
             continue
         arguments, y, key = calls[spec.name], outputs[spec.name], spec.argument
         if key not in arguments:  # a block without a shortcut, called with keywords only
@@ -154,7 +157,10 @@ def _calls(
 
 
 def runs_of(calls: Sequence[Visit]) -> list[list[Visit]]:
-    """Return the runs of blocks in one space, each block applied to the previous block's output."""
+    """Return the runs: lists of consecutive blocks in one space.
+
+    Each block of a run is applied to the output of the block before it.
+    """
     runs: list[list[Visit]] = []
     previous: Visit | None = None
     for visit in calls:
@@ -174,8 +180,8 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     Raises
     ------
     ArgumentError
-        The block cannot be run alone in float64, its samples influence each other, or it ends in a
-        ReLU that cannot be removed although `gated` is false.
+        The block cannot be run alone in float64, its samples influence each other, or `gated` is
+        false and the block ends in a ReLU that cannot be removed.
     """
     name, spec = visit.spec.name, visit.spec
     x = visit.x[rows].double()

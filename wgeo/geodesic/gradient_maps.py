@@ -55,7 +55,7 @@ A planar rotation by 17.5 degrees has this asymmetry. On an isotropic cloud, thi
 correlation score 0.95, the smallest at which a map of samples is called nearly optimal.
 """
 CONVEX = 0.01
-"""Largest size of a negative eigenvalue, relative to the largest eigenvalue, that counts as 0."""
+"""A negative eigenvalue up to this size, relative to the largest absolute one, counts as 0."""
 
 _BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
 _NEGATIVE = 1e-9  # rounding error of an eigenvalue, relative to the largest
@@ -193,22 +193,22 @@ def brenier(
         exact if it is at least the dimension.
     tolerance : float
         The Lanczos steps of a point stop when its `residual` is at most this fraction of its
-        largest absolute eigenvalue; if 0, none stop early.
+        largest absolute eigenvalue. With 0, all `lanczos` steps are taken.
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals; all other whole numbers have the same effect. (The intervals are not
-        from resamples, which would make them too narrow for a few points.)
+        0 for no intervals. Any other number has the same effect as 200: the intervals are not
+        computed from resamples, because with a few points they would be too narrow.
     seed : int
         Random seed of the sign vectors and of the Lanczos starts.
 
     Raises
     ------
     ArgumentError
-        `probes`, `lanczos` or `batch_size` is not a whole number of at least 1, or `bootstrap` or
-        `seed` of at least 0; `tolerance` is negative; `x` is empty or not finite; the output and
-        the input have different shapes (at a change of stage, test the blocks after it), samples
-        influence each other, or the map cannot be differentiated.
+        `probes`, `lanczos` or `batch_size` is not a whole number >= 1; `bootstrap` or `seed` is not
+        a whole number >= 0; `tolerance` is negative; `x` is empty or not finite; the output and the
+        input have different shapes (at a change of stage, test the blocks after it); samples
+        influence each other; or the map cannot be differentiated.
 
     Examples
     --------
@@ -283,8 +283,8 @@ def brenier(
 class BrenierBlocks:
     """The tests of a network's blocks, and of compositions of consecutive blocks in one space.
 
-    Left out are sums in the network's forward method, and blocks that change the space, do not map
-    one tensor to one tensor, or have a further argument with a row per sample.
+    Sums in a forward method are left out, and so are blocks that change the space, do not map one
+    tensor to one tensor, or have a further argument with a row per sample.
     """
 
     blocks: Mapping[str, BrenierResult]  # by name

@@ -48,7 +48,7 @@ class Jacobian:
     """Products J v and J^T v of a map that treats samples independently, for a batch of points."""
 
     def __init__(self, map_: Map, x: torch.Tensor, *, many: bool = True) -> None:
-        """Prepare products at `x`; trace a large map first if there will be `many`."""
+        """Prepare products at `x`; for `many` products at a large `x`, trace the map first."""
         self.x, self.points, self.dimension = x, len(x), x[0].numel()
         self._pull = torch.func.vjp(map_, x)[1]
         self._push: Map = lambda v: jvp(map_, x, v)
@@ -106,11 +106,11 @@ def lowest_eigenvalue(
 
     The eigenvalues are those of the Jacobian's symmetric part S. The Lanczos method with full
     reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
-    Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
-    outside it are found. The smallest Ritz value theta, with Ritz vector u, bounds the smallest
+    Krylov space is exhausted, the method continues from a new random direction, to find eigenvalues
+    outside this space. The smallest Ritz value theta, with Ritz vector u, bounds the smallest
     eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta. A point has
     converged when this error bound is at most `tolerance` times its largest absolute Ritz value.
-    Its values are those of this step, so that they do not depend on the rest of its batch.
+    The point keeps the values of this step, which do not depend on the rest of its batch.
     """
     shape, dimension = jacobian.x.shape, jacobian.dimension
     steps = min(steps, dimension)
@@ -169,9 +169,9 @@ def top_triplets(
     """Return the `count` largest triplets, by Golub-Kahan-Lanczos bidiagonalization.
 
     The method (Golub and Van Loan 2013, sec. 10.4) uses full reorthogonalization and runs for all
-    points at once. If a Krylov space is exhausted, it continues from a new random direction, so
-    that multiple singular values are found. Each point keeps the triplets of the step at which its
-    residual fell to `tolerance`, so that they do not depend on the rest of its batch. They are
+    points at once. If a Krylov space is exhausted, the method continues from a new random
+    direction, to find repeated singular values. Each point keeps the triplets of the step at which
+    its residual fell to `tolerance`; they do not depend on the rest of its batch. The triplets are
     exact if `steps` is at least the dimension.
     """
     n, d = jacobian.points, jacobian.dimension
@@ -240,10 +240,10 @@ def energies(
     * ``participation``: ||J||_F^4 / ||J^T J||_F^2;
     * ``asymmetry``: (||J||_F^2 - tr J^2) / (||J||_F^2 + tr J^2).
 
-    They are estimated from random sign vectors (Hutchinson 1990), three products each. For the
-    first two, the contribution of the triplets is subtracted first (Meyer et al. 2021), so they are
-    exact if the rank is at most K. With at least as many probes as dimensions, unit vectors are
-    used, and all three are exact.
+    The ratios are estimated from random sign vectors (Hutchinson 1990), which take three products
+    each. For `share` and `participation`, the contribution of the triplets is known, and only the
+    rest is estimated (Meyer et al. 2021); these two are therefore exact if the rank is at most K.
+    With at least as many probes as dimensions, unit vectors are used, and all three are exact.
     """
     d, exact = jacobian.dimension, probes >= jacobian.dimension
     weight = 1.0 if exact else 1 / probes  # the expected sum of weight v v^T is I
@@ -283,7 +283,7 @@ def _new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
 def _normalized_or_new(
     v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normalized vectors, and their norms before.
+    """Return the normalized vectors, and their norms before normalization.
 
     A vanishing vector gets the norm 0 and, unless the basis is complete, a new random direction.
     """

@@ -1,8 +1,8 @@
 """Does a network move its samples along a Wasserstein geodesic? Trajectory -> Straightness.
 
-For each block, optimal transport is compared with the network's own pairing. For each segment, a
-run of layers in one feature space, two paths are measured: that of the distribution, and that of
-each sample.
+For each block, optimal transport is compared with the network's own pairing. For each segment
+(consecutive layers in one feature space), two paths are measured: that of the distribution, and
+that of each sample.
 """
 
 from __future__ import annotations
@@ -84,14 +84,15 @@ def straightness(
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
-        Whether to solve all pairs of layers of each segment (for more than 10 layers, of 9 evenly
-        spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default, they are
-        solved if this takes at most about half a minute per segment on one core, as for 8 blocks
-        and 2,000 samples of 64 features. (The rule is k n^2 (d + 100) <= 4e10, for k missing pairs
-        of n samples with d features.)
+        Whether to solve all pairs of layers of each segment, which `SegmentStraightness.pairs` and
+        `length_over_runs` need. Of more than 10 layers, 9 evenly spaced ones are used. By default,
+        the pairs are solved if this takes at most about half a minute per segment on one core; 8
+        blocks and 2,000 samples of 64 features, for example, are within this limit. (The rule is
+        k n^2 (d + 100) <= 4e10, for k missing pairs of n samples with d features.)
     nulls : int
         Number of null maps of each kind (`NullScore`) for every block and every segment; 0 for
-        none. If `pairs` are solved, also for the map from each of their layers to the last layer.
+        none. If `pairs` are solved, the maps from each of their layers to the last layer have null
+        maps too.
     groups : array_like of int, (n,), optional
         Samples with the same number are copies of one image. They are resampled together, and null
         maps use one sample per group.
@@ -393,8 +394,9 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return undefined, times
-        # Start from the better of two pairings of sample i: with the point that begins at sample i
-        # of the first layer (good in early layers), or that ends at sample i of the last.
+        # Start from the better of two pairings of sample i with a point of the geodesic: the point
+        # that starts at x_i in the first layer (good in early layers), or the one that ends at x_i
+        # in the last layer.
         start = min(starts, key=lambda match: paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])

@@ -32,7 +32,7 @@ Ends = tuple[int, int]  # the indices of two layers of a segment
 _MAX_LAYERS = 10  # 45 pairs; in a longer segment, 9 evenly spaced layers are compared
 _SAME_COST = 1e-6  # relative difference up to which two costs count as equal
 _ROUGH = 1e-3  # relative error of the cost that an approximate solver may make
-_ROUNDING = 4  # an interval up to this multiple of the rounding bound is only rounding error
+_ROUNDING = 4  # an interval at most this many rounding bounds wide is only rounding error
 _RUNS = (2, 4, 8)
 # Largest sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000 samples
 # of 64 features takes about 0.4 s. The 100 is the cost of the sparse problem, for any width d.
@@ -102,7 +102,7 @@ class Moments:
         """Return |m|^2 and a bound on its rounding error."""
         n, d = self.arrays[0].shape
         length = float(np.linalg.norm(self.mean_shift(i, j)))
-        # Rounding errors: n, relative to the spreads, for the means of x - center; one for m.
+        # The means of x - center have up to n rounding errors, relative to the spreads; m has one.
         error = 2 * _UNIT * (length + (n + 8) * float(self.spread[i] + self.spread[j]))
         return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 
@@ -186,7 +186,8 @@ def rounding_of(arrays: Sequence[np.ndarray]) -> float:
 def evenly_spaced(blocks: int, runs: int) -> list[int]:
     """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
-    Layers for k runs are also layers for 2k runs, so the path over 2k runs is at least as long.
+    Consecutive ones enclose a run of blocks. The layers for k runs are also layers for 2k runs, so
+    the path over 2k runs is at least as long as that over k runs.
     """
     return [(2 * j * blocks + runs) // (2 * runs) for j in range(runs + 1)]
 
@@ -213,7 +214,10 @@ def missing_pairs(segment: Segment, pairs: bool | None) -> list[Ends]:
 def length_over_runs(
     blocks: int, solutions: Mapping[Ends, TransportResult]
 ) -> dict[int, float | None]:
-    """Return {k: L(k) / D} for each k for which all distances are known; None if D is 0."""
+    """Return {k: L(k) / D} of `SegmentStraightness` for each k whose distances are all known.
+
+    The ratios are None if D is 0.
+    """
     end = solutions[0, blocks].distance
     ratios: dict[int, float | None] = {}
     for runs in [*(k for k in _RUNS if k < blocks), blocks]:

@@ -76,7 +76,7 @@ def path_measures(
 
 
 def machine_epsilon(arrays: Sequence[np.ndarray]) -> float:
-    """Return the largest machine epsilon of the arrays' types, as float64 for integers."""
+    """Return the largest machine epsilon of the arrays' types; integers count as float64."""
     return max(
         float(np.finfo(a.dtype).eps) if a.dtype.kind == "f" else np.finfo(float).eps for a in arrays
     )
@@ -91,7 +91,7 @@ def _measure(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
         along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
-        # A unit step has an error of at most tolerance / length, and the sum of them of `blur`.
+        # The error of a unit step is at most tolerance / length, that of their sum at most `blur`.
         blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
         unit_sum = np.linalg.norm(units.sum(0), axis=1)
         score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)
@@ -138,7 +138,7 @@ def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
     for part in row_ranges(n, half):
         others = as_float64(x[part]) - center
         norms = (others**2).sum(1)
-        factor = np.vstack([-2 * others.T, norms])  # of ||y||^2 - 2 <x, y>, in one product
+        factor = np.vstack([-2 * others.T, norms])  # one product gives ||y||^2 - 2 <x, y>
         for chunk in row_ranges(local_rows.stop, max(half, len(others)), local_rows.start):
             points = as_float64(x[queries[chunk]]) - center
             own = queries[chunk] - part.start

@@ -1,8 +1,8 @@
 """Can these samples show that a map is optimal, or that a path is straight?
 
 In many dimensions, samples are sparse: any small displacement may look optimal, and a rotation may
-look like straight motion. Null maps show whether this is so, and an upper bound on the length ratio
-does not depend on it. A single distant sample can also make a whole path look straight; the
+look like straight motion. Null maps show whether this happens. An upper bound on the length ratio
+holds even for sparse samples. A single distant sample can also make a whole path look straight; the
 effective number of samples detects this.
 
 Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null map permutes or rotates
@@ -56,10 +56,10 @@ def null_scores(
     """Return the scores of `draws` null maps of each kind, with the displacements y - x.
 
     `own` is the network's score on all samples, if known. One sample of each of the `groups` is
-    used. From more than `MAX_SAMPLES` samples, or of very wide features, a random subset is used,
-    on which the network's score is computed too. There are no turned maps for more than 1024
-    features. The result is empty for no draws, for fewer than two samples, or if the network's
-    score is undefined.
+    used. If there are more than `MAX_SAMPLES` samples, or if features are very wide, a random
+    subset of the samples is used, and the network's score is computed on the same subset. There are
+    no turned maps for more than 1024 features. The result is empty for no draws, for fewer than two
+    samples, or if the network's score is undefined.
     """
     rng = np.random.default_rng(seed)
     rows = distinct_rows(len(x), x.shape[1], groups, rng)
@@ -107,7 +107,10 @@ def null_bytes(n: int, d: int) -> int:
 def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Return a row of every group (of every sample without groups), at most `_limit(d)` of them."""
+    """Return one row of every group; without groups, all rows.
+
+    If there are more than `_limit(d)` of them, return that many at random.
+    """
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     limit = _limit(d)
     return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
@@ -177,7 +180,7 @@ def costs(
 ) -> Float[np.ndarray, " n"]:
     """Return the squared distance over which the optimal coupling moves every centered sample.
 
-    If the coupling is not a permutation, return `paired`, the same for the network's own pairing.
+    If the coupling is not a permutation, return `paired`, which is for the network's own pairing.
     """
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
@@ -198,7 +201,7 @@ def length_ratio_at_most(
 ) -> float | None:
     r"""Return a one-sided 95 % upper bound on the length ratio of the population's centered path.
 
-    No step of a path is longer than its paired distance, and for every positive definite A (by
+    W2 between two layers is at most their paired distance, and for every positive definite A (by
     Young's inequality; Gelbrich 1990 for the best A)
 
     .. math:: W_2^2(u, v) \ge E\|u\|^2 + E\|v\|^2 - E\, u^T A u - E\, v^T A^{-1} v.
@@ -228,7 +231,7 @@ def length_ratio_at_most(
 def _bound_terms(
     u: Float[np.ndarray, "n d"], v: Float[np.ndarray, "n d"], rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
-    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v for every sample, with A fitted to others."""
+    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v of each sample, with A fitted to others."""
     n, d = u.shape
     squares = [(x**2).sum(1) for x in (u, v)]
     shrinkage = _SHRINKAGE if d <= _MAX_WIDTH else ()

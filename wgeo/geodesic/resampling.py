@@ -2,7 +2,7 @@
 
 Every measure of a segment is a smooth function of column means: of per-sample measures, of squared
 displacements, and of the influence functions of W2^2. Its bootstrap draws and leave-one-out values
-are values of the same function at other means, so that no transport problem is solved again.
+are values of the same function at other means, so no transport problem is solved again.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, "
 class SegmentSample:
     """A segment's samples as a table whose column means determine every measure.
 
-    If `centered`, each layer's mean was subtracted, and there are correlation scores too. From a
-    resample, the means of all samples are subtracted: their variation has only a second-order
-    effect on every cost, and none on a line shape if centered paths are as likely as their mirror
-    images.
+    If `centered`, each layer's mean was subtracted, and there are correlation scores too. Resamples
+    are centered by the mean of all samples, not by their own mean. The variation of the mean has
+    only a second-order effect on every cost, and none on a line shape if centered paths are as
+    likely as their mirror images.
     """
 
     path: PathMeasures
@@ -88,7 +88,7 @@ class SegmentSample:
     def resampled(
         self, draws: int, seed: int, groups: Int[np.ndarray, " n"] | None = None
     ) -> Resampled:
-        """Return the measures of this sample, of its bootstraps, and with each sample left out."""
+        """Return the measures of all samples, of bootstraps, and with each sample left out."""
         return resample(self._columns(), self._measures, draws=draws, seed=seed, groups=groups)
 
     def quantiles(self, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
@@ -120,7 +120,7 @@ class SegmentSample:
         count, blocks = len(TRAJECTORY_MEASURES), self.path.step_cost.shape[1]
         widths = [count, count, blocks + 1, (blocks + 1) * self.centered]
         sums, shares, moved, square, costs = np.split(means, np.cumsum(widths), axis=1)
-        names = [*(f" {step}" for step in range(blocks)), ""]  # endings: of each step, end to end
+        names = [*(f" {step}" for step in range(blocks)), ""]  # suffixes; "" is from end to end
         with np.errstate(divide="ignore", invalid="ignore"):
             paired, distance = self._length(moved), self._length(costs)
             measures = dict(zip(TRAJECTORY_MEASURES, (sums / shares).T, strict=True))
@@ -161,8 +161,8 @@ def _transport_measures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndar
 def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
     """Return n values with mean W2^2: f(x_i) + g(y_i), or W2^2 if the solver has no potentials.
 
-    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). Its
-    mean is a lower bound on the cost; the values are shifted so that it is the computed cost.
+    To first order, resampling f(x_i) + g(y_i) is exact (del Barrio and Loubes 2019, thm 4.1). The
+    mean of these values is a lower bound on the cost; a shift makes it the computed cost.
     """
     if result.potentials is None:
         return np.full(n, result.cost)
@@ -244,8 +244,8 @@ def mean_interval(
     None if there are fewer than two of them, or if one is infinite.
 
     If the values are `positive`, and therefore skewed, the interval is symmetric on a log scale:
-    m exp(-+ t s / m), where s is the standard error of the mean m. For a few values, resampling
-    would be too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
+    m exp(-+ t s / m), where s is the standard error of the mean m. For a few values, intervals from
+    resamples are too narrow: 95 % BCa intervals of 4 values contain the mean in only 80 % of cases.
     """
     defined = values[~np.isnan(values)]
     n = len(defined)

@@ -103,7 +103,7 @@ def alignment(
         The steps of a point stop when its `BlockJacobian.residual` is at most this.
     probes : int
         Number of random sign vectors that estimate a block's share, participation and asymmetry.
-        Each takes three products. The values are exact from as many probes as dimensions.
+        Each takes three products. With at least as many probes as dimensions, the values are exact.
     jacobian : str
         ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
         features that are constant over space (channels x channels), as for global average pooling.
@@ -116,22 +116,22 @@ def alignment(
     -------
     Alignment
         ``left_out`` names the blocks that were not compared: those that change the feature space,
-        run several times, or do not map a tensor of samples to one tensor, and residual sums in the
-        network's own forward method.
+        run several times, or do not map a tensor of samples to one tensor; and blocks that are sums
+        in a forward method, not modules.
 
     Raises
     ------
     ArgumentError
-        `points`, `probes`, `vectors` or `steps` is not a whole number of at least 1, or `seed` of
-        at least 0; `steps` is at most K, `tolerance` is negative, `jacobian` is unknown or does not
-        fit the features, or a block has no Jacobian at a point because its samples influence each
-        other or it cannot run in float64.
+        `points`, `probes`, `vectors` or `steps` is not a whole number >= 1; `seed` is not a whole
+        number >= 0; `steps` is at most K; `tolerance` is negative; `jacobian` is unknown or does
+        not fit the features; the samples of a block influence each other; or a block cannot run in
+        float64.
     FeatureError
         No block was found, or a module of `layers` does not exist or did not run.
 
     Examples
     --------
-    Three blocks x + W x with the same symmetric W of rank 2, so that all are aligned:
+    Three blocks x + W x with the same symmetric W of rank 2 are aligned:
 
     >>> import torch
     >>> import wgeo
@@ -203,7 +203,7 @@ def _parse(jacobian: Any) -> tuple[str, int]:
 
 
 def _has_initial_statistics(module: nn.Module) -> bool:
-    """Return whether there is batch normalization, all with its initial statistics."""
+    """Return whether there is batch normalization and all of it has its initial statistics."""
     parts = [p for p in module.modules() if isinstance(p, nn.modules.batchnorm._BatchNorm)]
     initial = [
         not bool(p.running_mean.any()) and bool((p.running_var == 1).all())
@@ -256,7 +256,10 @@ class _Settings:
 
 
 class _Run:
-    """A run of blocks in one space; `values` has arrays over points, by block or pair of blocks."""
+    """Consecutive blocks in one space.
+
+    `values` contains arrays over points, by block or pair of blocks.
+    """
 
     def __init__(self, run: Sequence[Visit], first: int, settings: _Settings) -> None:
         self.run, self.settings = run, settings
@@ -407,7 +410,7 @@ def _of_pair(i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
 
 
 def _coupling(jacobian: ResidualJacobian, i: Triplets, j: Triplets) -> dict[str, torch.Tensor]:
-    """Return the coupling of block j with block i, whose Jacobian is given."""
+    """Return the coupling of blocks i and j; `jacobian` is that of block i."""
     images = torch.stack([jacobian.forward(j.v[:, k]) for k in range(j.v.shape[1])], 1)
     m = j.u @ images.mT  # (n, K, K)
     s = torch.diag_embed(i.s)

@@ -73,7 +73,7 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Optimality(Result):
-    """Whether a map x_i -> y_i, a block or a segment from end to end, pairs its samples optimally.
+    """Whether a block, or a segment from end to end, pairs inputs x_i and outputs y_i optimally.
 
     Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centered clouds;
     sd_x^2 = mean ||u||^2, sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2.
@@ -146,7 +146,7 @@ class BlockTransport(Optimality):
     source, target : str
         Names of the layers; the map goes from `source` to `target`.
     stage : int
-        The feature space in which the two are compared.
+        Index of the feature space in which the two layers are compared.
     via : str
         ``identity``, or ``shortcut`` if the block changes the space. The output of its shortcut is
         then compared with the target.
@@ -157,9 +157,9 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Median displacement, without the mean displacement, divided by the median distance to the
-        nearest neighbor. Below 1/2 the OT score is not evidence of an optimal map. None if all
-        samples coincide.
+        Median size of the displacements, after subtracting their mean, divided by the median
+        distance to the nearest neighbor. Below 1/2 the OT score is not evidence of an optimal map.
+        None if all samples coincide.
     status, solver, seconds : str, str, float
         As in `TransportResult`.
     intervals : dict of (low, high)
@@ -209,7 +209,7 @@ class BlockTransport(Optimality):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentStraightness(Optimality):
-    """Straightness of a run of layers in one space; an undefined measure is None.
+    """Straightness of consecutive layers in one space; an undefined measure is None.
 
     Notation: mu_l is the distribution of the features x_l of layer l, W_l = W2(mu_l, mu_{l+1}), and
     D = W2(mu_0, mu_L). The segment has these attributes and those of `Optimality`, for the map from
@@ -236,9 +236,10 @@ class SegmentStraightness(Optimality):
         sqrt(B), the length ratio that mutually orthogonal steps of these lengths would have. A path
         whose length ratio is near sqrt(B) is not straight, even if the ratio is close to 1.
     length_over_runs : dict of {k: float or None}
-        L(k) / D for k = L and for each k < L of 2, 4 and 8, where L(k) is the length of the path
-        through k + 1 evenly spaced layers. L(k) never decreases with k, so networks of different
-        depth are compared at equal k. Without `pairs`, only k = L is available.
+        L(k) / D, where L(k) is the length of the path through k + 1 evenly spaced layers; they
+        divide the blocks into k groups. The keys k are L and those of 2, 4 and 8 that are below L.
+        L(k) never decreases with k, so networks of different depth are compared at equal k. Without
+        `pairs`, only k = L is available.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
         Means over the samples for which they are defined; see ``wgeo.geodesic.paths.PathMeasures``.
     paired : float

@@ -48,7 +48,7 @@ class StraighterThan(Result):
     layers : tuple of str
     stage : int
     statistic : str
-        Its name ends in ``_centred`` if each layer's mean was subtracted.
+        Name of the statistic, ending in ``_centred`` if each layer's mean was subtracted.
     value, reference : float
         The statistic of the network and of the reference; the mean if there are several networks.
     difference : float
@@ -209,7 +209,7 @@ def straighter_than(
         paired = _same_samples(ours[0], theirs[0]) if paired is None else paired
     elif paired and len(ours) != len(theirs):
         raise ArgumentError(
-            f"{len(ours)} networks against {len(theirs)}: paired runs need equal numbers."
+            f"{len(ours)} networks against {len(theirs)}: paired networks need equal numbers."
         )
     _check_segments([*ours, *theirs], statistic)
     _check_numbers([*ours, *theirs], statistic, over == "images" and bool(paired))

@@ -32,5 +32,5 @@ __all__ = [
     "lower_rank",
 ]
 
-if not TYPE_CHECKING:  # or every name would count as defined
+if not TYPE_CHECKING:  # with this function, type checkers would accept any name
     __getattr__ = moved_names(__name__)

@@ -191,7 +191,7 @@ class EscapeDirection(NamedTuple):
     """A direction of negative curvature of F at a critical point."""
 
     direction: Float[Tensor, " P"]  # of unit norm
-    curvature: float  # along the direction, an eigenvalue of the Hessian
+    curvature: float  # along this direction; it is an eigenvalue of the Hessian
 
 
 def escape_direction(problem: Problem, x: Tensor) -> EscapeDirection | None:

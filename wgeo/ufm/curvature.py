@@ -39,7 +39,8 @@ class Landscape(Result):
     curvature : float or None
         v^T H v for `direction` v, computed by a Hessian-vector product; None without a direction.
     direction : dict or None
-        ``H``, ``W1``, ..., ``WL`` and, with a bias, ``b`` of a unit vector along which F falls.
+        A unit vector along which the objective F falls: ``H``, ``W1``, ..., ``WL`` and, with a
+        bias, ``b``.
     step, decrease : float or None
         F(x) - F(x + step * direction) = decrease > 0, from two evaluations of F.
     kinks : int
@@ -88,7 +89,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     solution : UFMSolution
         A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        Number of the smallest eigenvalues to compute: at least 1, less than that of the variables.
+        How many of the smallest eigenvalues to compute: at least 1, and less than the number of
+        variables.
     seed : int
         Random seed of the first Lanczos vector.
 

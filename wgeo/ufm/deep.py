@@ -81,9 +81,10 @@ def fit_deep(
     seed, max_steps, collapsed
         See `fit_ce`.
     start : UFMSolution, optional
-        Search near this point, with all N features: the point itself and Gaussian perturbations of
-        it are the starts. It needs the same labels, `dim` and number of layers, and a bias if and
-        only if the model has one; decays and activation may differ.
+        Search near this point: the starts are the point itself and Gaussian perturbations of it,
+        with all N feature vectors (`collapsed` is ignored). The labels, `dim` and the number of
+        layers must be those of the model, and there must be a bias if and only if the model has
+        one; decays and activation may differ.
     spread : float
         Standard deviation of these perturbations, relative to the mean absolute entry of `start`.
     device : str
@@ -203,7 +204,7 @@ class DeepCollapse(Result):
 
 
 def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
-    """Measure DNC1 to DNC3 at every layer of a solution; the last layer is the classifier's.
+    """Measure DNC1 to DNC3 of a solution at the input of every W_l, l = 1, ..., L.
 
     Examples
     --------

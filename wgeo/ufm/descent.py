@@ -5,10 +5,11 @@ decay c (the geometric mean of the decays).
 
 `minimize_batch` minimizes any function of the rows of x. Every row is an independent descent with
 its own line search and memory. An iteration evaluates all rows at their trial points in one batch.
-Rows that have converged leave the batch. The direction is -B g in the compact form of Byrd,
-Nocedal, Schnabel (1994, eq. 3.1). The line search is the weak Wolfe bisection of Lewis, Overton
-(2013), which also works at kinks of F. Near a minimum, differences of F are rounding errors; there
-the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
+Rows that have converged leave the batch. The direction is -B g, with the gradient g and the L-BFGS
+approximation B of the inverse Hessian in the compact form of Byrd, Nocedal, Schnabel (1994, eq.
+3.1). The line search is the weak Wolfe bisection of Lewis, Overton (2013), which also works at
+kinks of F. Near a minimum, differences of F are rounding errors; there the slope test of Hager and
+Zhang (2005) replaces the sufficient decrease.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RISE = 1e-12  # relative increase of F over a round that counts as rounding
 ARMIJO, WOLFE = 1e-4, 0.9
 ROUNDING = 1e-15  # relative error allowed in a value of F
 CHECK = 5  # iterations between tests for convergence
-MEMORY = torch.float32  # affects only the direction; every decision is made in float64
+MEMORY = torch.float32  # its rounding affects only the direction; decisions are made in float64
 RESETS = 3  # a row whose line search fails more often than this has stalled
 
 
@@ -103,8 +104,8 @@ def descend(
 
     The norm is that of the gradient in the original variables. Rows that have not converged
     continue in further rounds with a longer memory. With ReLUs rows stall where many kinks meet, so
-    they continue from a perturbed point. The end of a round is kept if it has converged or is not
-    higher than the row's point.
+    they continue from a perturbed point. The end of a round is kept if it has converged, or if the
+    objective there is not higher than before the round.
     """
     check_tolerance(tolerance)
     as_count(max_steps, "max_steps", 1)
@@ -186,8 +187,8 @@ class _State:
     low: Tensor
     high: Tensor
     memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
-    # the next three are in order of age, the oldest pair first:
-    products: Tensor  # (S, 2, m): of the memory with g
+    # the next three are in order of age, the oldest pair (s, y) first:
+    products: Tensor  # (S, 2, m): <s_i, g> and <y_i, g>
     sy: Tensor  # (S, m, m): <s_i, y_j> if s_i is not younger than y_j, else 0
     yy: Tensor  # (S, m, m): <y_i, y_j>
     count: Tensor  # pairs ever stored
@@ -222,7 +223,7 @@ def minimize_batch(
     tolerance : float
         A row has converged when `norm` of its gradient is at most this.
     memory : int
-        Number of pairs, a step and its change of the gradient, stored for each row.
+        Number of stored pairs for each row; a pair is a step and its change of the gradient.
     max_steps : int
         Limit on iterations; rows that have not converged by then are returned as they are.
     norm : callable

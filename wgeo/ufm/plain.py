@@ -8,12 +8,12 @@ is the cross-entropy (Zhu et al. 2021) or ||W h_i + b - y_i||^2 / 2 with one-hot
 Bruna 2022; Zhou et al. 2022).
 
 Squared loss: without a bias, or with a free one, `spectral` computes the minimum for any class
-sizes and any d. With a regularized bias, P = nu nu^T and theta = lb/(1 + lb) in the notation of
-`spectral`, it remains to solve
+sizes and any d. With a regularized bias, let P = nu nu^T and theta = lb/(1 + lb), with nu, D and
+Zbar as in `spectral`. It remains to find A = Zbar D^(1/2) from
 
     min_A  ||(A - D^(1/2)) (I - P + sqrt(theta) P)||_F^2 / (2N) + c ||A||_*,   c = sqrt(lw lh).
 
-The solution is A = D^(1/2) - N c I - (N c/lb) P if that is positive semi-definite. Otherwise
+The solution is A = D^(1/2) - N c I - (N c/lb) P if that is positive semi-definite. If it is not,
 balanced classes have another closed form. For other class sizes A is eliminated by
 soft-thresholding, which leaves a smooth convex problem in b.
 """
@@ -48,11 +48,11 @@ class CrossEntropyOptimum:
     Attributes
     ----------
     value : float
-        F* = -log(1 - p) + p a, or log K if zero is optimal.
+        F* = -log(1 - p) + p a, with the `error` p and the `margin` a; log K if zero is optimal.
     margin : float
         a = log((K - 1)(1 - p)/p), the difference between the correct logit and each other logit.
     error : float
-        p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the wrong classes;
+        p, the total softmax probability of the wrong classes: (K - 1) q with q = sqrt(n lw lh), or
         (K - 1)/K if zero is optimal.
     rho : float
         ||W||_F^2 = a sqrt(n lh/lw) (K - 1).
@@ -299,7 +299,7 @@ def _by_bias(
 ) -> tuple[Float[np.ndarray, "K K"], Float[np.ndarray, " K"]]:
     """Minimize over b alone, with A = SVT_{Nc}(D^(1/2) - b s^T) for s = `roots`.
 
-    SVT_t lowers every singular value by t, to 0 at the least.
+    SVT_t lowers every singular value by t, but not below 0.
     """
     N = float(roots @ roots)
 

@@ -49,7 +49,7 @@ def record_of(
 
 
 def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
-    """Return the cosines of all pairs of rows; NaN for a row that vanishes beside the largest."""
+    """Return the cosines of all pairs of rows; NaN for rows that are zero up to rounding."""
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     vanishing = norms <= 1e-12 * max(float(norms.max()), 1e-300)
     unit = A / np.where(vanishing, np.nan, norms)

@@ -28,9 +28,10 @@ class Certificate(Result):
     gradient_norm : float
         Norm of the gradient of the objective in all its variables.
     spectral_norm, threshold : float or None
-        ||G||_2, where G is the gradient of the loss with respect to the logits, and
-        sqrt(lambda_W lambda_H). A critical point with ``spectral_norm <= threshold`` is global.
-        None for deep models. For MUFM, both are divided by sqrt(lambda_W mu / N).
+        ``spectral_norm`` is ||G||_2, where G is the gradient of the loss with respect to the
+        logits; ``threshold`` is sqrt(lambda_W lambda_H). A critical point with
+        ``spectral_norm <= threshold`` is global. None for deep models. For MUFM, the threshold of
+        ||G||_2 is sqrt(lambda_W mu / N), and both values are divided by it.
     curvature : float or None
         Curvature of the objective along a known direction, if it is negative.
     lower_bound, gap : float or None
@@ -80,7 +81,7 @@ class UFMSolution(Result):
     values : tuple of float
         Final objective of each random start, ascending; empty for a closed form.
     gradient_norms, steps : tuple
-        Final gradient norm and number of evaluations of each start, in the order of `values`.
+        Final gradient norm and number of iterations of each start, in the order of `values`.
 
     Examples
     --------

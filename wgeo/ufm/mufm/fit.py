@@ -94,7 +94,7 @@ def fit_mufm(
         the two distributions regardless of labels. That is a different problem, of which a local
         optimum is found by alternating between features and coupling.
     restarts : int
-        Number of random starts in addition to the ridge start.
+        Number of random starts, in addition to a start from ridge regression.
     tolerance : float
         The search stops at this Newton decrement sqrt(g^T M g / F), with g the gradient and M an
         approximate inverse of the Hessian. The decrement's square is about twice the relative
@@ -216,7 +216,10 @@ def _rematch(
     result: SearchResult,
     stats: Statistics,
 ) -> tuple[Int[np.ndarray, " n"], SearchResult, Statistics]:
-    """Alternate between the optimal features for a coupling and the optimal coupling for them."""
+    """Alternate between finding the best features for a coupling and the best coupling for these.
+
+    Stop when the objective no longer decreases.
+    """
     assignment, inputs = np.arange(len(points)), materialize([points], scaled)
     for _ in range(100):
         ends = features_of(result, stats, select_rows(inputs, assignment), labels)
@@ -376,9 +379,9 @@ def descend_and_escape(problem: ReducedProblem, start: Matrix, tolerance: float)
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
     """Return a lower point from which to continue the descent; None if none is known.
 
-    If a reflection (see `newton`) is predicted to lower the objective by more than `threshold`, it
-    is W reflected along the most negative direction of H X^T. Otherwise it is a lower point along
-    the escape direction.
+    If a reflection (see `newton`) is predicted to lower the objective by more than `threshold`, the
+    result is W reflected along the most negative direction of H X^T. Otherwise the result is a
+    lower point along the escape direction.
     """
     negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:

@@ -7,7 +7,7 @@ preconditioner's norm adapts to the problem.
 
 At a global minimum of MUFM the matrix H X^T is positive semi-definite. If v^T (H X^T / N) v < 0,
 the reflections W (I - 2 v v^T) and (I - 2 v v^T) H lower the objective by 2 mu |v^T (H X^T / N) v|.
-The cost of both escapes is linear in the width.
+The other way to escape is a step along `saddle_direction`. The cost of both is linear in the width.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NewtonResult:
 
     point: Any  # the last accepted; up to rounding, the lowest
     decrement: float
-    steps: int  # tried; a last one that ends the search because of rounding is not counted
+    steps: int  # steps tried, without a last one that ends the search because of rounding
     products: int  # Hessian products of all steps
 
 
@@ -50,8 +50,9 @@ def trust_region_newton(
     Parameters
     ----------
     at : callable
-        Returns the point at a matrix w. Its methods are `value`, `gradient`, `hessian_product` and
-        `preconditioner`, which returns an approximate inverse of the Hessian, positive definite.
+        Returns the point at a matrix w. The methods of a point are `value`, `gradient`,
+        `hessian_product` and `preconditioner`; the last returns a positive definite approximate
+        inverse of the Hessian.
     start : ndarray
     tolerance : float
         Decrement (see `NewtonResult`) at which a point counts as critical.
@@ -160,7 +161,7 @@ class CrossMoment:
     on the row space of W.
     """
 
-    s: Float[np.ndarray, " r"]  # variances of the columns of X, in the eigenbasis of covariance
+    s: Float[np.ndarray, " r"]  # variances of the inputs, in the eigenbasis of their covariance
     mean: Float[np.ndarray, " r"]  # m
     axes: Float[np.ndarray, "r k"]  # V, an orthonormal basis of W's row space
     update: Float[np.ndarray, "k k"]  # Z
@@ -180,7 +181,7 @@ class CrossMoment:
         return cls(s, mean, axes, (inner + inner.T) / 2)
 
     def most_negative(self) -> tuple[float, Float[np.ndarray, " r"]] | None:
-        """Return the most negative eigenvalue and its eigenvector; None if it is negligible.
+        """Return the lowest eigenvalue and its eigenvector; None if it is not clearly negative.
 
         Let M(theta) = diag(s) + m m^T - theta I. All eigenvalues are above theta < 0 iff the k x k
         matrix Z + (V^T M(theta)^-1 V)^-1, which decreases with theta, is positive definite.

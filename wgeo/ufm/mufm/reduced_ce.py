@@ -21,9 +21,9 @@ class ReducedCE:
     """J(W, b): the MUFM objective with cross-entropy, minimized over all features.
 
     Paths are straight lines and, with samples as columns, H = X - W^T G / mu. The columns of G are
-    g_i = softmax(z_i) - y_i, where z_i solves z = W x_i + b - W W^T (softmax(z) - y_i) / mu. The
-    last column of `w` is b. Samples are rows of `x`, in the eigenbasis of their covariance, because
-    the preconditioner neglects correlations of features.
+    g_i = softmax(z_i) - y_i, where z_i solves z = W x_i + b - W W^T (softmax(z) - y_i) / mu. With a
+    bias, the last column of `w` is b. Samples are rows of `x`, in the eigenbasis of their
+    covariance, because the preconditioner neglects correlations of features.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -46,8 +46,8 @@ class ReducedCE:
     ) -> ReducedCE:
         """Transform samples to the basis of their statistics; subtract the mean if b is free.
 
-        With a mean far from zero, changes of W and of b could have nearly the same effect on the
-        logits.
+        If the mean stayed far from zero, changes of W and of b could have nearly the same effect on
+        the logits.
         """
         samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:

@@ -1,8 +1,8 @@
 """MUFM with squared loss as an objective of W alone, at a cost independent of N.
 
 All features are eliminated: the optimal path from X to H_L is a straight line, and H_L solves a
-ridge problem. The remaining objective depends on the data only through the means and
-S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N, each of centered X and Y.
+ridge problem. The remaining objective depends on the data only through the means and, for centered
+X and Y, through S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N.
 """
 
 from __future__ import annotations
@@ -328,10 +328,10 @@ class ReducedMSEPoint:
 
 @dataclass(frozen=True, eq=False)
 class LowRankInverse:
-    """The inverse of the Gauss-Newton matrix by its low rank; call it on V.
+    """The inverse of the Gauss-Newton matrix, from its low-rank part; call it on V.
 
-    For the eigenvalue a_i of A it is D^-1 - D^-1 thin core_i thin^T D^-1, with the diagonal matrix
-    D of row i of `diagonal`.
+    For the eigenvalue a_i of A, the inverse is D^-1 - D^-1 thin core_i thin^T D^-1, where D is the
+    diagonal matrix of row i of `diagonal`.
     """
 
     eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
@@ -348,11 +348,14 @@ class LowRankInverse:
 
 @dataclass(frozen=True, eq=False)
 class EigenbasisInverse:
-    """The same inverse by the eigenvectors of H H^T / N - m m^T; call it on V."""
+    """The inverse of the Gauss-Newton matrix, from the eigenvectors of B; call it on V.
+
+    B is H H^T / N - m m^T (see `ReducedMSEPoint.preconditioner`).
+    """
 
     eigenvectors: Float[np.ndarray, "K K"]  # of A, as columns
-    axes: Float[np.ndarray, "r r"]  # these eigenvectors, as columns
-    diagonal: Matrix  # lw + mu e_j / a_i, with their eigenvalues e_j
+    axes: Float[np.ndarray, "r r"]  # eigenvectors of B, as columns
+    diagonal: Matrix  # lw + mu e_j / a_i, with the eigenvalues e_j of B
     mean: Float[np.ndarray, " r"]  # m, in these axes
     mean_weight: Float[np.ndarray, " K"]  # mu / (a_i + bias_shift)
 

@@ -55,10 +55,10 @@ class MUFMSolution(Result):
         ``mu`` (transport / layers), and the settings of `fit_mufm` other than ``layers`` and
         ``tolerance``.
     effort : dict
-        Of the search that found the solution: Newton ``steps`` and Hessian ``products`` of all
-        starts, and the ``decrement`` at the solution. Times in seconds: until the first search
-        begins (``statistics``), of the ``search`` that found the solution, of the ``certificate``,
-        and of the whole fit (``seconds``).
+        Newton ``steps`` and Hessian ``products`` of all starts of the search that found the
+        solution, and the ``decrement`` at the solution. Times in seconds: ``statistics``, until the
+        first search begins; ``search``, for the search that found the solution; ``certificate``;
+        and ``seconds``, for the whole fit.
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the index in ``x`` of the input at which each path starts.
 
