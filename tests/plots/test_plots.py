@@ -722,7 +722,7 @@ def test_scores_are_recognized_by_their_keys() -> None:
 def test_error_for_wrong_arguments_lists_the_choices() -> None:
     with pytest.raises(ArgumentError, match=r"no collapse metric 'nc9'.*nc1"):
         plots.collapse(RECORD, "nc9")
-    with pytest.raises(ArgumentError, match="no run 9; this record has"):
+    with pytest.raises(ArgumentError, match="no segment 9; this record's alignment has"):
         plots.alignment(RECORD, 9)
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
         plots.class_means(RECORD, 3)

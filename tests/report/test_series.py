@@ -318,11 +318,11 @@ def test_networks_of_different_depth_are_compared_over_equal_runs(tmp_path):
     assert [row["runs"] for row in rows] == [2, 2]
     assert [row["length_over_runs_centred"] for row in rows] == said
     ax = plots.over(series, "length_over_runs_centred")
-    assert ax.get_ylabel() == "k = 2 runs"
+    assert ax.get_ylabel() == "k = 2 groups"
     assert any(list(line.get_ydata()) == said for line in ax.lines)
     Series(series).save(tmp_path)
     table = (report.build(tmp_path, html=False).parent / "straightness.md").read_text()
-    assert "centered, over k = 2 runs" in table.replace("\\", "")
+    assert "centered, over k = 2 groups of blocks" in table.replace("\\", "")
 
 
 def test_series_without_common_runs_say_so():

@@ -275,7 +275,7 @@ def _pairs_plot(
 def alignment(
     record: Any, segment: int = 0, measure: str = "overlap_uv", ax: Axes | None = None
 ) -> Axes:
-    """Draw a measure of every ordered pair of blocks in a run of consecutive blocks, as a matrix.
+    """Draw a measure of every ordered pair of blocks of a segment, as a matrix.
 
     With ``overlap_uv``, row i and column j compare the leading output directions of block i with
     the leading input directions of block j. An overlap is 1 if the directions span the same space.
@@ -302,14 +302,14 @@ def alignment(
     record = as_record(record, "Alignment")
     require_choice(measure, OVERLAPS)
     ax = new_axes(ax, 3.6, 3.2)
-    runs = record.alignment.segments
-    if not runs:
+    segments = record.alignment.segments
+    if not segments:
         return nothing_to_show(ax, "This record has no consecutive blocks with residual Jacobians.")
-    run = segment_at(runs, segment, noun="run")
-    values = _overlaps(record.alignment, run.blocks, measure)
-    names = short_names(run.blocks, 18)
+    chosen = segment_at(segments, segment, "record's alignment")
+    values = _overlaps(record.alignment, chosen.blocks, measure)
+    names = short_names(chosen.blocks, 18)
     draw_cells(ax, values, names, names, bar={}, marks=True, vmin=0, vmax=1)
-    chance = run.chance_coupling if measure == "coupling" else run.chance
+    chance = chosen.chance_coupling if measure == "coupling" else chosen.chance
     ax.set_title(OVERLAPS[measure], fontsize=8)
     ax.set_xlabel(f"by chance: {number(chance):.2g}")
     write_in_cells(
@@ -339,12 +339,12 @@ def _overlaps(comparison: Alignment, names: Sequence[str], measure: str) -> np.n
 
 def alignment_plot(record: Record) -> Plot | None:
     comparison = record.alignment
-    runs = comparison.segments
-    if not runs:
+    count = len(comparison.segments)
+    if not count:
         return None
 
-    def panel(record: Record, run: int, ax: Axes) -> Axes:
-        return alignment(record, run, ax=ax)
+    def panel(record: Record, segment: int, ax: Axes) -> Axes:
+        return alignment(record, segment, ax=ax)
 
     def rows() -> list[Row]:
         diagonal = [
@@ -361,7 +361,7 @@ def alignment_plot(record: Record) -> Plot | None:
         "if they span the same space, as along a geodesic. The directions are the singular vectors "
         "of the blocks' Jacobians without the shortcuts; the overlap is a mean over "
         f"{comparison.points} images.",
-        f"Overlap of singular directions of the blocks in {counted(len(runs), 'run')}.",
-        lambda: _panel_grid(record, range(len(runs)), panel),
+        f"Overlap of singular directions of the blocks in {counted(count, 'segment')}.",
+        lambda: _panel_grid(record, range(count), panel),
         rows,
     )

@@ -38,7 +38,7 @@ from .style import (
 OVER: dict[str, str] = {
     **RATIOS,
     "length_ratio_centred": "W2 length ratio, centered",
-    "length_over_runs_centred": "W2 length over equal runs, centered",
+    "length_over_runs_centred": "W2 length over k groups of blocks, centered",
     "corr_score": "correlation score, end to end",
     "ot_score": "OT score, end to end",
 }
@@ -117,7 +117,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         log_if_positive(ax, *drawn)
     ax.set_title({**OVER, **ENDS}[measure])
     if measure == "length_over_runs_centred":
-        ax.set_ylabel(f"k = {', '.join(map(str, runs_in(series)))} runs")
+        ax.set_ylabel(f"k = {', '.join(map(str, runs_in(series)))} groups")
     return ax
 
 
@@ -327,7 +327,7 @@ def over_plot(series: SeriesRecord) -> Plot:
         "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
         "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
         "accuracy. Centered: with each layer's mean subtracted. A path is longer if more of "
-        "its layers are included; the length over k equal runs (groups of consecutive blocks) is "
+        "its layers are included; the length over k groups of consecutive blocks is "
         f"therefore measured at k + 1 layers of the segment in every analysis.{epochs}",
         f"Straightness, NC1 and accuracy of {len(series.analyses)} analyses, {what}.",
         lambda: page_figure(9.4, panels, legend, columns=2, max_columns=2),

@@ -137,12 +137,9 @@ def as_mapping(source: Any, *kinds: str, of: str = "analysis") -> Mapping[str, A
     return record  # type: ignore[no-any-return]
 
 
-def segment_at(
-    segments: Sequence[Any], index: int, source: str = "record", noun: str = "segment"
-) -> Any:
+def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> Any:
     """Return the segment of this index, or raise `ArgumentError`."""
     if not -len(segments) <= index < len(segments):
-        raise ArgumentError(
-            f"no {noun} {index}; this {source} has {counted(len(segments), noun)}, numbered from 0."
-        )
+        count = counted(len(segments), "segment")
+        raise ArgumentError(f"no segment {index}; this {source} has {count}, numbered from 0.")
     return segments[index]

@@ -122,7 +122,7 @@ def straightness(record: Record, plots: Plots) -> str:
             *((f"{label}, centered", _centered(key)) for key, label in RATIOS.items()),
             ("moving blocks B", lambda s: fixed(s.moving_blocks, 2)),
             ("length ratio of orthogonal steps √B", lambda s: fixed(s.sqrt_moving_blocks, 2)),
-            *((f"length ratio over {k} runs of blocks", _over_runs(k)) for k in runs),
+            *((f"length ratio over {k} groups of blocks", _over_runs(k)) for k in runs),
             ("correlation score", correlation),
             ("highest null", highest_null),
             ("spread of the last layer / spread of the first", lambda s: general(s.spread_ratio)),
@@ -298,7 +298,7 @@ def _alignment(record: Record, plots: Plots) -> str:
         return f"Residual Jacobians were not compared: {plain(comparison.skipped)}"
     if not comparison.segments:
         return ""
-    runs = [
+    segments = [
         [
             f"{plain(s.blocks[0], 40)} to {plain(s.blocks[-1], 40)}",
             *(value_with_interval(s, key, 3) for key in ("overlap_uv", "overlap_uu", "overlap_vv")),
@@ -335,7 +335,7 @@ def _alignment(record: Record, plots: Plots) -> str:
                 *("Blocks", "overlap", "of outputs", "of inputs", "by chance"),
                 *("coupling", "by chance", "slope"),
             ),
-            runs,
+            segments,
             f"Overlap of the {general(comparison.vectors)} leading singular directions of "
             "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
             f"{general(comparison.points)} images.",

@@ -185,17 +185,23 @@ def _straightness(series: SeriesRecord, plots: Plots) -> str:
     ]
     if not rows:
         return join("# Straightness", "No analysis has a segment of at least two layers.")
-    runs = ", ".join(map(str, runs_in(series))) or DASH
+    groups = ", ".join(map(str, runs_in(series))) or DASH
     header = (
-        *("Analysis", "segment", "length ratio", "centered", f"centered, over k = {runs} runs"),
+        *(
+            "Analysis",
+            "segment",
+            "length ratio",
+            "centered",
+            f"centered, over k = {groups} groups of blocks",
+        ),
         *("line-shape ratio", "action ratio", "correlation score", "highest null", "OT score"),
     )
     return join(
         "# Straightness",
         "Every ratio is 1 on a geodesic with constant speed. Centered: with each layer's mean "
         "subtracted. A path is longer if more of its layers are included; compare networks of "
-        "different depth over the same number k of runs of blocks. Scores in parentheses are not "
-        "evidence of optimal maps. [Definitions](methods.md).",
+        "different depth over the same number k of groups of consecutive blocks. Scores in "
+        "parentheses are not evidence of optimal maps. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
         figure_block(plots, "block-distances"),
     )
