@@ -53,9 +53,9 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
 
     The logits are the output named ``logits``, if there is one. Otherwise they are
 
-    - if one linear layer computes outputs: the output of this layer. But if it has an unusual name
-      (`has_usual_name`), and another output is narrower and is not its input, that one may be the
-      logits, which are then unknown;
+    - if one linear layer computes outputs: the output of this layer. But suppose that this layer
+      has an unusual name (`has_usual_name`), and that the network also returns a narrower table
+      that is not the layer's input. Then that table may be the logits, so they count as unknown;
     - if several layers compute outputs: that of the layer with a usual name, or else that of the
       only layer whose values, or their (log-)softmax, are returned without a scale;
     - if no layer computes an output: the only output.
@@ -100,7 +100,7 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     assert isinstance(layer, nn.Linear)
     parts = [None if t is None else t.detach().to(y.dtype) for t in (x, layer.weight, layer.bias)]
     again = nn.functional.linear(*parts)  # in the layer's own precision, as under autocast
-    linear = _distance(again, y) <= _TOLERANCE  # not for a subclass that computes cosines
+    linear = _distance(again, y) <= _TOLERANCE  # false for a subclass that computes cosines
     return Head(name if linear else None, index)
 
 
@@ -138,7 +138,10 @@ def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
 
 
 def _distance_rescaled(y: torch.Tensor, table: torch.Tensor) -> float:
-    """Return `_distance` for a y + b, fitted to the table or its log: a > 0, one b per sample."""
+    """Return the distance of a y + b from the table or its log, whichever is smaller.
+
+    The scale a > 0 and one offset b per sample are fitted.
+    """
     if y.shape != table.shape or not y.numel():
         return math.inf
     distances = [math.inf]
