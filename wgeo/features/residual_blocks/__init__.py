@@ -265,8 +265,8 @@ def _two_streams(crossed: Sequence[str]) -> str:
     return (
         f"The forward of {_listing(crossed)} updates two streams of features alternately, each "
         "from the other, as in RevNet. Neither stream alone gives a map from layer to layer. Let "
-        "each block take and return both streams as one tensor, concatenated along the channels, or "
-        "choose the modules to analyze: `layers=['name', ...]`."
+        "each block take and return both streams as one tensor, concatenated along the channels, "
+        "or choose the modules to analyze: `layers=['name', ...]`."
     )
 
 
