@@ -36,7 +36,7 @@ from .taps import tensor_hooks
 _MAX_IMAGES = 2  # number of images with which derivatives are computed
 _MAX_DERIVATIVES = 16  # derivatives are tried for the parameters of this many last modules
 _MAX_LENGTHS = 4  # lengths are tried for the parameters of this many last modules
-_MIN_CONFINED = 0.95  # fraction of the squared norm in one slice; gates may spread the rest
+_MIN_CONFINED = 0.95  # share of a derivative's squared norm in one slice; gates may spread the rest
 _MIN_CHANGE = 1e-6  # smallest change above rounding, relative to the largest entry
 
 
@@ -51,7 +51,7 @@ class Layout(Result):
     parts of one sample are consecutive, ``inner`` if the first parts of all samples are.
     """
 
-    shape: tuple[int, ...]  # of one sample's map; the first axis is that of its parts, if any
+    shape: tuple[int, ...]  # shape of one sample's map; the first axis is that of its parts, if any
     samples: int = 0  # axis of the tensor
     folded: str = ""
     channels: int | None = 1  # axis of a sample's map, counted from 1; None if unknown

@@ -73,7 +73,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
 def inputs(
     net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
 ) -> Float[torch.Tensor, "r ..."]:
-    """Return the normalized images of these rows, in the network's dtype and on its device."""
+    """Return the images with indices `rows`, normalized, in the network's dtype, on its device."""
     images, module = as_images(images), module_of(net)
     device, dtype = device_and_dtype(module)
     return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(device, dtype)

@@ -105,7 +105,8 @@ def trace(
     Warns
     -----
     WgeoWarning
-        The network also adds tensors outside the blocks. These sums may be residual blocks too.
+        The network also adds tensors outside the blocks. These sums may belong to residual blocks
+        too.
 
     Examples
     --------
@@ -316,7 +317,7 @@ def _split(span: slice, size: int) -> list[slice]:
 
 
 def _local_spans(spans: Sequence[slice], batch_size: int) -> list[slice]:
-    """Return this process's part of the spans, in batches that do not depend on their number."""
+    """Return this process's part of the spans; batches are the same for any number of processes."""
     batches = [batch for span in spans for batch in _split(span, batch_size)]
     local: list[slice] = []
     for batch in batches[processes.shard(len(batches))]:

@@ -311,7 +311,7 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # If the file lacks the head's weight, other tensors under the head's name are of a projector.
+    # If the head's weight is missing, other tensors with the head's name belong to a projector.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )

@@ -106,7 +106,7 @@ class SegmentLaw(Result):
     rate : float or None
         rho of the least-squares fit ln D_l = ln D_0 + l ln rho: the factor per layer, in (0, inf).
     half_layers : float or None
-        ln 2 / -ln rho, the number of layers in which D halves; None if it does not fall.
+        ln 2 / -ln rho, the number of layers in which D halves; None if D does not fall.
     correlation : float or None
         Pearson's r of l and ln D_l, in [-1, 1]; -1 if D falls by the same factor at every layer.
         A value near -1 is weak evidence of a constant factor: along a geodesic, the factor is not

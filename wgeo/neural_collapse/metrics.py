@@ -247,7 +247,8 @@ class ProjectionSums:
     """The sums of pass two over all samples of a layer."""
 
     correct: int  # samples whose nearest class mean is that of their own class
-    # Samples whose predicted class is not that of the nearest mean; None if some are unknown.
+    # Number of samples whose predicted class is not that of the nearest mean; None unless all
+    # predictions are known.
     mismatches: int | None
     within_along: Float[np.ndarray, " r"]  # V_j^T Sigma_W V_j, with V_j spanning the means
     leave_one_out: LeaveOneOut | None = None  # only if a class has few samples
@@ -265,7 +266,7 @@ def layer_collapse(
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
     The classifier has a row for every class, including classes without samples. `FeatureError` is
-    raised if the rows are not as long as the layer is wide.
+    raised if the classifier does not have as many columns as the layer has features.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(

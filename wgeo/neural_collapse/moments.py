@@ -27,7 +27,7 @@ WEIGHTS = ("uniform", "frequency", "sample_mean")
 """How classes are weighted in the global mean and in Sigma_B; see `collapse`."""
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_ROUNDING = 4.0  # assumed error of an entry, in units of eps; class means in float32 have about 0.3
+_ROUNDING = 4.0  # assumed error, in units of eps; the error of class means in float32 is about 0.3
 _LARGEST = 1e140  # sums of squares are in float64's range for entries from 1 / _LARGEST to _LARGEST
 
 
@@ -289,7 +289,8 @@ class ClassMoments:
             raise FeatureError(
                 f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
                 f"{size:.1g}): their squares leave float64's range. Multiply all features by one "
-                "factor. This changes only within and between, by the square of the factor."
+                "factor. The metrics within and between then change by the square of this factor, "
+                "and no other metric changes."
             )
 
     def _spectrum(

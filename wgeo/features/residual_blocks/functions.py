@@ -120,7 +120,7 @@ class SumWatch(_Addressed):
         self._alive: list[torch.Tensor] = [images]  # so that no tensor's id is used again
         self._versions: Counter[int] = Counter()
         self._parents: dict[Node, set[Node]] = {self._node(images): set()}
-        self._inputs: dict[int, Node | None] = {}  # of the running modules, by nesting depth
+        self._inputs: dict[int, Node | None] = {}  # each running module's input, by nesting depth
         self._children: defaultdict[Node, set[Node]] = defaultdict(set)
         # Functions of a tensor: name, result, and whether it is a scaling or an activation.
         self._uses: defaultdict[Node, list[tuple[str, Node, bool]]] = defaultdict(list)

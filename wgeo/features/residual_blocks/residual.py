@@ -191,7 +191,7 @@ def _two_slopes(
     """Fit a max(t, 0) + b min(t, 0) to `out`, where t is `target`; return a and the fit.
 
     The fit is exact if `out` is a scaling or a (leaky) ReLU of t. Unless `scaled`, a is 1. If the
-    fit would flip signs, return 1 and NaN.
+    fit would flip signs, or a is near 0, return 1 and NaN.
     """
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))
