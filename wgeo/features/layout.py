@@ -1,8 +1,8 @@
 """Detect the sample axis and the channel axis of feature maps by experiment.
 
 Feature maps may have the axes (n, c, h, w) or (n, h, w, c). They may be tokens (n, t, c), (n, c, t)
-or (t, n, c), or video, and their sample axis may contain windows. Shapes do not distinguish these
-cases, and a mean over the wrong axes is meaningless.
+or (t, n, c), or video. The sample axis may contain windows, several per image. Shapes do not
+distinguish these cases, and a mean over the wrong axes is meaningless.
 
 To find the samples, one image is changed: along the sample axis, only one sample changes.
 
@@ -33,11 +33,11 @@ from ..trajectory.trajectory import entry_key, features_key
 from .residual_blocks import BlockSpec, run
 from .taps import tensor_hooks
 
-_MAX_IMAGES = 2  # for derivatives
-_MAX_DERIVATIVES = 16  # modules, from the last, whose parameters' derivatives are tried
-_MAX_LENGTHS = 4  # modules, from the last, whose parameters' lengths are tried
-_MIN_CONFINED = 0.95  # of a derivative's squared norm, in one slice; gates may spread the rest
-_MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
+_MAX_IMAGES = 2  # number of images with which derivatives are computed
+_MAX_DERIVATIVES = 16  # derivatives are tried for the parameters of this many last modules
+_MAX_LENGTHS = 4  # lengths are tried for the parameters of this many last modules
+_MIN_CONFINED = 0.95  # share of a derivative's squared norm in one slice; gates may spread the rest
+_MIN_CHANGE = 1e-6  # smallest change above rounding, relative to the largest entry
 
 
 _Modules = list[tuple[str, nn.Module]]  # with their names
@@ -51,7 +51,7 @@ class Layout(Result):
     parts of one sample are consecutive, ``inner`` if the first parts of all samples are.
     """
 
-    shape: tuple[int, ...]  # of one sample's map; the first axis is that of its parts, if any
+    shape: tuple[int, ...]  # shape of one sample's map; the first axis is that of its parts, if any
     samples: int = 0  # axis of the tensor
     folded: str = ""
     channels: int | None = 1  # axis of a sample's map, counted from 1; None if unknown
@@ -204,7 +204,8 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
 def _with_channels(layout: Layout, maps: torch.Tensor, last_modules: _Modules) -> Layout:
     """Return a layout with the channel axis of `maps`, whose first axis is that of the samples.
 
-    The axis is found from derivatives, or else from lengths; or else the layout is unchanged.
+    The axis is found from derivatives, or else from lengths. If neither shows it, the layout is
+    returned unchanged.
     """
     if maps.requires_grad:
         for name, part in last_modules:
@@ -226,7 +227,7 @@ def _with_channels(layout: Layout, maps: torch.Tensor, last_modules: _Modules) -
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the vectors among a module's parameters, the bias first; or all, if it has none."""
+    """Return the vectors among a module's parameters, the bias first; all, if none is a vector."""
     parameters = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in parameters if max(p.shape, default=0) == p.numel() > 1]
     return vectors or parameters
@@ -276,7 +277,7 @@ def _derivative(
 
 
 def _confined(derivative: torch.Tensor | None) -> dict[int, int]:
-    """Return the axes along which a derivative is confined to one slice, with its index."""
+    """Return the axes along which a derivative is confined to one slice, each with its index."""
     if derivative is None:
         return {}
     square = derivative.detach().double().square()

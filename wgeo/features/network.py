@@ -73,7 +73,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
 def inputs(
     net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
 ) -> Float[torch.Tensor, "r ..."]:
-    """Return the images `rows` as the network takes them: normalized, of its dtype and device."""
+    """Return the images with indices `rows`, normalized, in the network's dtype, on its device."""
     images, module = as_images(images), module_of(net)
     device, dtype = device_and_dtype(module)
     return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(device, dtype)
@@ -95,7 +95,7 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     """Return what determines the features: weights, structure, images, normalization.
 
-    The hash of the checkpoint's file is included, because the provenance names it. A file with
+    The hash of the checkpoint's file is included, because it is part of the provenance. A file with
     equal weights but another hash therefore counts as another network.
     """
     module, norm = module_of(net), normalization_for(net, images)
@@ -133,9 +133,10 @@ def _without_addresses(value: Any) -> str:
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
     """Return a few inputs for probing: the first two images, and both with noise.
 
-    With noise, inputs differ even if the images are equal, and some pixels are negative. If the
-    network cannot process such pixels, for example their logarithm, then uniform noise in the range
-    of each channel's pixels is used instead, or else the next two images.
+    With noise, inputs differ even if the images are equal, and some pixels are negative. A network
+    may fail for negative pixels, for example if it takes a logarithm. Then uniform noise in the
+    range of each channel's pixels replaces the noisy images. If the network fails for this too, the
+    next two images are used.
     """
     x, _ = next(iter(images.batches(4, normalization_for(net, images))))
     x, generator = x.to(*device_and_dtype(module)), torch.Generator().manual_seed(0)
@@ -152,7 +153,7 @@ def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch
 
 
 def _count_faults(module: nn.Module, x: torch.Tensor) -> float:
-    """Return how many modules of a network return NaN or infinity; infinity if the pass fails."""
+    """Return how many calls of modules return NaN or infinity; `math.inf` if the pass fails."""
     finite: list[bool] = []
 
     def check(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:

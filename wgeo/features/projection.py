@@ -18,10 +18,11 @@ _FAILURE = 0.01  # probability that any distance is distorted by more than the b
 class Projection:
     r"""Random projection of features to `width` dimensions (Johnson and Lindenstrauss 1984).
 
-    x becomes R x, where the entries of R are independent and normal with variance 1 / width, so
-    that :math:`\|R(x - y)\|^2 / \|x - y\|^2` is chi-squared with `width` degrees of freedom,
-    divided by `width`, for all x and y. Layers of equal width use the same R, so distances between
-    them are preserved too. Features that are not wider than `width` are unchanged.
+    x becomes R x, where the entries of R are independent and normal with variance 1 / width. For
+    all x and y, :math:`\|R(x - y)\|^2 / \|x - y\|^2` is therefore distributed as chi-squared with
+    `width` degrees of freedom, divided by `width`. Layers of equal width use the same R, so
+    distances between them are preserved too. Features that are not wider than `width` are
+    unchanged.
 
     Parameters
     ----------

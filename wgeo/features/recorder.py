@@ -34,7 +34,8 @@ class Recorder:
     specs: tuple[BlockSpec, ...]
     pool: str
     tap: str
-    layouts: dict[str, Layout]  # of every recorded layer and entry
+    # Layouts of every layer's features and of every recorded entry, which is a shortcut's output.
+    layouts: dict[str, Layout]
     head: Head
     penultimate: bool = False  # whether the classifier's input differs from the last block's output
     max_batch: int | None = None  # images per pass; None until the device has run out of memory
@@ -66,8 +67,8 @@ class Recorder:
     def record(self, x: torch.Tensor, device: torch.device) -> Batch:
         """Pass a batch through the network, in smaller parts if the device runs out of memory.
 
-        Return features and entries by their keys in a store; also the classifier's input as
-        `HEAD_INPUT` and the logits as `LOGITS`, if they are known.
+        Return the layers' features and the entries (outputs of shortcuts) by their keys in a store.
+        If the classifier's input and the logits are known, they are `HEAD_INPUT` and `LOGITS`.
         """
         parts: list[Batch] = []
         start = 0
@@ -108,10 +109,11 @@ class Recorder:
         return layout.shape if _keeps_all(self.pool) else layout.space
 
     def _drop_entries(self) -> None:
-        """Drop the entries of identity shortcuts, which usually repeat the previous layer.
+        """Drop the entries (outputs) of identity shortcuts, with two exceptions.
 
-        An entry is kept if the block adds its branch to an argument other than its first; or, after
-        the first block, if the feature space has changed since the previous layer.
+        Such an entry usually repeats the previous layer. It is kept if the block adds its branch to
+        an argument other than its first. It is also kept if the feature space has changed since the
+        previous layer, except in the first block.
         """
         previous = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
         for last, spec in zip(previous, self.specs, strict=False):
@@ -181,8 +183,8 @@ def _require_channels(layouts: dict[str, Layout], pool: str) -> None:
 def pooling(pool: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function that turns a batch of feature maps into a matrix (n, d).
 
-    Maps have the axes (n, c, h, w), tokens (n, c, t), and video (n, c, t, h, w). Features (n, d)
-    are unchanged.
+    The function takes tensors with the channels on axis 1: feature maps (n, c, h, w), tokens
+    (n, c, t) or video (n, c, t, h, w). It returns features (n, d) unchanged.
 
     ``gap``
         Mean over space (as before a convolutional network's classifier) or over tokens.
@@ -194,16 +196,16 @@ def pooling(pool: str) -> Callable[[torch.Tensor], torch.Tensor]:
     ``cls``
         The first token.
 
-    The name may end in ``@first`` or ``@last``, which gives the channel axis of the network's
-    outputs. The returned function does not depend on it.
+    The name may end in ``@first`` or ``@last``. This gives the channel axis of the network's
+    outputs, and does not affect the returned function.
 
     Raises
     ------
     ArgumentError
         The name is unknown.
     FeatureError
-        The returned function raises it if features are not tokens (``cls``), or if they are tokens
-        or have more than three axes of space (``grid:K``).
+        The returned function raises it for ``cls`` if the features are not tokens, and for
+        ``grid:K`` if they are tokens or have more than three axes of space.
     """
     method, separator, axis = pool.partition("@")
     kind, _, size = method.partition(":")
@@ -233,7 +235,7 @@ def _pooled(maps: torch.Tensor, kind: str, grid: int) -> torch.Tensor:
     if kind == "cls":
         if len(space) > 1:
             raise FeatureError(
-                "`pool='cls'` needs tokens (n, t, c); these are feature maps. Use `pool='gap'`."
+                "`pool='cls'` needs tokens; these are feature maps. Use `pool='gap'`."
             )
         return maps[:, :, 0]
     if len(space) == 1:

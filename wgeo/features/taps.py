@@ -117,6 +117,6 @@ def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:
 
 def _tensor(value: Any, name: str) -> torch.Tensor:
     tensor = returned(value)
-    if tensor is None:  # only in this pass: the pass that found the blocks was with tensors
+    if tensor is None:  # although it was a tensor in the pass that found the blocks
         raise FeatureError(f"{name!r} takes or returns {type(value).__name__}, not a tensor.")
     return tensor

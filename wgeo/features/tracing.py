@@ -81,20 +81,20 @@ def trace(
         ``auto`` (the GPU if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:1``.
     store : path, optional
         Write the features into this folder as they are computed, and return them as memory maps
-        (`Trajectory.load`). If interrupted, the same call resumes; if complete, it computes
-        nothing.
+        (`Trajectory.load`). After an interruption, the same call resumes. If the store is complete,
+        the call computes nothing.
     dtype : {"float32", "float16", "bfloat16", "float64"}, optional
         Precision of the store; by default float64 for features in float64, and otherwise float32.
     project : int, optional
-        Project wider layers to this number of features (`Projection`); `Trajectory.settings`
-        records the distortion of distances.
+        Project layers that are wider than this to this number of features (`Projection`).
+        `Trajectory.settings` records the distortion of distances.
 
     Raises
     ------
     FeatureError
         No blocks were found, a layer contains NaN or infinite values (the message names the
-        layer), the images do not fit the network, a label exceeds its classes, there are fewer than
-        two images, or their features do not fit in memory.
+        layer), the images do not fit the network, a label exceeds the network's classes, there are
+        fewer than two images, or the features do not fit in memory.
     ArgumentError
         The pool, tap, device or dtype is unknown, `dtype` is given without `store`, `project` is
         not a positive integer, or the batch size is less than 1.
@@ -105,7 +105,8 @@ def trace(
     Warns
     -----
     WgeoWarning
-        The network also adds tensors outside the blocks, which may be residual blocks.
+        The network also adds tensors outside the blocks. These sums may belong to residual blocks
+        too.
 
     Examples
     --------
@@ -193,7 +194,7 @@ def stream(
     Raises
     ------
     FeatureError, ArgumentError
-        As for `trace`, but not before a batch is requested. Labels that exceed the network's
+        As for `trace`, but only when a batch is requested. Labels that exceed the network's
         classes, NaN and infinity are found in the batch that contains them.
 
     Examples
@@ -316,7 +317,7 @@ def _split(span: slice, size: int) -> list[slice]:
 
 
 def _local_spans(spans: Sequence[slice], batch_size: int) -> list[slice]:
-    """Return this process's part of the spans, in batches that do not depend on the processes."""
+    """Return this process's part of the spans; batches are the same for any number of processes."""
     batches = [batch for span in spans for batch in _split(span, batch_size)]
     local: list[slice] = []
     for batch in batches[processes.shard(len(batches))]:

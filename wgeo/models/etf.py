@@ -32,13 +32,13 @@ class FixedLinear(nn.Linear):
 
 
 def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
-    """Return K unit vectors in R^d with pairwise cosine -1/(K-1), rows of a (K, d) tensor.
+    """Return K unit vectors in R^d with pairwise cosine -1/(K-1), as rows of a (K, d) tensor.
 
     W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), where J is the
     K x K matrix of ones, and the columns of P are the normalized indicators of K consecutive groups
-    of features. With this P, features after a ReLU can align with every class k, since P e_k has no
-    negative entry, and gives the same logits as row k of W up to a factor. A random P could require
-    negative features.
+    of features. With this P, features after a ReLU can align with every class k: P e_k has no
+    negative entry and, up to a factor, gives the same logits as row k of W. A random P could
+    require negative features.
 
     Parameters
     ----------

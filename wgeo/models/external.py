@@ -38,7 +38,7 @@ class Arch:
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
     infer : callable
         ``infer(state, options)`` returns the arguments of `build` that fit a state dict.
-        ``options`` are the settings that its shapes do not determine.
+        ``options`` are the settings that the state dict's shapes do not determine.
     normalize : str or None
         The normalization of its published checkpoints, in the format of
         `wgeo.data.images.normalization`.
@@ -70,7 +70,7 @@ class Arch:
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
-_DEEPEST_MODULE = {  # of each torchvision ResNet: a module that shallower ones lack
+_DEEPEST_MODULE = {  # for each torchvision ResNet, a module that shallower ResNets lack
     "resnet18": "layer3.1.conv2",
     "resnet34": "layer3.5.conv2",
     "resnet50": "layer3.5.conv3",
@@ -218,7 +218,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
     The classes are the rows of the head's weight. The head is a layer with a usual name (`HEADS`),
     or else the last weight with two or four axes. The channels are those of the first convolution.
-    If these are neither 1 nor 3, but those of another are 3, there are 3.
+    But if it has neither 1 nor 3 channels, and another convolution has 3, the number is 3.
     """
     usual = [f"{name}.weight" for name in HEADS]
     kernels = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
@@ -329,8 +329,8 @@ def user_arch(name: str) -> Arch:
     """Return a user's ``package.module:factory`` as an `Arch`.
 
     The module may also be in the current folder. The factory must return a network, and accept
-    every option. Of num_classes, in_channels, image_size and activation, it receives those in its
-    signature.
+    every option. It receives num_classes, in_channels, image_size and activation only if they are
+    in its signature.
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:

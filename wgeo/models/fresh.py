@@ -1,4 +1,4 @@
-"""Untrained copies of networks: *fresh networks* in the glossary, ``reference="init"``."""
+"""Untrained copies of networks, the *fresh networks* of the glossary, for ``reference="init"``."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..text import printable
 from .external import Arch, infer_head, normalization
 from .parts import State, head_of, shapes_only
 
-_MAX_BYTES = 10_000_000  # of a config; the names of 20,000 classes take 2 million
+_MAX_BYTES = 10_000_000  # largest config file; the names of 20,000 classes take 2 million bytes
 _MAX_LAYERS = 1_000
 _DEPTHS = ("depth", "layers", "repeats")  # words in the names of settings that count layers
 # Words in the names of settings that select code, weights or paths, not shapes.
@@ -73,8 +73,8 @@ def _is_torchvision_resnet(config: Mapping[str, Any]) -> bool:
 def huggingface_arch(folder: str) -> Arch:
     """Return the `Arch` that a folder's ``config.json`` describes.
 
-    If the file names weights, code or paths, they are ignored. It is rejected if it claims more
-    than 1,000 layers.
+    Weights, code and paths that the file names are ignored. A file that claims more than 1,000
+    layers is rejected.
     """
     name = f"hf:{folder}"
     config = _read(Path(folder) / "config.json", name)
@@ -151,8 +151,8 @@ def _translate(
 ) -> State:
     """Return a state under the names that transformers uses today; unchanged if it does not fit.
 
-    transformers itself loads the state, and renames its tensors. An encoder saved without a head
-    gets the names that it has in the classifier.
+    transformers itself loads the state, and renames its tensors. The tensors of an encoder
+    saved without a head get the names that they have in the whole classifier.
     """
     with shapes_only():
         net = _build(config_class, shapes, **settings)

@@ -311,7 +311,7 @@ def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
-    # Without a weight of the head, other tensors with its name belong to a projector.
+    # If the head's weight is missing, other tensors with the head's name belong to a projector.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
@@ -362,8 +362,8 @@ def _new_names(arch: Arch, state: State) -> dict[str, str]:
 def _other_head(state: State) -> str:
     """Return the unusual name of a head; empty if it is not certain.
 
-    It is the only linear layer outside the backbone whose name suggests a classifier. By its shape
-    alone, it might be a projector used in training.
+    The head is the only linear layer outside the backbone whose name suggests a classifier. Its
+    shape alone would not distinguish it from a projector used in training.
     """
     linear = [key.removesuffix(".weight") for key, t in state.items() if t.ndim == 2]
     short = [name for name in linear if len(name) <= _MAX_HEAD_NAME]

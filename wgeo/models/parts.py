@@ -27,8 +27,9 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# For ReLU and similar functions as in He et al. 2015; 5 / 3 as usual for tanh. For sigmoid the
-# inverse of its slope at zero (Glorot and Bengio 2010): with gain 1, six layers do not learn.
+# The gain for ReLU and similar functions is that of He et al. 2015, and for tanh the usual 5 / 3.
+# For sigmoid it is the inverse of the slope at zero (Glorot and Bengio 2010): with a gain of 1, a
+# sigmoid network of six layers does not learn.
 _GAINS = {"linear": 1.0, "tanh": 5 / 3, "sigmoid": 4.0}
 _RELU_GAIN = 2**0.5
 
@@ -74,7 +75,7 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Draws no initial weights: to do so on the meta device, torch would load its compiler."""
+    """Skips the drawing of weights, for which torch would load its compiler on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -181,7 +182,7 @@ def axis_length(state: State, key: str, axis: int, default: int) -> int:
 def count_children(state: State, prefix: str) -> int:
     """Return the number of different numbers i in keys ``prefix.i.*``.
 
-    In a damaged file, the largest i could be huge; this number is at most that of the keys.
+    The largest i is not used, since it could be huge in a damaged file.
     """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}

@@ -56,7 +56,7 @@ ARCHS: Mapping[str, Arch] = {
 
 
 def find(name: str) -> Arch:
-    """Return the architecture of a name that `build` accepts; it raises the same errors."""
+    """Return the architecture with a name that `build` accepts, or raise the errors of `build`."""
     if name in ARCHS:
         return ARCHS[name]
     library, colon, rest = name.partition(":")

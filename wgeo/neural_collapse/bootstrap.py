@@ -2,9 +2,10 @@
 
 A replicate relates to the sample as the sample relates to the population. The ratio of a
 replicate's metric to the sample's therefore estimates the ratio of the sample's metric to the
-population's. To first order, intervals from these ratios have no bias if samples are few, whereas
-percentiles of the replicates would double it. The intervals of Kendall's tau and of the law of
-separation are percentiles; they are biased if the bias differs between layers.
+population's. A metric is biased if samples are few. To first order, intervals from these ratios
+remove this bias, whereas percentiles of the replicates would double it. The intervals of Kendall's
+tau and of the law of separation are percentiles; they are biased if the bias of the metric differs
+between layers.
 
 Let x_i = h_i - m_{y_i} be the samples relative to their class means, and c_i the multiplicity of
 sample i in a replicate. The class means of the replicate are m_k + t_k, where t_k is the mean of x
@@ -45,7 +46,7 @@ _REPLICATE_ENTRIES = 2**23
 """Maximum number of float64 entries (64 MiB) in an array for one batch of replicates; a batch of a
 single replicate may need more."""
 _REPLICATE_ARRAYS = 5
-"""Maximum number of arrays of that size."""
+"""Maximum number of such arrays in memory at once."""
 
 
 def with_intervals(
@@ -127,11 +128,12 @@ def bootstrap_replicates(
     weights: str,
     rank_tolerance: float,
 ) -> list[LayerCollapse]:
-    """Measure every replicate of a layer, which takes O(N d K) operations each.
+    """Measure every replicate of a layer, in O(N d K) operations per replicate.
 
     The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
-    corrected estimates. `class_index` contains all of 0 to K - 1; `predicted` also contains -1, for
-    classes that do not occur. In each class, a replicate's multiplicities sum to the class's size.
+    corrected estimates. `class_index` contains every index from 0 to K - 1. `predicted` may also
+    contain -1, for a prediction that is none of these classes. In each class, a replicate's
+    multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
     moments = ClassMoments(layer.name, spectrum_size=0)
@@ -268,7 +270,7 @@ def layer_with_intervals(
             intervals[f"{name}_corrected"] = _corrected_interval(corrected, value, draws, counts)
         else:
             intervals[name] = _ratio(value, value, draws)
-    # of the fractions of samples that are nearest to their own class mean
+    # The fraction of samples that are nearest to their own class mean has a Wilson interval.
     if few:
         n = int(counts[counts > 1].sum())
         intervals["ncc_accuracy_corrected"] = _wilson(layer.ncc_accuracy_corrected, n)

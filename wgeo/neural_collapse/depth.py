@@ -24,9 +24,9 @@ FALLING = (
 """Metrics that progressive feedforward collapse expects to fall with depth."""
 
 _ROUNDING = 1e-12  # largest relative range of values that count as constant
-_REACHED = 0.9  # fraction of a metric's decrease
-_LEARNED = 0.99  # fraction of the network's accuracy
-_MIN_LAYERS = 3  # of a fit; any two points lie on a line
+_REACHED = 0.9  # for `Progress.reached`: fraction of the metric's whole decrease
+_LEARNED = 0.99  # for `Collapse.learned_at`: fraction of the network's accuracy
+_MIN_LAYERS = 3  # fewest layers for a fit, since any two points lie on a line
 # Metrics shown in the short text.
 _SHOWN = ("nc1", "nc2_etf", "nc3", "ncc_accuracy", "cdnv", "effective_rank")
 
@@ -106,11 +106,11 @@ class SegmentLaw(Result):
     rate : float or None
         rho of the least-squares fit ln D_l = ln D_0 + l ln rho: the factor per layer, in (0, inf).
     half_layers : float or None
-        ln 2 / -ln rho, the number of layers in which D halves; None if it does not fall.
+        ln 2 / -ln rho, the number of layers in which D halves; None if D does not fall.
     correlation : float or None
         Pearson's r of l and ln D_l, in [-1, 1]; -1 if D falls by the same factor at every layer.
-        A value near -1 is weak evidence of that: it is -0.95 if D falls by a factor of 100 along a
-        geodesic.
+        A value near -1 is weak evidence of a constant factor: along a geodesic, the factor is not
+        constant, but the correlation is still -0.95 if D falls by a factor of 100.
     curvature : float or None
         Coefficient of x^2 in the quadratic fit of ln D over x = l / L, divided by
         ``|ln D_L - ln D_0|``; 0 for a constant rate. It is negative if D falls faster at later

@@ -243,10 +243,10 @@ def separation_law(
 
     is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which the
     authors found at the end of training, on training images. Classes are weighted as in the
-    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A path along a
-    geodesic at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. The
-    result also contains compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu
-    2025, JMLR, arXiv:2311.02960).
+    `Collapse`; for a `Trajectory`, the weights are uniform. For unequal classes, the paper's choice
+    is ``weights="frequency"``. A path along a geodesic at constant speed does not follow the law:
+    see ``curvature`` of `SegmentLaw`. The result also contains compression and discrimination
+    (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR, arXiv:2311.02960).
 
     Parameters
     ----------

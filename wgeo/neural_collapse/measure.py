@@ -1,4 +1,4 @@
-"""The two passes over the samples of a layer, which all collapse metrics need.
+"""The two passes over the samples of a layer, from which its collapse metrics are computed.
 
 1. Pass one gives the class means (`ClassMoments`).
 2. Pass two gives what depends on the final class means (`SpanProjection`).
@@ -28,8 +28,8 @@ from .metrics import LayerCollapse, ProjectionSums, layer_collapse
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .small_samples import LeaveOneOut
 
-_DRIFT_TOLERANCE = 1e-4  # of a mean that is 0 if both passes read the same data
-_ROUNDING_FRACTION = 1e-3  # of the spread of the class means
+_DRIFT_TOLERANCE = 1e-4  # relative size below which a mean deviation counts as 0
+_ROUNDING_FRACTION = 1e-3  # allowed irreproducible error, relative to the class means' spread
 
 
 class LayerPasses:
@@ -86,8 +86,8 @@ class LayerPasses:
 class SpanProjection:
     """Pass two: projections of the samples onto the span of the final class means.
 
-    The pass sums the within-class energy along each direction of the span, from which nc1 is
-    computed if d is large. It also classifies every sample by its nearest class mean.
+    The pass sums the within-class energy along each direction of the span. If d is large, nc1 is
+    computed from these sums. The pass also classifies every sample by its nearest class mean.
     """
 
     def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:

@@ -51,8 +51,8 @@ class Frame:
     Attributes
     ----------
     equinorm : float or None
-        std_k ||v_k|| / mean_k ||v_k||, in [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020); the
-        variance is a mean over K, not K - 1.
+        std_k ||v_k|| / mean_k ||v_k||, in [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020), where
+        std_k divides by K, not by K - 1.
     equiangle : float or None
         ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same source).
     etf : float or None
@@ -255,7 +255,9 @@ class ProjectionSums:
     """The sums of pass two over all samples of a layer."""
 
     correct: int  # samples whose nearest class mean is that of their own class
-    mismatches: int | None  # of predictions with the nearest mean; None if some are unknown
+    # Number of samples whose predicted class is not that of the nearest mean; None unless all
+    # predictions are known.
+    mismatches: int | None
     within_along: Float[np.ndarray, " r"]  # V_j^T Sigma_W V_j, with V_j spanning the means
     leave_one_out: LeaveOneOut | None = None  # only if a class has few samples
 
@@ -271,8 +273,8 @@ def layer_collapse(
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    The classifier has a row for every class, also for those that do not occur. `FeatureError` is
-    raised if its width is not that of the layer.
+    The classifier has a row for every class, including classes without samples. `FeatureError` is
+    raised if the classifier does not have as many columns as the layer has features.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(
@@ -319,8 +321,8 @@ def _variability(
     sigma: Float[np.ndarray, " r"],
     reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """Return nc1 in all forms, cdnv, and their corrected estimates if a class has few samples."""
-    squares = pdist(geometry.coordinates, "sqeuclidean")  # of class means k < l
+    """Return nc1 in all forms, cdnv and, if a class has few samples, the corrected estimates."""
+    squares = pdist(geometry.coordinates, "sqeuclidean")  # ||m_k - m_l||^2 for k < l
     cdnv = _cdnv(geometry, squares)
     if cdnv is None:
         reasons["cdnv"] = "two class means coincide"

@@ -2,7 +2,7 @@
 
 Counts, class means and within-class variances are merged by the pairwise update of Chan, Golub and
 LeVeque (1983, "Algorithms for computing the sample variance"). It adds only nonnegative squares, so
-that nothing cancels. Pass two (`measure`) computes what depends on the *final* class means.
+nothing cancels. Pass two (`measure`) computes what depends on the *final* class means.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WEIGHTS = ("uniform", "frequency", "sample_mean")
 """How classes are weighted in the global mean and in Sigma_B; see `collapse`."""
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_ROUNDING = 4.0  # assumed error of an entry, in units of eps; class means in float32 have about 0.3
+_ROUNDING = 4.0  # assumed error, in units of eps; the error of class means in float32 is about 0.3
 _LARGEST = 1e140  # sums of squares are in float64's range for entries from 1 / _LARGEST to _LARGEST
 
 
@@ -288,8 +288,9 @@ class ClassMoments:
         if size != 0 and not 1 / _LARGEST < size < _LARGEST:
             raise FeatureError(
                 f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
-                f"{size:.1g}): their squares leave float64's range. Multiply them all by one "
-                "factor: of the metrics, only within and between change, by its square."
+                f"{size:.1g}): their squares leave float64's range. Multiply all features by one "
+                "factor. The metrics within and between then change by the square of this factor, "
+                "and no other metric changes."
             )
 
     def _spectrum(
@@ -429,7 +430,7 @@ class RowSample:
             self._multipliers = torch.from_numpy(odd).to(block.device)
         zero = torch.zeros(1, dtype=torch.float64, device=block.device)
         bits = (block + zero).view(torch.int64)  # in float64; -0.0 becomes 0.0
-        # Products propagate bits only upwards, but sign and exponent are the upper bits.
+        # Products propagate bits only upwards, so copy sign and exponent into the lower bits first.
         bits ^= bits >> 32
         bits *= self._multipliers[:-1]
         key = (bits.sum(1) + self._multipliers[-1]).cpu().numpy().view(np.uint64)

@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 from ..runtime import processes
 from .moments import SPECTRUM_SIZE, RowSample, class_weights
 
-_MAX_HIDDEN = 0.05  # maximum fraction of class pairs whose distance noise hides
+_MAX_HIDDEN = 0.05  # maximum fraction of class pairs whose distance is hidden by noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,8 @@ class SmallSampleEstimates:
 
         With c = `noise_factor`, sampling adds tr(S_W) c/K to the eigenvalues sigma_j^2 of Sigma_B,
         and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise. This holds
-        for every j if classes have equal sizes or frequency weights, and otherwise for the mean.
+        for every j if all classes have the same size, or with frequency weights. Otherwise it holds
+        only for the mean over j.
         """
         K, c = len(self.counts), self.noise_factor
         trace = self.correction * float(self.counts @ self.variances / self.counts.sum())

@@ -176,7 +176,7 @@ class CollapseStream:
 
         Examples
         --------
-        The stream keeps no features, so that ncc_accuracy needs a second pass:
+        This stream keeps no features, so ncc_accuracy needs a second pass:
 
         >>> import numpy as np
         >>> import wgeo

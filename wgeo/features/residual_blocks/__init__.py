@@ -49,9 +49,9 @@ _Ordered = list[tuple[int, BlockSpec]]  # each with the time at which its call o
 class Blocks:
     """The blocks of a network in execution order, and its other sums.
 
-    The other sums are those of two tensors of equal shape outside the blocks, which may be missed
-    residual blocks. They are counted by the name of the module whose forward computes them. If
-    `layers` was given, they are not recorded.
+    The other sums add two tensors of equal shape outside the blocks. They may belong to residual
+    blocks that were not found. `other_sums` counts them by the name of the module whose forward
+    computes them. It is empty if `layers` was given.
     """
 
     specs: tuple[BlockSpec, ...]
@@ -213,7 +213,8 @@ def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
 
     A reversible network computes ``a = a + f(b)`` and then ``b = b + g(a)``. The second sum looks
     like a shortcut around the first, since g(a) is computed from b. But the first sum's identity
-    summand, the old a, is not computed from b. If b were the input of a shortcut, it would be.
+    summand, the old a, is not computed from b. If b were the input of a shortcut around the first
+    sum, the old a would be computed from b.
     """
     return any(
         node in between and other not in results
@@ -225,7 +226,8 @@ def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
 def _shortcuts(total: Sum, watch: SumWatch) -> Iterator[tuple[int, set[Node], set[Node]]]:
     """Yield each summand from which the other is computed: its index, and two sets of tensors.
 
-    The first set lies between the two summands. The second was computed from the summand.
+    The first set contains the tensors between the two summands. The second contains all tensors
+    computed from the summand.
     """
     for identity in (1, 0):
         root, branch = total.nodes[identity], total.nodes[1 - identity]
@@ -262,9 +264,9 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
 def _two_streams(crossed: Sequence[str]) -> str:
     return (
         f"The forward of {_listing(crossed)} updates two streams of features alternately, each "
-        "from the other, as in RevNet. Neither stream is a map from layer to layer. Let each block "
-        "take and return both streams as one tensor, concatenated along the channels, or choose "
-        "the modules to analyze: `layers=['name', ...]`."
+        "from the other, as in RevNet. Neither stream alone gives a map from layer to layer. Let "
+        "each block take and return both streams as one tensor, concatenated along the channels, "
+        "or choose the modules to analyze: `layers=['name', ...]`."
     )
 
 

@@ -38,13 +38,13 @@ class Sum:
     """A sum of two tensors of equal shape, both computed from the images."""
 
     address: Address
-    running: tuple[str, ...]  # the modules, the innermost last
+    running: tuple[str, ...]  # the modules that are running, the innermost last
     order: int  # time at which it was computed
     nodes: tuple[Node, Node]  # the two summands
     result: Node
     partial: bool  # whether a summand is a slice of a larger tensor
-    # Names of at most two scalings or activations directly after the sum, if nothing else uses the
-    # value before each of them.
+    # Names of at most two scalings or activations that directly follow the sum. Each is the only
+    # function that uses the value before it.
     tail: list[str] = field(default_factory=list)
 
 
@@ -120,7 +120,7 @@ class SumWatch(_Addressed):
         self._alive: list[torch.Tensor] = [images]  # so that no tensor's id is used again
         self._versions: Counter[int] = Counter()
         self._parents: dict[Node, set[Node]] = {self._node(images): set()}
-        self._inputs: dict[int, Node | None] = {}  # by nesting depth of the module
+        self._inputs: dict[int, Node | None] = {}  # each running module's input, by nesting depth
         self._children: defaultdict[Node, set[Node]] = defaultdict(set)
         # Functions of a tensor: name, result, and whether it is a scaling or an activation.
         self._uses: defaultdict[Node, list[tuple[str, Node, bool]]] = defaultdict(list)
@@ -145,11 +145,11 @@ class SumWatch(_Addressed):
         return self._clock
 
     def sources(self, node: Node) -> set[Node]:
-        """Return all tensors from which a tensor was computed, and itself."""
+        """Return all tensors from which a tensor was computed, and the tensor itself."""
         return _reachable(node, self._parents)
 
     def results(self, node: Node) -> set[Node]:
-        """Return all tensors computed from a tensor, and itself."""
+        """Return all tensors computed from a tensor, and the tensor itself."""
         return _reachable(node, self._children)
 
     def finish(self) -> None:

@@ -21,7 +21,7 @@ class Call:
 
     args: tuple[Any, ...]  # of the first call
     kwargs: dict[str, Any]
-    y: torch.Tensor | None  # the output of the first call; None if it is no tensor, or several
+    y: torch.Tensor | None  # the first call's output; None unless it has exactly one tensor
     orders: list[int] = field(default_factory=list)  # time at which each call ended
 
     @property

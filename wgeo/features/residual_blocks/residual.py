@@ -40,11 +40,12 @@ class BlockSpec:
     name: str
     residual: bool  # whether the block adds a shortcut to its branch
     shortcut: str | None  # name of the module that is the shortcut; None for the identity
-    # Whether an activation changed the sum for the images of the probe. A ReLU does not change it
-    # if the shortcut's values are not negative.
+    # Whether an activation after the sum was noticed. With a silenced branch, the sum is the
+    # shortcut's value for the images of the probe. A ReLU that does not change this value, because
+    # no entry is negative, is not noticed.
     activated: bool = False
-    # Position or keyword of the argument that is an identity shortcut; of a sum, index of the
-    # identity summand.
+    # For a module, the position or keyword of the argument that its identity shortcut returns. For
+    # a sum, the index of the identity summand.
     argument: int | str = 0
     module: str = ""  # name of the module that is the block; empty for a sum
     call: int = 0  # index of the module's call
@@ -97,9 +98,10 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec
 def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec | None:
     """Return the block if its shortcut is one of its children, else None.
 
-    Several children can pass the test: with a silenced shortcut, the block equals the last child of
-    its branch. A child that reads the block's own input is preferred; among equals, the one with
-    the fewest activations, then the fewest parameters.
+    Several children can pass the test. For example, if the shortcut is silenced instead of the
+    branch, the block equals the last child of the branch. A child that reads the block's own input
+    is preferred. If several or none do, the child with the fewest activations is chosen, and among
+    those, the one with the fewest parameters.
     """
     x, y = call.x, call.y
     assert x is not None
@@ -116,10 +118,10 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> BlockSpec
             continue
         outputs = {run.y for run in probe.watch.calls if run.name == shortcut}
         if not _adds(name, outputs, probe):
-            continue  # not a summand: for example, the last projection of an attention
+            continue  # not a summand: for example, the last projection of attention
         reads_input = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         kept_children = {child_name}
-        if not reads_input:  # it follows other children, such as a pre-activation, which are kept
+        if not reads_input:  # then keep the children before it, such as a pre-activation
             kept_children |= {
                 other
                 for other, _ in part.named_children()
@@ -164,9 +166,9 @@ def _end_of(
 ) -> tuple[float, bool] | None:
     """Compare the output of a silenced block with `target`, the shortcut's value.
 
-    Return (c, activated) if the output is c `target`, or an activation of it; otherwise None.
-    Unless `scaled`, only c = 1 is accepted: a silenced gate x * sigmoid(f(x)) computes x / 2, but
-    adds nothing.
+    Return (c, activated) if the output is c times `target` or an activation of `target`; otherwise
+    None. Unless `scaled`, only c = 1 is accepted: a silenced gate x * sigmoid(f(x)) computes x / 2,
+    but adds nothing.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return None
@@ -186,9 +188,10 @@ def _end_of(
 def _two_slopes(
     out: torch.Tensor, target: torch.Tensor, scaled: bool
 ) -> tuple[float, torch.Tensor]:
-    """Fit a max(t, 0) + b min(t, 0) to `out`: a scaling or (leaky) ReLU of the target t.
+    """Fit a max(t, 0) + b min(t, 0) to `out`, where t is `target`; return a and the fit.
 
-    Return a, which is 1 unless `scaled`, and the fit; if it flips signs, it is all NaN.
+    The fit is exact if `out` is a scaling or a (leaky) ReLU of t. Unless `scaled`, a is 1. If the
+    fit would flip signs, or a is near 0, return 1 and NaN.
     """
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))
