@@ -111,7 +111,7 @@ FORMS = {
     "svds": full_svds,
     "pinv": full_pinv,
 }
-MATRICES = {"svds": 5, "pinv": 9}  # number of d x d float64 arrays at the peak; too many: skipped
+MATRICES = {"svds": 5, "pinv": 9}  # d x d float64 arrays that must fit in memory
 
 
 def resident(key: str) -> int:
@@ -271,7 +271,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=300, help="seconds a measurement may take")
-    parser.add_argument("--stream", action="store_true", help="measure the cost of streaming")
+    parser.add_argument(
+        "--stream", action="store_true", help="measure only the overhead of streaming"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -121,7 +121,7 @@ def nc1_torch(layer: Layer) -> float:
 
 
 def nc1_of_classes(layer: Layer) -> float:
-    """tr(S Sigma_B^+), with S the mean over classes of (N_k/N) Sigma_k; about the sample mean."""
+    """tr(S Sigma_B^+), S the mean over classes of (N_k/N) Sigma_k; about the mean of samples."""
     vectors, values, _ = scipy.linalg.svd(layer.sigma_b(layer.mean_of_samples).numpy())
     vectors, values = vectors[:, : layer.classes - 1], values[: layer.classes - 1]
     return float(np.trace(layer.sigma_w.numpy() / layer.classes @ (vectors / values @ vectors.T)))
@@ -390,7 +390,7 @@ def collapsed(H: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def table(outcome: dict) -> Table:
-    """Digits of agreement in float32 and float64, and the effect of uniform weights on wgeo."""
+    """Digits of agreement in both precisions, and the effect of uniform weights on wgeo's value."""
     out = Table(title="wgeo's value, and the digits to which the script agrees")
     for column in ("source", "metric", "weights"):
         out.add_column(column, no_wrap=True)

@@ -1,4 +1,4 @@
-"""wgeo on a GPU: does it agree with the CPU, how long does it take, how long at least?
+"""wgeo on a GPU: does it agree with the CPU, how long does it take, and what is the lower bound?
 
     python benchmarks/gpu.py                          # on one large GPU, at most 8 minutes
     python benchmarks/gpu.py --device cpu --small     # the same code at tiny sizes, without a GPU

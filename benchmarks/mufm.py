@@ -285,7 +285,9 @@ def main() -> None:
     parser.add_argument(
         "--times", type=float, default=150.0, help="time limit of a peer, as a multiple of wgeo's"
     )
-    parser.add_argument("--rate", type=float, help="Adam's learning rate (default: the best)")
+    parser.add_argument(
+        "--rate", type=float, help="Adam's learning rate (default: the fastest of several)"
+    )
     parser.add_argument("--pixels", help="images, as `wgeo.load_images` takes them")
     parser.add_argument("--limit", type=int, default=10_000, help="number of images")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -239,12 +239,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--largest", type=int, default=16000)
     parser.add_argument("--large", action="store_true")
-    parser.add_argument("--samples", type=int, default=100_000, help="with --large")
+    parser.add_argument(
+        "--samples", type=int, default=100_000, help="number of samples with --large"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", help="processes to compare, such as 1 2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--axes", nargs="+", choices=axes(1000), default=list(axes(1000)))
-    parser.add_argument("--folder", type=Path, help="of the features (default: temporary)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the features (default: a temporary one)"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     record = json.loads(args.out.read_text()) if args.out.exists() else {}

@@ -408,7 +408,7 @@ def main() -> None:
     parser.add_argument("--pair", type=int, default=10_000, help="samples; 0 leaves it out")
     parser.add_argument("--large", type=int, default=50_000, help="samples; 0 leaves it out")
     parser.add_argument("--hard", type=int, nargs="*", default=[2000, 5000])
-    parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="hard clouds")
+    parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="the hard clouds")
     solvers = ["wgeo", "POT emd2", "lapx", "scipy"]
     parser.add_argument("--hard-solvers", nargs="*", default=solvers)
     parser.add_argument("--hard-limit", type=float, default=60, help="seconds for one kind")
