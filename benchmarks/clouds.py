@@ -1,6 +1,7 @@
-"""Clouds that are thin, tied, full of duplicates, or copies: hard for sparse exact solvers.
+"""Pairs of clouds that are hard for sparse exact solvers.
 
-``make(kind, n, seed)`` returns x, y and weights or None for each.
+They are thin, have many equal distances or duplicates, or are copies of each other.
+``make(kind, n, seed)`` returns the clouds x and y and their weights (None if uniform).
 """
 
 from __future__ import annotations

@@ -4,18 +4,18 @@
     python benchmarks/collapse.py --widths 100000 --samples 2000
     python benchmarks/collapse.py --stream --samples 4096    # all layers of a CIFAR ResNet-20
 
-Every measurement runs in a separate process; "x" columns are multiples of wgeo's. CPU seconds are
-of all threads. Memory is the peak of resident memory above what the process held with its libraries
-and the features loaded. The peers compute NC1 alone, as published scripts do: Sigma_W and Sigma_B
-in full, then `numpy.linalg.pinv`, or the truncated decomposition of Papyan's script. wgeo computes
-every metric of its record, without the ranks if the table says so.
+Every measurement runs in a separate process; columns marked "x" are multiples of wgeo's values. CPU
+seconds are summed over threads. Memory is the peak of resident memory above what the process held
+with its libraries and the features loaded. The peers compute NC1 alone, as published scripts do:
+Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`, or the truncated decomposition of Papyan's
+script. wgeo computes every metric of its record, without the ranks if the table says so.
 
-With ``--stream``, random images go through a CIFAR ResNet-20, in turns with and without metrics of
-all layers (the pixels, the stem and nine blocks); the ratio is the median over turns. Beyond about
-4,800 images the pixels exceed the memory that the stream may use; their NC1 and nearest means,
-which need a second pass, are then omitted.
+With ``--stream``, random images go through a CIFAR ResNet-20, alternately with and without metrics
+of all layers (the pixels, the stem and nine blocks); the ratio is the median over turns. Beyond
+about 4,800 images the pixels exceed the memory that the stream may use. NC1 and nearest class means
+of the pixels, which need a second pass, are then omitted.
 
-Results go into `benchmarks/collapse.json`; earlier ones stay there.
+Results go into `benchmarks/collapse.json`; earlier results for other sizes stay there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from wgeo.neural_collapse import collapse_of, collapse_stream
 from wgeo.runtime.progress import show_progress, track
 
 BATCH = 256
-TURNS = 5  # of forward passes
+TURNS = 5  # forward passes with metrics, and as many without
 
 
 def features(n: int, d: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ def full_pinv(H: np.ndarray, y: np.ndarray) -> float:
 
 
 def full_svds(H: np.ndarray, y: np.ndarray) -> float:
-    """The same with K - 1 singular triples of Sigma_B, as in Papyan's published script."""
+    """NC1 from K - 1 singular triples of Sigma_B, as in Papyan's published script."""
     sigma_w, sigma_b, K = covariances(H, y)
     vectors, values, _ = svds(sigma_b, k=min(K, len(sigma_b)) - 1)
     inverse = vectors @ np.diag(1 / values) @ vectors.T
@@ -111,7 +111,7 @@ FORMS = {
     "svds": full_svds,
     "pinv": full_pinv,
 }
-MATRICES = {"svds": 5, "pinv": 9}  # d x d float64 arrays alive at the peak, to skip what won't fit
+MATRICES = {"svds": 5, "pinv": 9}  # d x d float64 arrays that must fit in memory
 
 
 def resident(key: str) -> int:
@@ -271,11 +271,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=300, help="seconds a measurement may take")
-    parser.add_argument("--stream", action="store_true", help="the overhead of streaming instead")
+    parser.add_argument(
+        "--stream", action="store_true", help="measure only the overhead of streaming"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[key] = str(args.threads)  # for the processes to come
+        os.environ[key] = str(args.threads)  # for the processes started below
     if args.stream:
         rows = run_stream(args.samples, args.threads)
         keep(args.out, "stream", rows, ("samples",))

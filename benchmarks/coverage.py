@@ -2,9 +2,9 @@
 
 python benchmarks/coverage.py
 
-Every kind of interval and p-value that a sentence of a verdict uses, on samples with known truth,
-except certified intervals, which the tests check in rational arithmetic. Takes about five minutes
-on one core; writes coverage.json beside this file.
+Checks every kind of interval and p-value that wgeo's verdicts use, on samples whose true value is
+known. Certified intervals are left out, because the tests check them in rational arithmetic. Takes
+about five minutes on one core; writes coverage.json beside this file.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def of_fresh_networks(runs: int, segments: int) -> Row:
 
 
 def of_two_networks(runs: int) -> Row:
-    """`straighter_than` if both networks come from one distribution, over images."""
+    """How often `straighter_than` over images finds a difference within one distribution."""
     told = []
     for run in range(runs):
         rng = np.random.default_rng(run)
@@ -117,7 +117,7 @@ def of_two_networks(runs: int) -> Row:
 
 
 def of_paired_networks(runs: int) -> Row:
-    """`straighter_than` on the same images, if both networks err in the same way."""
+    """How often `straighter_than` finds a difference on the same images, if there is none."""
     told = []
     for run in range(runs):
         rng = np.random.default_rng(run)
@@ -150,7 +150,7 @@ def fresh_digits(count: int) -> tuple[list[Any], wgeo.Images]:
 
 
 def of_runs(runs: int) -> Iterator[Row]:
-    """Fresh networks against each other: over images, and four against four over networks."""
+    """How often fresh networks differ: two over images, and four from four over networks."""
     networks, images = fresh_digits(24)
     features = [wgeo.trace(net, images) for net in networks]
     told = [
@@ -169,7 +169,7 @@ def of_runs(runs: int) -> Iterator[Row]:
 
 
 def of_jacobians(runs: int, points: int) -> Iterator[Row]:
-    """Intervals over a few images of what the Brenier test measures, of two fresh blocks."""
+    """Intervals over a few images: do they contain the mean over all, for two fresh blocks?"""
     networks, images = fresh_digits(1)
     everything = inputs(networks[0], images, np.arange(120))
     options = {"probes": 4, "lanczos": 16, "bootstrap": 0}
@@ -187,7 +187,7 @@ def of_jacobians(runs: int, points: int) -> Iterator[Row]:
 
 
 def of_presets(runs: int) -> Row:
-    """How often another normalization is called better, if eight are as good, on 200 images."""
+    """How often, on 200 images, one of eight equally good normalizations is called better."""
     rng = np.random.default_rng(0)
     named = []
     for _ in range(runs):

@@ -36,9 +36,9 @@ from wgeo.neural_collapse import LayerCollapse, collapse_of
 from wgeo.neural_collapse.metrics import Frame
 
 BATCH = 128
-TAIL = 10  # times as many samples in the largest class as in the smallest
-NEAR = 0.01  # what is left of the distance from the class mean
-MOST = 16.0  # digits of float64
+TAIL = 10  # samples in the largest class, as a multiple of those in the smallest
+NEAR = 0.01  # remaining fraction of a sample's distance from its class mean
+MOST = 16.0  # largest number of digits, about that of float64
 CASES = ("equal", "unequal", "collapsed")
 
 
@@ -121,7 +121,7 @@ def nc1_torch(layer: Layer) -> float:
 
 
 def nc1_of_classes(layer: Layer) -> float:
-    """tr of the mean over classes of (N_k/N) Sigma_k, times Sigma_B^+ about the mean of samples."""
+    """tr(S Sigma_B^+), S the mean over classes of (N_k/N) Sigma_k; about the mean of samples."""
     vectors, values, _ = scipy.linalg.svd(layer.sigma_b(layer.mean_of_samples).numpy())
     vectors, values = vectors[:, : layer.classes - 1], values[: layer.classes - 1]
     return float(np.trace(layer.sigma_w.numpy() / layer.classes @ (vectors / values @ vectors.T)))
@@ -133,7 +133,7 @@ def quotient(layer: Layer) -> float:
 
 
 def spread(vectors: torch.Tensor) -> float:
-    """Standard deviation (of K - 1) of the norms over their mean."""
+    """Standard deviation of the norms (with divisor K - 1), divided by their mean."""
     norms = vectors.norm(dim=1)
     return float(norms.std() / norms.mean())
 
@@ -185,12 +185,12 @@ def centered(W: torch.Tensor) -> torch.Tensor:
     return W - W.mean(0)
 
 
-# --- and which of wgeo's values that is -----------------------------------------------------------
+# --- the corresponding values of wgeo -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A script's metric, and wgeo's value with its conversion."""
+    """A script's metric, and wgeo's value converted to the script's convention."""
 
     source: str
     metric: str
@@ -198,12 +198,12 @@ class Definition:
     conversion: str
     wgeo: Callable[[LayerCollapse, Layer], float | None]
     weights: str = "uniform"
-    bias: bool = True  # in the classifier's predictions
-    centered: bool = False  # the classifier's rows
+    bias: bool = True  # whether the classifier's predictions use its bias
+    centered: bool = False  # whether the classifier's rows are centered
 
 
 def bessel(K: int) -> float:
-    """The ratio of the standard deviation with K - 1 to that with K."""
+    """The ratio of the standard deviation with divisor K - 1 to that with divisor K."""
     return math.sqrt(K / (K - 1))
 
 
@@ -331,7 +331,7 @@ def digits(value: float, expected: float) -> float:
 
 
 def compare(H: np.ndarray, y: np.ndarray, W: np.ndarray, b: np.ndarray) -> list[dict]:
-    """Evaluate every definition in both precisions, and wgeo's value."""
+    """Compare every definition, in both precisions, with wgeo's value."""
     exact, single = (
         Layer(
             H=torch.as_tensor(H, dtype=dtype),
@@ -364,7 +364,7 @@ def compare(H: np.ndarray, y: np.ndarray, W: np.ndarray, b: np.ndarray) -> list[
 
 
 def first_of_each_class(y: np.ndarray, tail: float = 1.0) -> np.ndarray:
-    """Rows of as many samples of each class, or of fewer from class to class, `tail` in total."""
+    """Rows of the first samples of each class; the last class has 1/tail as many as the first."""
     classes, counts = np.unique(y, return_counts=True)
     sizes = counts.min() * tail ** -np.linspace(0, 1, len(classes))
     rows = [np.flatnonzero(y == k)[: round(n)] for k, n in zip(classes, sizes, strict=True)]
@@ -383,14 +383,14 @@ def trajectory(args: argparse.Namespace) -> wgeo.Trajectory:
 
 
 def collapsed(H: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Move samples towards their class means, which stay."""
+    """Move samples towards their class means, without changing the means."""
     means = {k: H[y == k].mean(0, dtype=np.float64) for k in np.unique(y)}
     own = np.array([means[k] for k in y])
     return (own + NEAR * (H - own)).astype(H.dtype)
 
 
 def table(outcome: dict) -> Table:
-    """Digits of agreement in float32 and float64, and what uniform weights would change."""
+    """Digits of agreement in both precisions, and the effect of uniform weights on wgeo's value."""
     out = Table(title="wgeo's value, and the digits to which the script agrees")
     for column in ("source", "metric", "weights"):
         out.add_column(column, no_wrap=True)
@@ -408,7 +408,7 @@ def table(outcome: dict) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
-    parser.add_argument("--arch", help="of the checkpoint, if it does not say")
+    parser.add_argument("--arch", help="architecture, if the checkpoint does not name it")
     parser.add_argument("--data", default="cifar10", help="images, as `wgeo analyze` takes them")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""wgeo on a GPU: does it agree with the CPU, how long does it take, and how long must it take?
+"""wgeo on a GPU: does it agree with the CPU, how long does it take, and what is the lower bound?
 
     python benchmarks/gpu.py                          # on one large GPU, at most 8 minutes
     python benchmarks/gpu.py --device cpu --small     # the same code at tiny sizes, without a GPU
@@ -14,15 +14,16 @@ nccl       collective operations of a group of one process
 tests      the tests that need a GPU
 
 Clouds are synthetic: d = 64, ten clusters; `near` moves every point a little, `far` is another
-sample of moved clusters. The floor of a time is what its matrix products take at the measured
-rate, or its passes over blocks of scores at the measured bandwidth, whichever is longer. An
-iteration of Sinkhorn accesses each entry of a block eight times (not at all if fused), a pass of
-Exact twice. The floor does not include exponentials, sparse problems on the CPU, or kernels for
-small arrays. Solutions are computed twice: `first`, which includes compilation, and the second,
-which is the time. Memory is the peak of what torch allocated on the device.
+sample of moved clusters. The floor of a time is a lower bound: for each pass, the time of its
+matrix products at the measured rate, or of its accesses to blocks of scores at the measured
+bandwidth, whichever is longer. An iteration of Sinkhorn accesses each entry of a block eight times
+(not at all if fused), a pass of Exact twice. The floor does not include exponentials, sparse
+problems on the CPU, or kernels for small arrays. Every solution is computed twice: `first` is the
+time of the first call, which includes compilation, and `seconds` that of the second. Memory is the
+peak of what torch allocated on the device.
 
-Writes `benchmarks/gpu.json` and the same as tables, `gpu.md`; with ``--small``, only if ``--out``
-is given.
+Writes `benchmarks/gpu.json`, and its tables into `gpu.md`; with ``--small``, only if ``--out`` is
+given.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def tests(device: str) -> Iterator[Row]:
 
 
 def clouds(n: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return n points around ten centers, and the same moved a little, or n others moved more."""
+    """Return n points around ten centers, and these moved a little, or n around moved centers."""
     rng = np.random.default_rng(0)
     centers, moved = rng.normal(size=(2, 10, WIDTH)).astype(np.float32)
     x = centers[np.arange(n) % 10] + 0.5 * rng.normal(size=(n, WIDTH)).astype(np.float32)
@@ -229,7 +230,7 @@ def measured(work: Callable[[], Any], device: str, times: int = 2) -> Row:
                 synchronize(device)
                 seconds = time.perf_counter() - start
             row = {"first": seconds, **row, "seconds": seconds, "value": value, "work": passes}
-    except Exception as error:  # of another package, of a compiler, or out of memory
+    except Exception as error:  # from another package, a compiler, or a lack of memory
         return skipped(error)
     if device.startswith("cuda"):
         row["peak"] = torch.cuda.max_memory_allocated()
@@ -252,7 +253,7 @@ def counted_passes() -> Iterator[list[Row]]:
             problem, fused = self.clouds, isinstance(self, FusedKernel)
             n, m, d = len(problem.x), len(problem.y), problem.x.shape[1]
             kind = "fused" if fused else "blocks"
-            # A fused iteration makes two products, and one of each with columns of zeros.
+            # A fused pass makes two products, each with d + 16 columns, some of which are zeros.
             passes.append(count(kind, name_of(self.dtype), n, m, 2 * (d + 16) if fused else d))
             return softmin(self, *args)
 

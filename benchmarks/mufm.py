@@ -1,4 +1,4 @@
-"""MUFM fitted by wgeo, compared with descent over all features: CPU seconds to one objective.
+"""MUFM fitted by wgeo, compared with descent over all features: CPU seconds to the same objective.
 
     python benchmarks/mufm.py                          # N = 500, 2000, 10,000, 100,000
     python benchmarks/mufm.py --samples 2000 --times 1000
@@ -279,13 +279,17 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 
 def main() -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of the processes below
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for the processes below
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, nargs="*", default=[500, 2000, 10_000, 100_000])
-    parser.add_argument("--times", type=float, default=150.0, help="wgeo's seconds a peer may take")
-    parser.add_argument("--rate", type=float, help="of Adam; else the quickest of several")
-    parser.add_argument("--pixels", help="images, as load_images takes them")
-    parser.add_argument("--limit", type=int, default=10_000, help="of images")
+    parser.add_argument(
+        "--times", type=float, default=150.0, help="time limit of a peer, as a multiple of wgeo's"
+    )
+    parser.add_argument(
+        "--rate", type=float, help="Adam's learning rate (default: the fastest of several)"
+    )
+    parser.add_argument("--pixels", help="images, as `wgeo.load_images` takes them")
+    parser.add_argument("--limit", type=int, default=10_000, help="number of images")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     found = json.loads(asked.out.read_text()) if asked.out.exists() else {"rows": {}}

@@ -7,12 +7,12 @@
 
 Features are synthetic: clusters that contract and drift from layer to layer, written to disk and
 opened as `wgeo.Trajectory.load` does. Every measurement runs in a separate process. ``anon`` is the
-peak of anonymous memory (RssAnon, sampled every 20 ms); ``peak`` is the largest resident set
-(ru_maxrss), which also counts pages of the memory maps, which the system can reclaim. Both include
-Python and the libraries (``idle``). CPU seconds are of all threads.
+peak of anonymous memory (RssAnon, sampled every 20 ms). ``peak`` is the largest resident set
+(ru_maxrss), which also counts pages of the memory maps; the system can reclaim these. Both include
+Python and the libraries, whose memory is ``idle``. CPU seconds are summed over threads.
 
-Results go into `benchmarks/scale.json`; earlier ones stay there. Exponents are slopes of
-log time (or memory above idle) over log size, by least squares.
+Results go into `benchmarks/scale.json`; earlier results of other tasks stay there. Exponents are
+slopes of log time (or memory above idle) over log size, by least squares.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ MIDDLE = {"n": 4000, "d": 64, "layers": 4}
 
 
 def axes(largest: int) -> dict[str, list[int]]:
-    """Sizes, doubled one at a time from the middle."""
+    """Values of n, d and layers; in a sweep over one, the others have their values in `MIDDLE`."""
     return {
         "n": [1000 * 2**k for k in range(1 + int(math.log2(largest / 1000)))],
         "d": [32, 64, 128, 256, 512],
@@ -239,12 +239,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--largest", type=int, default=16000)
     parser.add_argument("--large", action="store_true")
-    parser.add_argument("--samples", type=int, default=100_000, help="of --large")
+    parser.add_argument(
+        "--samples", type=int, default=100_000, help="number of samples with --large"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", help="processes to compare, such as 1 2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--axes", nargs="+", choices=axes(1000), default=list(axes(1000)))
-    parser.add_argument("--folder", type=Path, help="for the features; default a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the features (default: a temporary one)"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     record = json.loads(args.out.read_text()) if args.out.exists() else {}

@@ -7,19 +7,19 @@
 Four tasks; three on gap-pooled features in float32, as a network computes them:
 
 chain   every block, and every segment end to end, at N = 2000 and 4000, summed over the pairs;
-pair    the pair whose own coupling is optimal and moves least, and the hardest, at N = 10,000;
+pair    the pairs with the fewest passes (easy) and the most CPU seconds of wgeo, at N = 10,000;
 large   the easy pair at N = 50,000;
-hard    thin, tied, duplicated, copied clouds (`clouds.py`), at N = 2000 and 5000.
+hard    clouds that are thin, tied, duplicated or copied (`clouds.py`), at N = 2000 and 5000.
 
 Every solver runs in a separate process, on the same arrays, and builds the cost matrix it needs.
-The hard clouds of one size share a process; there, CPU seconds are compared.
+The hard clouds of one size share a process; their tables compare CPU seconds.
 Memory is the peak of resident memory above what the process held with libraries and features
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
 GeomLoss (debiased, scaling 0.8) is run at blur 0.5, then with the blur halved until the error is
 below 0.1 %; only the last run counts in the second row, although its blur is not known in advance.
 If there are fewer images than N, additional samples interpolate two of one class, at every layer.
-Writes `benchmarks/transport.json`, task by task; ``--chain --large 0`` repeats only `pair` and
-keeps the other results.
+Writes `benchmarks/transport.json`, task by task; ``--chain --hard --large 0`` repeats only `pair`
+and keeps the other results.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def question(
 
 
 def hard_clouds(n: int, rows: list[dict], args: argparse.Namespace) -> Iterator[dict]:
-    """Measure wgeo and dense solvers on each kind of hard clouds; yield what there is after each.
+    """Measure every solver on the hard clouds; after each solver, yield the results so far.
 
     Earlier `rows` of other solvers or kinds remain.
     """
@@ -287,7 +287,7 @@ def hard_clouds(n: int, rows: list[dict], args: argparse.Namespace) -> Iterator[
 
 
 def run_hard(solver: str, n: int, kinds: list[str], args: argparse.Namespace) -> dict[str, dict]:
-    """Measure all kinds in one process; in another one after a kind that took too long."""
+    """Measure all kinds in one process; start another one after a kind that failed or took long."""
     outcomes: dict[str, dict] = {}
     while waiting := [kind for kind in kinds if kind not in outcomes]:
         receive, send = mp.get_context("spawn").Pipe(duplex=False)
@@ -401,23 +401,23 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="a trained network; default: train one")
-    parser.add_argument("--arch", help="of the checkpoint, if it does not say")
+    parser.add_argument("--arch", help="architecture, if the checkpoint does not name it")
     parser.add_argument("--data", default="cifar10", help="images, as `wgeo analyze` takes them")
     parser.add_argument("--split", default="train")
     parser.add_argument("--chain", type=int, nargs="*", default=[2000, 4000])
     parser.add_argument("--pair", type=int, default=10_000, help="samples; 0 leaves it out")
     parser.add_argument("--large", type=int, default=50_000, help="samples; 0 leaves it out")
     parser.add_argument("--hard", type=int, nargs="*", default=[2000, 5000])
-    parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="of hard clouds")
+    parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="the hard clouds")
     solvers = ["wgeo", "POT emd2", "lapx", "scipy"]
     parser.add_argument("--hard-solvers", nargs="*", default=solvers)
-    parser.add_argument("--hard-limit", type=float, default=60, help="seconds each may take")
+    parser.add_argument("--hard-limit", type=float, default=60, help="seconds for one kind")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=900, help="seconds a measurement may take")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[key] = str(args.threads)  # for the processes to come
+        os.environ[key] = str(args.threads)  # for the processes started below
     cuda = torch.cuda.is_available()
     console, outcome = Console(width=110), kept(args.out)
     with tempfile.TemporaryDirectory() as folder, show_progress():
@@ -465,7 +465,7 @@ def key_of(answer: dict) -> tuple[str, int]:
 
 
 def write(outcome: list[dict], args: argparse.Namespace) -> None:
-    """Write the results so far; hard clouds alone change nothing of the others' record."""
+    """Write the results so far; a run of hard clouds alone keeps the recorded number of threads."""
     threads = args.threads
     if args.out.exists() and not (args.chain or args.pair or args.large):
         threads = json.loads(args.out.read_text())["threads"]

@@ -32,7 +32,7 @@ def code_of(work: Callable[..., Any]) -> str:
     """Return a hash of the code that measures: `work`, the code it uses, and wgeo.
 
     This includes every function and constant of its file that `work` reaches, and every module of
-    the experiments that these import.
+    the experiments that these import, except `lab` and `kept`.
     """
     file = Path(inspect.getsourcefile(work) or "")
     return _hash([_package(), *sorted(_reached(file, work.__name__))])

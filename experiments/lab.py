@@ -59,9 +59,14 @@ class Lab:
             description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument(
-            "--full", action="store_true", help="the [full] settings; hours, or a GPU"
+            "--full", action="store_true", help="use the [full] settings (takes hours, or a GPU)"
         )
-        parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+        parser.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs/experiments"),
+            help="folder of results and trained networks",
+        )
         parser.add_argument(
             "--jobs", type=int, default=os.cpu_count(), help="number of parallel cells"
         )
@@ -70,7 +75,7 @@ class Lab:
             action="append",
             default=[],
             metavar="NAME=SOURCE",
-            help="location of a data set: mnist=npz:mnist.npz; otherwise torchvision downloads it",
+            help="location of a data set, such as mnist=npz:mnist.npz (default: download it)",
         )
         parser.add_argument(
             "--no-training",
@@ -97,7 +102,7 @@ class Lab:
         ]
 
     def measure(self, work: Callable[[Cell, Bench], dict[str, Any]], cells: Sequence[Cell]) -> list:
-        """Return ``work(cell, bench)`` for every cell, from its file if that is still valid.
+        """Return ``work(cell, bench)`` for every cell, or its saved result if that is still valid.
 
         `work` is a function of run.py, called in processes with one thread each. A failed cell is
         reported at the end and does not affect the others. ``--no-training`` leaves out cells whose
@@ -137,7 +142,7 @@ class Lab:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
                 text = json.dumps({**done.result(), "code": code}, indent=1)
-                results[k] = json.loads(text)  # as it will be read from its file
+                results[k] = json.loads(text)  # the same types as a result read from its file
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
@@ -277,7 +282,7 @@ def _one(file: Path, name: str, cell: Cell, bench: Bench) -> dict[str, Any]:
 
 @contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    """Lock the training of a network, after other processes have finished it."""
+    """Hold the lock of a network's training; wait while another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -348,7 +353,7 @@ def rank_correlation_within(
 
 
 def by(results: Sequence[dict[str, Any]], *names: str) -> dict[tuple, list[dict[str, Any]]]:
-    """Group results by settings of their cells, in order."""
+    """Group results by settings of their cells, in the order of first occurrence."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(tuple(result["cell"][name] for name in names), []).append(result)

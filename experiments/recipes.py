@@ -9,10 +9,11 @@ from lab import Bench, Cell
 
 import wgeo
 
-# The images of a small run (`limit`, `size`), the stride of the stem, and the number of epochs,
-# well beyond accuracy 1: at the end, straightness changes less than it differs between seeds.
-# `longer` gives other numbers of epochs for some weight decays. `decayed` is passed to
-# `wgeo.train`: with decay on every weight, runs on natural images leave the terminal phase.
+# The settings of a small run: its images (`limit`, `size`), the stride of the stem, and the number
+# of epochs. Training goes on well beyond accuracy 1, until straightness changes less than it
+# differs between seeds. `longer` gives other numbers of epochs for some weight decays. `decayed` is
+# passed to `wgeo.train`: with decay on every weight, runs on natural images leave the terminal
+# phase.
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"limit": None, "size": None, "stride": 2, "epochs": 160},
     "mnist": {"limit": 1000, "size": 14, "stride": 2, "epochs": 160},
@@ -25,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "decayed": "unnormalized",
     },
 }
-# More images of a data set (`of`), in the precision that lets them be trained on a CPU.
+# More images of the data set `of`, in a precision in which training on a CPU is fast enough.
 SMALL["cifar10, 5000 images"] = {
     **SMALL["cifar10"],
     "of": "cifar10",

@@ -57,7 +57,7 @@ def at_epoch(run: wgeo.TrainingRun, epoch: int | None) -> wgeo.Network:
 
 
 def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
-    """Measure the path of a network that is a single segment."""
+    """Measure the path of a network whose blocks form a single segment."""
     straight = wgeo.straightness(traj, bootstrap=0, pairs=False, nulls=0)
     segment = straight.segments[0]
     steps = [block.distance / segment.distance for block in straight.blocks]
@@ -118,7 +118,7 @@ def report(lab: Lab, networks: Sequence[Cell]) -> None:
 
 
 def _cells(networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
-    """Return a cell for each look and network, look by look, without epochs past a run's end."""
+    """Return a cell for each look (epoch, pool) and network; leave out epochs past a run's end."""
     return [
         {**cell, **look}
         for look in looks
@@ -156,7 +156,7 @@ def _between(row: dict[str, Any]) -> float:
 
 
 def at_the_end(results: Sequence[Result]) -> str:
-    """Straightness at the last epoch."""
+    """Tabulate straightness at the last epoch."""
     names = {
         "length_ratio": "length ratio",
         "centred length_ratio": "centred",
@@ -282,7 +282,7 @@ def effects(results: Sequence[Result]) -> str:
 def optimal_from(result: Result) -> str:
     """Return the first layer from which on every map to the last is nearly optimal or undecided.
 
-    It is in parentheses if its own map is undecided.
+    The layer is in parentheses if its own map is undecided.
     """
     states = to_the_end(result)
     first = len(states)
@@ -294,7 +294,7 @@ def optimal_from(result: Result) -> str:
 
 
 def to_the_end(result: Result) -> list[str]:
-    """Return the state of the map from each layer to the last: optimal, not, or undecided."""
+    """Return, for each layer, whether its map to the last is nearly optimal, not, or undecided."""
     pairs, margin = result["pairs"], max(1 - OPTIMAL, 1 / np.sqrt(result["samples"]))
     states = []
     for low, high, null in zip(

@@ -1,4 +1,4 @@
-"""Is a deeper residual network straighter, at equal numbers of runs of blocks?
+"""Is a deeper residual network straighter, at equal numbers of groups of blocks?
 
 python experiments/02_depth/run.py --data mnist=npz:mnist.npz
 """
@@ -27,7 +27,7 @@ PATH = ("length_ratio", "sqrt_moving_blocks", "action_ratio", "turning_angle")
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Measure one network's straightness at its last epoch, and its length over runs of blocks."""
+    """Measure a network's straightness at its last epoch, and its length over groups of blocks."""
     run = recipes.network(bench, cell)
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(run.module, images)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
-    """Tabulate L(k) / D of networks of different depth, as they are and centered."""
+    """Tabulate, by depth, the length over k groups of blocks relative to that of the geodesic."""
     known = sorted({int(k) for group in groups.values() for k in group[0]["runs"]})
     rows = []
     for key, group in groups.items():
@@ -107,7 +107,7 @@ def all_layers(
 
 
 def draw(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
-    """Draw the length over equal numbers of runs, as a function of depth."""
+    """Draw the length ratio at equal numbers of groups of blocks, as a function of depth."""
     data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
     looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]

@@ -52,9 +52,9 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 
 def exact(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Compute the displacement's Jacobian D = J - I of every block, and where its asymmetry lies.
+    """Compute the Jacobian D = J - I of every block's displacement; return the values of `parts`.
 
-    Returns means over blocks and images of the values of `parts`.
+    The values are means over blocks and images.
     """
     images = recipes.images(bench, cell["data"], cell["full"])
     rows = np.linspace(0, len(images) - 1, cell["samples"]).astype(int)
@@ -91,13 +91,13 @@ def jacobians(block: Any, x: torch.Tensor) -> torch.Tensor:
 def parts(
     jacobian: torch.Tensor, principal: torch.Tensor, random: torch.Tensor
 ) -> dict[str, float]:
-    """Return the asymmetry of D = J - I, and of D in some directions, with and without a trace.
+    """Return the asymmetry of D = J - I in all and in some directions, with and without its trace.
 
-    The multiple of I nearest to a d x d matrix is tr(D) / d, which is symmetric, with the squared
-    norm tr(D)^2 / d. It lowers the asymmetry, but only shrinks or expands all features alike.
-    `principal` and `random` are k orthonormal rows V; in these directions, D is V D V^T. For a
-    matrix of k x k independent normal entries, the mean asymmetry is (k^2 - k) / (k^2 + k - 4), and
-    (k^2 - k) / (k^2 + k - 6) without the multiple of I.
+    The multiple of I nearest to the d x d matrix D is tr(D) / d I, with the squared norm
+    tr(D)^2 / d. It is symmetric and so lowers the asymmetry, but it only shrinks or expands all
+    features alike. `principal` and `random` are k orthonormal rows V; in these directions, D is
+    V D V^T. For a k x k matrix of independent normal entries, the mean asymmetry is
+    (k^2 - k) / (k^2 + k - 4), and (k^2 - k) / (k^2 + k - 6) without the multiple of I.
     """
     displacement = jacobian - torch.eye(len(jacobian), dtype=jacobian.dtype)
     inside = {"principal": principal, "random": random}

@@ -52,7 +52,9 @@ def inputs_of_layers(module: nn.Module, images: wgeo.Images, batch: int = 250) -
 
 
 def in_their_units(layers: dict[str, list[float | None]], classes: int) -> dict[str, Any]:
-    """Return metrics in the authors' units: NC1 not divided by K, the spread of norms with K - 1.
+    """Return metrics in the authors' units.
+
+    NC1 is not divided by K. The spread of norms uses the standard deviation with divisor K - 1.
 
     Their angle measure, the mean of ``abs(cos + 1/(K - 1))`` over pairs of centered class means, is
     `nc2_equiangle`.

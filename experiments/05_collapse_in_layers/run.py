@@ -161,7 +161,7 @@ def authors_cells(lab: Lab) -> list[Cell]:
 
 
 def recipe_of(lab: Lab, arch: str, data: str, loss: str) -> Cell:
-    """Return the settings of training a network, and those of its images."""
+    """Return the settings for training a network and for loading its images."""
     recipe = {
         "limit": None,
         "size": None,

@@ -32,7 +32,7 @@ FITS = {
     "mse, free bias": (fit_mse, "free"),
 }
 
-# names of the models in the table of critical points, for which every bias has a small decay
+# Names of the models in the table of critical points. In this table every bias has a small decay.
 DECAYED = {"ce": "ce, decayed bias", "mse": "mse", "mse, free bias": "mse, decayed bias"}
 
 LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d - K
@@ -42,7 +42,7 @@ LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d 
 
 
 def grid(cell: Cell, bench: Bench) -> Result:
-    """Solve a model in closed form and by descent from random points, with all samples free."""
+    """Solve a model in closed form and by descent, in which every sample has its own features."""
     K, n = cell["classes"], cell["per_class"]
     fit, bias = FITS[cell["model"]]
     rows = []

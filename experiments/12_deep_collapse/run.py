@@ -33,7 +33,7 @@ FLOORS = (
     1e-3,
     1e-2,
     1e-1,
-)  # DNC3 is taken over rows longer than this, relative to the longest
+)  # DNC3 is taken over the rows longer than these fractions of the longest row
 Result = dict[str, Any]
 
 

@@ -42,7 +42,7 @@ LOOK = {
 }
 
 
-# --- description of a point, of a network or of a model -------------------------------------------
+# --- description of the features and weights of a network or of a model ---------------------------
 
 
 def described(features: list[np.ndarray], weights: list[np.ndarray], y: np.ndarray) -> Result:
@@ -97,7 +97,7 @@ def compare(cell: Cell, bench: Bench) -> Result:
 
 
 def decays_of(cell: Cell, name: str, end: Result) -> list[float]:
-    """Return the model's decays: one of the features, then the network's weight decays.
+    """Return the model's decays: that of the features, then those of the weights (the network's).
 
     At a critical point of a model all decay_i ||A_i||^2 are equal; the decay of the features is
     chosen so that this holds for the norms with which the network ended.
@@ -142,7 +142,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
     starts = random_points(problem, settings["starts"], cell["seed"]) * 0.5
     gradient_descent(problem, starts, max(settings["at"]), at=settings["at"], look=look)
     optimum = described(list(best.layers), list(best.weights), labels)
-    metrics = best.collapse()  # compared with `described`, which is also used for networks
+    metrics = best.collapse()  # a check of `described`, which is also used for networks
     assert metrics.nc2_etf is None or math.isclose(
         metrics.nc2_etf, optimum["layers"][-1]["nc2_etf"], abs_tol=1e-9
     )
@@ -187,7 +187,7 @@ def end_table(results: list[Result], lab: Lab) -> None:
 
 
 def _negative(name: str, layers: list[Result]) -> str:
-    """Return the share of negative features; linear models stay optimal if rotated: undefined."""
+    """Return the share of negative features, which linear models do not determine."""
     if name in ("plain", "extended, linear"):
         return "not determined"
     return f"{np.mean([layer['negative'] for layer in layers]):.0%}"
@@ -205,7 +205,7 @@ def path_table(results: list[Result], lab: Lab) -> None:
 
 
 def pair_table(results: list[Result], lab: Lab) -> None:
-    """Tabulate how much nearer the ReLU model is to the same network, by seed."""
+    """Tabulate how much nearer the ReLU model is to each network than the other models are."""
     rows = []
     for (data,), group in by(results, "data").items():
         relu = {of: over_seeds(group, "extended, ReLU", *of) for of in COMPARED}
@@ -239,7 +239,7 @@ def apart(network: list[Result], path: list[Result], layer: int, key: str) -> fl
             for p in way
             if p["layers"][layer][key] is not None and p["loss"] > 0
         ]
-        # the loss serves as time: only points at which it is lower than before
+        # The loss serves as time: keep only the points with a lower loss than all earlier ones.
         kept = [p for i, p in enumerate(points) if all(p[0] < q[0] for q in points[:i])]
         ways.append(np.array(kept[::-1]).reshape(-1, 2))
     low, high = max(w[:, 0].min() for w in ways), min(w[:, 0].max() for w in ways)
