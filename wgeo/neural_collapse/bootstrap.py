@@ -132,7 +132,7 @@ def bootstrap_replicates(
 
     The metrics are those of `collapse_of`, except NC3, NC5, the ranks from the spectrum and the
     corrected estimates. `class_index` contains every index from 0 to K - 1. `predicted` may also
-    contain -1, for a prediction that is none of these classes. In each class, a replicate's
+    contain -1, for a prediction of another class. In each class, a replicate's
     multiplicities sum to the class's size.
     """
     n, K = len(class_index), int(class_index.max()) + 1
