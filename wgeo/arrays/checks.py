@@ -24,7 +24,7 @@ _PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
 CHUNK_ENTRIES = 2**18
 """Entries of a chunk (2 MiB in float64): few enough for a CPU's cache."""
 
-_MIN_ROWS = 8  # of a chunk
+_MIN_ROWS = 8  # smallest number of rows of a chunk
 
 
 def as_points(

@@ -21,7 +21,7 @@ from ..runtime import processes
 from ..runtime.memory import available_bytes, limited_size
 from .checks import as_array, as_numpy, as_points, require_whole
 
-_CHUNK_BYTES = 2**24  # of float64 rows
+_CHUNK_BYTES = 2**24  # bytes of a chunk of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
 _SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
 _NEIGHBORS = 64  # samples are compared if fewer places apart in the order of their projections
@@ -44,7 +44,7 @@ class LazyRows:
     """Features whose rows are computed when they are indexed."""
 
     shape: tuple[int, ...]
-    compute: Callable[[Any], Float[np.ndarray, "b d"]]  # of a slice or an array of row numbers
+    compute: Callable[[Any], Float[np.ndarray, "b d"]]  # called with a slice or row numbers
     width: int = 0  # entries in memory per row during the computation, if more than d
 
     def __getitem__(self, rows: Any) -> Float[np.ndarray, "b d"]:
@@ -298,7 +298,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     for rows, parts in row_chunks(*features):
         position[rows] = sum(part @ line for part, line in zip(parts, directions, strict=True))
     lengths = [float(np.linalg.norm(line)) for line in directions]
-    rounding = 1e-9 * float(np.abs(position).max())  # of the projections
+    rounding = 1e-9 * float(np.abs(position).max())  # rounding error of the projections
     reach = float(np.dot(margins, lengths)) + rounding
     order = np.argsort(position, kind="stable")
     group = np.arange(n)

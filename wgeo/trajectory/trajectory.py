@@ -296,7 +296,7 @@ class Trajectory(Displayed):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Runs of two or more consecutive layers in one space; a shortcut's output begins a run."""
+        """Two or more consecutive layers in one space; a shortcut's output begins a segment."""
         runs: list[tuple[int, list[str], list[np.ndarray]]] = []
         for layer in self.staged:
             stage = layer.stage or 0

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from .parts import Segment
 
 _MAX_COVARIANCE_WIDTH = 2048  # up to this width the covariance is always formed
-_OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration: extra directions, steps
+_OVERSAMPLING, _ITERATIONS = 10, 8  # extra directions, and steps, of the subspace iteration
 _MAX_SAMPLES = 200  # approximate number of samples that a report animates
 _MAX_CLASSES = 100  # maximum number of classes for which a record contains `end`, the last layer
 

@@ -1,4 +1,4 @@
-"""Accelerated Sinkhorn iterations, with epsilon lowered step by step; those of other packages.
+"""Accelerated Sinkhorn iterations, with epsilon lowered step by step, and those of other packages.
 
 Let f(g) be the softmin of g. The semi-dual ``D(g) = <f(g), a> + <g, b>`` is concave and has the
 gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on D. At small epsilon,
@@ -21,7 +21,7 @@ from .fused import FusedKernel
 from .kernel import Kernel
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_PAST_STEPS = 16  # number of them that an extrapolation uses
+_PAST_STEPS = 16  # number of past steps that an extrapolation uses
 SCALING = 0.5  # factor of sqrt(epsilon) from one step of the annealing to the next
 _LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate epsilon
 
@@ -144,7 +144,7 @@ def anneal(
     g: Float[torch.Tensor, " m"] | None = None,
     fused: bool = False,
 ) -> tuple[SinkhornState, bool]:
-    """Solve at `eps`; unless an initial potential `g` is given, lower epsilon to it step by step.
+    """Solve at `eps`; without an initial potential `g`, lower epsilon to `eps` step by step.
 
     The first epsilon is then about the geometric mean of `scale` and the total variance, and the
     first g is 0, the optimum of equal centered clouds in the limit of a small epsilon. Larger

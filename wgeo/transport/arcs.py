@@ -25,8 +25,8 @@ from .tiles import map_tiles, products, reduce_tiles
 # A slack counts as zero if it is below this fraction of the numbers from which it is computed.
 ROUNDING = 2.0**-47
 _NOISE = 2.0**-51  # rounding error of the duals per point, as a fraction of the largest cost
-_REPRESENTATIVES = 256  # of each cloud in the coarse problem, at most
-_POINTS_EACH = 8  # number of points per representative, at least
+_REPRESENTATIVES = 256  # largest number of points of each cloud in the coarse problem
+_POINTS_EACH = 8  # smallest number of points per representative
 
 
 @dataclass(frozen=True, eq=False)

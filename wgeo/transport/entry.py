@@ -14,7 +14,8 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
-# If a coordinate is larger, or all are below 1e-120, squares may leave float64's range.
+# If the largest absolute coordinate is above this number or below its reciprocal, squares may leave
+# the range of float64.
 _LARGEST_COORDINATE = 1e120
 
 

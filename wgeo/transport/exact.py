@@ -185,7 +185,7 @@ class Exact:
 def _in_order(
     geometry: Geometry, solution: Solution
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return the pairs of the plan, as rows of the clouds as given, and their mass."""
+    """Return the plan's pairs, as row indices of the clouds as given, and their mass."""
     plan = solution.plan
     return geometry.order_x[plan.row], geometry.order_y[plan.col], plan.data
 
@@ -201,7 +201,7 @@ def _plan(
     plan = csr_array((mass / clouds.masses[0].sum(), (i, j)), shape=shape)
     ranges = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
     corners = torch.stack(ranges)
-    diagonal = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # of a box around both clouds
+    diagonal = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # the box encloses both clouds
     cost = clouds.plan_cost(plan)
     return plan, cost, cost + clouds.marginal_error(plan) * float(diagonal @ diagonal)
 
@@ -221,7 +221,7 @@ def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
 def _extend_potentials(
     x: torch.Tensor, y: torch.Tensor, indices: tuple[np.ndarray, np.ndarray], potentials: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Extend the potentials of some points to all points by c-transforms, those of x first."""
+    """Extend the potentials of some points to all points by c-transforms, first those of x."""
     f, g = np.empty(len(x)), np.empty(len(y))
     (i, j), (f[i], g[j]) = indices, potentials
     other_i, other_j = np.setdiff1d(np.arange(len(x)), i), np.setdiff1d(np.arange(len(y)), j)
@@ -246,8 +246,8 @@ def _solve_line(geometry: Geometry) -> Solution:
     """Return the optimal coupling of points on a line, with any weights, and its potentials.
 
     Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6). Convex functions of
-    x_i - y_j have the Monge property, so that potentials with zero slack on this coupling satisfy
-    all constraints if they satisfy those of neighbors.
+    x_i - y_j have the Monge property: potentials with zero slack on this coupling satisfy all
+    constraints if they satisfy those of neighboring points.
     """
     precise = geometry.double_precision
     x, y = (cloud.points[: cloud.n, 0].cpu().numpy() for cloud in (precise.x, precise.y))

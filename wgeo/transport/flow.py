@@ -29,7 +29,8 @@ _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all 
 # A pairing is not a useful start if more than this fraction of the points y has a violated pair
 _POOR_START = 0.5
 _SAMPLE = 32  # number of points y for which this is tested
-# If at least this fraction of the points x is nearest to some y, float64 is tried as well
+# If the nearest points of all y include at least this fraction of the points x, the search for the
+# nearest points is repeated in float64.
 _NEARLY_PERMUTATION = 0.9
 _DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
@@ -45,7 +46,7 @@ _PAIRS_PER_ARC = 100  # number of pairs tested in the time that the sparse solve
 _MAX_UNDECIDED = 0.5  # fraction of undecided points y above which float32 is too coarse
 _NEAR = 0.25  # pairs of small slack that a test adds, as a fraction of the arcs
 _DENSITY_SAMPLE = 32  # number of points y whose slacks show how many slacks are small
-_FEW_COLUMNS = 0.5  # fraction of points y up to which they are tested without the others
+_FEW_COLUMNS = 0.5  # if more than this fraction of points y must be tested, all are
 _RESOLVED = 4  # slacks above this multiple of the products' error are resolved
 _PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
@@ -75,7 +76,7 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
     problem and every point's pairs of least slack. Column generation begins with these pairs, those
     of the tested pairings, and the violated pairs that the tests found.
 
-    `start` is a nearly optimal potential f. Nearest neighbors are then not tested.
+    With `start`, a nearly optimal potential f, the pairing of nearest neighbors is not tested.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -122,7 +123,7 @@ def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None)
 
 
 def pairs_well(geometry: Geometry) -> bool:
-    """Return whether there is a pairing that, by a sample of points y, is a useful start."""
+    """Return whether there is a pairing, and a sample of points y shows it to be a useful start."""
     if geometry.clouds.pairing is None:
         return False
     i = np.arange(geometry.x.n)
@@ -196,8 +197,8 @@ def _start(
 ) -> Potentials:
     """Add pairs on which a feasible plan exists, and each point's pairs of least slack.
 
-    Return potentials computed from `known`, or without it from f or the potential of the coarse
-    problem, whichever has the larger dual objective.
+    Return potentials computed from `known`. If it is None, they are computed from f or from the
+    potential of the coarse problem, whichever has the larger dual objective.
     """
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *geometry.masses))
     arcs.add(i, j)

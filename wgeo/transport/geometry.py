@@ -46,7 +46,7 @@ class PointCloud:
     groups: int
     offset_error: float = 0.0  # bound on the norm of the rounding error of `Geometry.offset`
     index: Int[torch.Tensor, " n"] | None = None  # indices of these points in a larger cloud
-    product_error: float = 0.0  # of reduced points (`inner_product_error`)
+    product_error: float = 0.0  # error of reduced points' products (`inner_product_error`)
     is_y: bool = False  # whether this is the second cloud
 
     @property
@@ -83,7 +83,7 @@ class Geometry:
 
     The order is random, so that the first points are a fair sample and neighbors fall into
     different groups. If there is a pairing, it pairs point i of x with point i of y in this order.
-    ``visits["features"]`` is the number of pairs visited, each times its number of features.
+    ``visits["features"]`` sums, over all pairs visited, the number of their features.
     """
 
     clouds: PointClouds  # as given
@@ -305,7 +305,7 @@ class Geometry:
 
 
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
-    """Bound how far 2 <x, y> of reduced points can fall short, relative to ||x||^2 + ||y||^2.
+    """Bound how much too small 2 <x, y> of reduced points can be, relative to ||x||^2 + ||y||^2.
 
     The causes are that V^T V is not exactly the identity, and the rounding of products with V.
     """

@@ -95,7 +95,7 @@ def _distribute(
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """The same two measures on distinct points, and which of these each original point equals."""
+    """The same measures on distinct points; each original point has the index of its equal."""
 
     clouds: PointClouds
     index_x: Int[np.ndarray, " n"]

@@ -113,7 +113,7 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     j = np.concatenate((entries.j, rest.coords[1]))
     upper = _plan_bound(clouds, entries.cost + clouds.plan_cost(rest, centered=True))
     plan = csr_array((mass, (i, j)), shape=(len(a), len(b)))
-    plan.eliminate_zeros()  # rows of weight 0
+    plan.eliminate_zeros()  # entries of rows of weight 0
     return replace(bounds, upper=upper, coupling=plan)
 
 

@@ -38,7 +38,7 @@ from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
 from .tiles import full_precision
 
 _NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
-_SELF_ITERATIONS = 1000  # maximum between a cloud and itself; about fifteen are needed
+_SELF_ITERATIONS = 1000  # maximum number between a cloud and itself; about 15 are needed
 _FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
 _TOO_LARGE = (
     f"the rounded plan has more than {MAX_ENTRIES:,} entries; it has fewer at a smaller epsilon"

@@ -39,7 +39,10 @@ def per_device(table: dict[str, int], device: torch.device) -> int:
 
 
 def chunks(n: int, width: int, device: torch.device, least: int = 1) -> Iterator[slice]:
-    """Return slices of n rows to copy to float64: of `CHUNK_ENTRIES`, or at least `least` rows."""
+    """Return slices of n rows, to be copied to float64 one at a time.
+
+    A slice has at most `CHUNK_ENTRIES` entries, but at least `least` rows.
+    """
     step = max(least, per_device(CHUNK_ENTRIES, device) // width)
     return (slice(k, min(k + step, n)) for k in range(0, n, step))
 
@@ -55,8 +58,8 @@ def map_tiles(
 
     ``fill(rows, out)`` computes a tile in `out`, of the dtype and device of `like`, which the next
     tile overwrites. A tile has at most `most` and `TILE_ENTRIES` entries, but at least `_MIN_ROWS`
-    rows, and fewer if a GPU runs out of memory: `fill` and `work` are then called again. A process
-    without rows has one empty tile.
+    rows. If a GPU runs out of memory, `fill` and `work` are called again for smaller tiles. A
+    process without rows has one empty tile.
     """
     height, width = shape
     size = min(per_device(TILE_ENTRIES, like.device), most or sys.maxsize)
