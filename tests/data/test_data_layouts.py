@@ -461,8 +461,8 @@ def test_one_hot_and_text_labels_are_read(tmp_path, rng):
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        (np.zeros((6, 784), np.uint8), r"flat: x.reshape\(n, ...\) with \(28, 28\)"),
-        (np.zeros((6, 3072), np.uint8), r"\(3, 32, 32\) or \(32, 32, 3\)"),
+        (np.zeros((6, 784), np.uint8), r"flat: reshape them to \(n, 28, 28\)"),
+        (np.zeros((6, 3072), np.uint8), r"\(n, 3, 32, 32\) or \(n, 32, 32, 3\)"),
         (np.full((6, 4, 4), -1.0), "already normalized.*the pair"),
         (np.full((6, 4, 4), 255.0), "divide by the largest"),
         (np.eye(4, dtype=np.uint8)[None].repeat(6, 0), "from 0 to 1, which is black"),

@@ -17,8 +17,8 @@ from ..text import percent, printable
 from .contents import SavedState, View, views
 from .normalizing import without_normalizers
 
-# A weight stored in parts: what torch.nn.utils appends to its name for each part, by the part's
-# role, in the old and in the new format.
+# torch.nn.utils stores some weights in parts. These are the suffixes of the parts' names, by the
+# part's role, in the old and in the new format.
 _PARTS = (
     ("weight normalization", {"g": "_g", "v": "_v"}),
     ("weight normalization", {"g": ".original0", "v": ".original1"}),
@@ -57,11 +57,12 @@ def choose(
 ) -> Choice:
     """Choose the state dict and prefix that fit, and build the network.
 
-    Of the state dicts under usual names, the first that fits is chosen. If none of them fits, the
-    first under another name that fits is chosen, and all that fit must have the same weights. If
-    nothing fits, the error is that of the first of `states`, the most likely one.
+    State dicts under usual names are tried first, and the first that fits is chosen. If none fits,
+    state dicts under other names are tried; those that fit must have the same weights. If nothing
+    fits, the error raised is that of the first of `states`, the most likely one.
 
-    If `arch` is None, it is the built-in architecture that fits, if shapes determine its network.
+    If `arch` is None, it is the built-in architecture that fits; the shapes of the tensors must
+    determine its network.
     If `prefix` is None, any prefix may fit. `settings` takes an architecture's name and returns the
     settings that shapes do not determine.
     """

@@ -55,7 +55,7 @@ class SavedState:
     container: str  # the entry that contains it, such as model.ema; empty for a plain state dict
     usual: bool = True  # whether all names in `container` are usual ones
     whole: bool = False  # whether it was taken from a whole pickled network
-    keys: tuple[str, ...] = ()  # that lead to a whole network, one per dict, list or object
+    keys: tuple[str, ...] = ()  # keys that lead to a whole network, one per dict, list or object
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,9 @@ class View:
 def find_states(value: Any, name: str, size: int, container: str | None) -> list[SavedState]:
     """Find the state dicts in a file's contents, the most likely first.
 
-    If the most likely one lacks layers (FSDP, DeepSpeed) or its tensors cannot be weights, this is
-    an error. Others whose tensors cannot be weights are left out. `size` is the file's, in bytes.
+    `CheckpointError` is raised if the most likely one lacks layers (FSDP, DeepSpeed), or if its
+    tensors cannot be weights. Others whose tensors cannot be weights are left out. `size` is the
+    size of the file in bytes.
     """
     if not isinstance(value, dict | list | tuple | StandIn):
         kind = "single tensor" if isinstance(value, torch.Tensor) else type(value).__name__
@@ -148,7 +149,7 @@ def only_item(value: Any) -> Any:
 def _search(
     value: Any, keys: tuple[str, ...], usual: bool, depth: int, seen: dict[int, None], name: str
 ) -> Iterator[SavedState]:
-    """Yield the state dicts under usual names, then the value's own, then those under others."""
+    """Yield state dicts: those under usual names, the value itself, those under other names."""
     value, container = only_item(value), ".".join(map(printable, keys))
     own = id(value)
     if isinstance(value, list | tuple):  # networks in a list have the names 0, 1, ...

@@ -330,13 +330,13 @@ def _check_finite(module: nn.Module, name: str) -> None:
 
 def _usual_normalization(fit: Fit) -> str | None:
     """Return the normalization of the architecture's published checkpoints, if it can apply."""
-    # They are for color images and, if there is a choice of stem, for large ones.
+    # Published checkpoints are for color images and, if there is a choice of stem, for large ones.
     usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
     return fit.arch.normalize if usual else None
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a number, or the only one in a tensor or NumPy array; None if there is no such one.
+    """Return a number, also from a tensor or NumPy array with one entry; None for other values.
 
     Numbers beyond 2^53 count as missing.
     """

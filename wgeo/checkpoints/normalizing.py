@@ -37,8 +37,8 @@ def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def own_normalization(module: torch.nn.Module) -> tuple[str, str] | None:
     """Return the `normalize=` of a network that normalizes images itself, and a note; else None.
 
-    Its input is pixels in [0, 1]; or in [0, 255], if a mean or standard deviation exceeds 1, as in
-    mmdetection.
+    The network's input is pixels in [0, 1]; or in [0, 255], if a mean or standard deviation exceeds
+    1, as in mmdetection.
     """
     state = module.state_dict()
     pairs = normalizers(state)

@@ -14,8 +14,8 @@ from ..models.parts import classifier_of
 from ..results import Displayed, Result
 from ..text import first_names
 
-_MAX_NAMES = 20  # listed in a record
-_FEW_NAMES = 2  # in one line
+_MAX_NAMES = 20  # names listed in a record
+_FEW_NAMES = 2  # names listed in one line
 _READING = {
     "renamed": "renamed tensors: {}",
     "aside": "tensors of other networks, ignored: {}",
@@ -65,7 +65,7 @@ class LoadReport(Result):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a record: of names, their number and the first twenty."""
+        """Return plain values for a record; a list of names becomes its count and the first 20."""
         values = super().to_dict()
         for key in _READING:
             names = getattr(self, key)

@@ -46,8 +46,8 @@ def open_folder(path: Path, split: str | None, table: str | None = None) -> Sour
     Classes are numbered in the alphabetical order of their folders, as in torchvision's
     ImageFolder, and images are in alphabetical order within their class. The class folders of all
     splits are numbered together, empty ones included, so a class has the same number in each.
-    Splits without a common class are numbered separately. If a single folder contains everything
-    else, its contents are read instead.
+    Splits without a common class are numbered separately. Folders that are alone in their folder
+    are skipped: reading begins at the first folder that contains more than one thing.
 
     If folders are not classes, the labels of their images are read from a table: a CSV with a
     header such as ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``, or Tiny
@@ -191,9 +191,9 @@ def _decode_fully(image: Image.Image) -> None:
 
 @contextmanager
 def _decoding(path: Path, read: Read | None) -> Iterator[Read]:
-    """Yield `read`, or a reader of `path`; until the end, Pillow refuses decompression bombs."""
+    """Yield `read`, or a reader of `path`; inside the block, Pillow refuses decompression bombs."""
     with nullcontext(read) if read else _reader(path) as read, warnings.catch_warnings():
-        # Of images up to twice its limit, Pillow only warns.
+        # By default, Pillow only warns of images that exceed its limit by a factor of at most two.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
         yield read

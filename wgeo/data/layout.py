@@ -152,7 +152,7 @@ def _no_images(listing: Listing, path: Path) -> str:
 
 
 def _wrapper_depth(files: list[Entry], split: str | None) -> int:
-    """Return how many nested folders, each the only one, are above the splits and classes."""
+    """Return how many nested folders, each alone in its folder, enclose the splits or classes."""
     depth = 0
     while files:
         tops = {parts[depth] for parts, _ in files}
@@ -196,7 +196,7 @@ class _ClassFolders:
     groups: dict[str, dict[str, int]]
 
     def unlabeled(self, name: str) -> bool:
-        """Return whether a split has only one folder, which is no class of another split."""
+        """Return whether a split has only one folder, and this is not a class of another split."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)
@@ -292,7 +292,7 @@ def _from_table(
     read: Read,
     inside: bool = True,
 ) -> LabeledFiles:
-    """Label images from a table; its column of splits is used unless all are `inside` one split."""
+    """Label images from a table; if they are `inside` a split, ignore its column of splits."""
     table = labels_of(files, listing.tables, read, str(tree.path))
     if table is None:
         raise DataError(tree.no_classes(split, listing.tables))

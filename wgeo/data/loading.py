@@ -73,8 +73,8 @@ def load_images(
     normalize : str or Normalization, optional
         Overrides the normalization of the network and the data set; see `normalization`.
     size : int, optional
-        Scale and crop the images to ``size`` x ``size`` pixels. By default, images of one size keep
-        it, and 224 is used if sizes differ.
+        Scale and crop the images to ``size`` x ``size`` pixels. By default, images of equal size
+        are unchanged, and images of different sizes get 224.
     root : path, optional
         Folder of torchvision's data sets; by default that in the environment variable
         ``WGEO_DATA``, else ``./data``.

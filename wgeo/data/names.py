@@ -19,7 +19,7 @@ TORCHVISION = {
     "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
 }
 NAMES = ("digits", *TORCHVISION)
-KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # of files; also prefixes of paths
+KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # file types, and prefixes of paths
 
 _ADVICE = {
     "npy": "A .npy file has one array without labels: save both, "

@@ -28,8 +28,8 @@ _RATIO_CHECK_ABOVE = 2**26  # bytes; smaller arrays are exempt, since sorted lab
 def open_npz(path: Path, split: str | None) -> Source:
     """Open an ``.npz`` with keys ``x, y``, or ``x_train, y_train, x_test, y_test``.
 
-    Other usual keys, such as ``images, labels`` or ``data, target``, and two unnamed arrays are
-    accepted too. The split may be a suffix or a prefix (``train_images``).
+    Other usual keys, such as ``images, labels`` or ``data, target``, are accepted, and so are two
+    unnamed arrays. The split may be a suffix or a prefix (``train_images``).
 
     Images are those of `from_array`. Labels are integers or text, (n,), or one-hot, (n, K). An
     array ``class_names`` is optional. If the labels of all splits run from 1 to K, they are shifted

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..runtime.memory import available_bytes, total_memory
 from ..runtime.processes import all_gather, local_ranks, raise_on_any
 
-Box = tuple[int, int, int, int]  # the first row and column of a part, and those after its end
+Box = tuple[int, int, int, int]  # first row, first column, end of the rows, end of the columns
 _MAX_ASPECT = 32  # the longer side over the shorter one
 
 
@@ -66,11 +66,11 @@ def pixel_tensor(
 
 
 def scaling(sides: tuple[int, int], size: int, edge: int) -> tuple[Box, tuple[int, int], Box]:
-    """Return how an image gets a shorter side of `edge` and the central square of `size`.
+    """Return the steps that scale an image's shorter side to `edge` and crop a square of `size`.
 
     The steps are those of torchvision's ``Resize`` and ``CenterCrop``: the box that is cropped
     first, the sides to which it is scaled, and the box that is cropped last. The first box is the
-    whole image unless that is so long that scaling it would use up the memory.
+    whole image, unless the image is so long that scaling it would use up the memory.
     """
     short = min(sides)
     h, w = (min(side, _MAX_ASPECT * short) for side in sides)
@@ -154,11 +154,10 @@ def _reshape_advice(x: np.ndarray) -> str:
     if x.ndim != 2:
         return ""
     for channels in (1, 3):
-        edge = math.isqrt(x.shape[1] // channels)
-        if edge > 1 and channels * edge**2 == x.shape[1]:
-            square = f"{edge}, {edge}"
-            shapes = f"({square})" if channels == 1 else f"(3, {square}) or ({square}, 3)"
-            return f" These rows are flat: x.reshape(n, ...) with {shapes} in place of the dots."
+        e = math.isqrt(x.shape[1] // channels)
+        if e > 1 and channels * e**2 == x.shape[1]:
+            shapes = f"(n, {e}, {e})" if channels == 1 else f"(n, 3, {e}, {e}) or (n, {e}, {e}, 3)"
+            return f" These rows are flat: reshape them to {shapes}."
     return ""
 
 

@@ -34,7 +34,7 @@ def _on_cpu(state: Any) -> Any:
     """Return a state with all tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
-    if type(state) in (dict, OrderedDict):  # others may not be built from pairs
+    if type(state) in (dict, OrderedDict):  # other types may not accept pairs
         return type(state)((key, _on_cpu(value)) for key, value in state.items())
     if isinstance(state, list):
         return [_on_cpu(value) for value in state]
