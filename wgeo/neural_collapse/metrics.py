@@ -309,9 +309,9 @@ def layer_collapse(
         **_ranks(spectrum, reasons),
         spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
         samples_per_class=int(geometry.counts.min()),
-        undefined=reasons,
         discrimination=_discrimination(means, reasons),
         classes=len(geometry.classes),
+        undefined=reasons,  # last, since the functions above add to it
     )
 
 
