@@ -63,7 +63,7 @@ def names_in(package: str) -> list[str]:
 
 
 def home(package: str, name: str) -> str:
-    """Return the full name under which a name is documented: ``wgeo`` itself if possible."""
+    """Return the full name under which a name is documented: under ``wgeo`` if exported there."""
     found = getattr(module_of(package), name)
     if name in wgeo.__all__ and getattr(wgeo, name) is found:
         return f"wgeo.{name}"

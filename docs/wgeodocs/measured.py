@@ -128,7 +128,10 @@ def _collapse(record: Record) -> str:
         cells = {row["form"]: row for row in rows if row["width"] == width}
         body.append([width, *(_cost(cells.get(form)) for form in forms)])
     samples = {row["samples"] for row in record["rows"]}
-    note = f"N = {_range(sorted(samples))}; CPU seconds, and peak memory in addition to the features.\n\n"
+    note = (
+        f"N = {_range(sorted(samples))}; CPU seconds, and peak memory in addition to that of the "
+        "features.\n\n"
+    )
     return note + _table(["Width d", *forms], body)
 
 
@@ -177,8 +180,8 @@ def _scale(record: Record) -> str:
         if f"{task} over n" in sweep
     ]
     note = (
-        "\nExponents of the growth of CPU time / own memory as one size grows, and the largest value "
-        "of this size:\n\n"
+        "\nExponents of the growth of CPU time / own memory as one size grows, and the largest "
+        "value of this size:\n\n"
     )
     return large + (note + _table(["", *_AXES.values()], powers) if powers else "")
 
