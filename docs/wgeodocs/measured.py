@@ -247,7 +247,7 @@ def _until(peer: Record | None, ours: float) -> str:
     ratio = peer["seconds"] / ours
     if peer["reached"]:
         return f"{peer['seconds']:.3g} s ({ratio:.0f} ×)"
-    return f"{peer['gap']:.0e} above after {peer['seconds']:.0f} s (> {ratio:.0f} ×)"
+    return f"{peer['gap']:.0e} above the minimum after {peer['seconds']:.0f} s (> {ratio:.0f} ×)"
 
 
 def _ufm(record: Record) -> str:
