@@ -99,15 +99,15 @@ without = wgeo.analyze(load(0.0), (x, y), bootstrap=50, reference="none")
 # Read the answer
 # ---------------
 # The verdict begins with reasons for caution, marked ``!``. A sentence marked ``?`` is an open
-# question; the last one says which measurement would decide it.
+# question; the last sentence of the verdict says which measurement would decide it.
 print(with_decay.verdict)
 
 # %%
 # The numbers behind the sentences are in the record: ``analysis.segments``, ``analysis.blocks`` and
 # ``analysis.layers``, or ``analysis.to_pandas()``. The *length ratio* is the length of the path
 # through all layers, divided by the Wasserstein distance between its ends: 1 on a geodesic. If the
-# steps of the blocks were orthogonal to each other, it would be :math:`\sqrt{B}`, where :math:`B`
-# is the effective number of moving blocks.
+# steps of the blocks were orthogonal to each other, the ratio would be :math:`\sqrt{B}`, where
+# :math:`B` is the effective number of moving blocks.
 for name, analysis in (("decay 5e-3", with_decay), ("no decay", without)):
     path = analysis.segments[0]["centred"]
     low, high = path["intervals"]["length_ratio"]
@@ -147,6 +147,6 @@ page = with_decay.report(folder / "run")
 print(page.relative_to(folder))
 
 # %%
-# What this shows: on these images the network with decay has the shorter path. What it does not
-# show: that decay was the cause. That takes several seeds and training to the terminal phase; the
-# experiments do it.
+# What this shows: on these images the network with decay has the shorter path. It does not show
+# that decay was the cause: for that, one must train with several seeds to the terminal phase, as
+# the experiments do.

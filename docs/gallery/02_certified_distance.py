@@ -19,8 +19,8 @@ rotation, _ = np.linalg.qr(np.eye(16) + 0.1 * rng.normal(size=(16, 16)))
 y = x * np.linspace(0.5, 2, 16) @ rotation + 1.0
 
 # %%
-# `Exact` is the default. Its upper end is the cost of a coupling, its lower end that of dual
-# potentials, so the proof can be checked without trusting the solver:
+# `Exact` is the default. The upper end of its interval comes from the cost of a coupling, and the
+# lower end from dual potentials. The bounds can therefore be checked without trusting the solver:
 exact = wgeo.wasserstein(x, y)
 f, g = exact.potentials
 slack = ((x[:, None] - y[None]) ** 2).sum(-1) - f[:, None] - g[None]

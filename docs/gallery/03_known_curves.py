@@ -52,9 +52,10 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
     ax.set_aspect("equal", adjustable="datalim")
 
 # %%
-# - On the quarter circle all ratios are that of an arc to its chord: every sample takes the same
-#   detour.
-# - The overshoot has a line-shape score of 3: of its three unit steps, one goes back.
+# - On the quarter circle every sample takes the same detour: the length ratio, the line-shape ratio
+#   and the line-shape score are that of an arc to its chord, and the action ratio is its square.
+# - The overshoot has a line-shape score of 3: of its three steps, one goes back, so their unit
+#   vectors add up to length 1.
 # - Stretching is a geodesic at constant speed: all measures are 1.
 # - Crossing is straight for every sample (line shape 1) but not a geodesic: as *distributions* the
 #   layers contract and expand again, since samples are exchangeable. The OT score shows that the

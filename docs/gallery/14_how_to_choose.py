@@ -62,7 +62,7 @@ left.legend(frameon=False)
 # %%
 # **Which features?** Pooled features have few dimensions, and the classifier reads them. The full
 # features have many; samples are then far apart compared with the displacements of the blocks, so
-# that the resolution falls.
+# the resolution falls.
 print(f"{'pool':8} {'width':>6} {'OT score':>9} {'resolution':>10} {'length ratio':>13}")
 for pool in ("gap", "grid:2", "flat"):
     pooled = wgeo.trace(net, images, pool=pool)
@@ -89,6 +89,6 @@ for epsilon in (1.0, 0.1, 0.01, "auto"):
 
 # %%
 # What this shows: from 50 to 800 samples W2 and the OT score change by about one percent or less,
-# so that here few samples suffice for both; the resolution still grows. The choice of features
+# so here few samples suffice for both; the resolution still grows. The choice of features
 # changes the length ratio much more. A smaller epsilon narrows the interval, and the divergence is
 # near W2 only if epsilon is small.

@@ -1,7 +1,8 @@
 """A Sphinx extension: pages generated from the code and from measurements, and links to names.
 
-Each module's `pages` returns the text of its pages by their path in docs/generated. A file whose
-text has not changed is not written again, so that a second build is quick.
+The function `pages` of a module returns a dict from the path of each page, relative to
+docs/generated, to its text. A file whose text has not changed is not written again, so that a
+second build is quick.
 """
 
 from __future__ import annotations

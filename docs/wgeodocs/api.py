@@ -63,7 +63,7 @@ def names_in(package: str) -> list[str]:
 
 
 def home(package: str, name: str) -> str:
-    """Return the full name under which a name is documented: under ``wgeo`` if it exports it."""
+    """Return the full name under which a name is documented: under ``wgeo`` if exported there."""
     found = getattr(module_of(package), name)
     if name in wgeo.__all__ and getattr(wgeo, name) is found:
         return f"wgeo.{name}"
@@ -97,7 +97,7 @@ def homes() -> dict[str, list[str]]:
 
 
 def aliases() -> dict[str, str]:
-    """Return full names by class name, which numpydoc links in the types of parameters."""
+    """Return the full name of each class; numpydoc links class names in types of parameters."""
     found: dict[str, str] = {}
     for names in homes().values():
         for name in names:
@@ -107,7 +107,7 @@ def aliases() -> dict[str, str]:
 
 
 def case_map() -> dict[str, str]:
-    """Return other file names for classes whose names differ from another only in case."""
+    """Return other file names for classes whose name differs from another name only in case."""
     names = {name for package in homes().values() for name in package}
     count = Counter(name.lower() for name in names)
     return {

@@ -37,8 +37,8 @@ def pages(folder: Path) -> dict[str, str]:
         "The claims of the papers, and the results of wgeo's measurements. Each verdict is one of "
         "*holds*, *holds in part*, *contradicted* and *open*. With fewer than three seeds, a "
         "verdict is at most *holds in part*. Intervals are 95 % intervals over seeds unless stated "
-        "otherwise. The page of each experiment has the tables, the command that repeats them, and "
-        "the limits of the measurement.",
+        "otherwise. The page of each experiment has the tables and the limits of the "
+        "measurement, and the command that repeats it.",
         "",
         *_overview(papers, found),
     ]

@@ -128,7 +128,10 @@ def _collapse(record: Record) -> str:
         cells = {row["form"]: row for row in rows if row["width"] == width}
         body.append([width, *(_cost(cells.get(form)) for form in forms)])
     samples = {row["samples"] for row in record["rows"]}
-    note = f"N = {_range(sorted(samples))}; CPU seconds and peak memory above the features.\n\n"
+    note = (
+        f"N = {_range(sorted(samples))}; CPU seconds, and peak memory in addition to that of the "
+        "features.\n\n"
+    )
     return note + _table(["Width d", *forms], body)
 
 
@@ -176,7 +179,10 @@ def _scale(record: Record) -> str:
         for task, words in _SCALED.items()
         if f"{task} over n" in sweep
     ]
-    note = "\nExponents of the growth of CPU time / own memory, as one size grows at a time:\n\n"
+    note = (
+        "\nExponents of the growth of CPU time / own memory as one size grows, and the largest "
+        "value of this size:\n\n"
+    )
     return large + (note + _table(["", *_AXES.values()], powers) if powers else "")
 
 
@@ -241,7 +247,7 @@ def _until(peer: Record | None, ours: float) -> str:
     ratio = peer["seconds"] / ours
     if peer["reached"]:
         return f"{peer['seconds']:.3g} s ({ratio:.0f} ×)"
-    return f"{peer['gap']:.0e} above after {peer['seconds']:.0f} s (> {ratio:.0f} ×)"
+    return f"{peer['gap']:.0e} above the minimum after {peer['seconds']:.0f} s (> {ratio:.0f} ×)"
 
 
 def _ufm(record: Record) -> str:
