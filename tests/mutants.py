@@ -39,9 +39,12 @@ PACKAGE = HERE.parent / "wgeo"
 # Slow tests, and tests in a separate process, which does not have the fault.
 SLOW = "calibrated or at_this_sample_size or resnet or shared or interrupted or demo or memory"
 TESTS = {
-    "neural_collapse/metrics.py": ["neural_collapse/test_collapse.py"],
+    "neural_collapse/metrics.py": [
+        "neural_collapse/test_collapse.py",
+        "neural_collapse/test_separation.py",
+    ],
     "neural_collapse/moments.py": ["neural_collapse/test_collapse.py"],
-    "geodesic/measure.py": ["geodesic/test_geodesic.py"],
+    "geodesic/measure.py": ["geodesic/test_geodesic.py", "geodesic/test_optimality.py"],
     "transport/closed_form.py": ["transport/test_closed_form.py", "transport/test_honesty.py"],
 }
 LIMIT = 120  # CPU seconds: a fault that keeps the tests from ending counts as noticed

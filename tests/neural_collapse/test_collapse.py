@@ -602,6 +602,7 @@ def test_a_tolerance_of_ranks_outside_its_range_is_refused(tolerance):
     ):
         with pytest.raises(ArgumentError, match="rank_tolerance must be"):
             measure()
+    assert collapse_of(H, y, rank_tolerance=0.0).rank == 2
 
 
 @pytest.mark.parametrize(
