@@ -627,6 +627,16 @@ def test_given_stages_of_a_stream():
     assert [layer.stage for layer in stream.result().layers] == [None, 1]
 
 
+def test_the_sign_of_a_zero_does_not_change_the_sampled_rows(rng):
+    block = torch.from_numpy(np.maximum(rng.normal(size=(200, 4)), 0))
+    chosen = []
+    for zero in (0.0, -0.0):
+        sample = RowSample(20)
+        sample.update(torch.where(block == 0, zero, block))
+        chosen.append(sample.rows.sort(0).values)
+    assert torch.equal(*chosen)
+
+
 def test_a_stream_holds_means_and_at_most_a_fixed_number_of_rows(rng):
     stream, d = CollapseStream(keep=0, spectrum_size=16), 20_000
     for _ in range(3):
