@@ -24,7 +24,8 @@ from .checks import as_array, as_numpy, as_points, require_whole
 _CHUNK_BYTES = 2**24  # bytes of a chunk of float64 rows
 _COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
 _SAMPLED_PAIRS = 64  # number of random pairs of samples from which this median is estimated
-_NEIGHBORS = 64  # samples are compared if fewer places apart in the order of their projections
+# Two samples are compared if they are fewer places apart in the order of their projections.
+_NEIGHBORS = 64
 
 
 @runtime_checkable

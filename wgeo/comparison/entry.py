@@ -41,7 +41,7 @@ _FIT_MATRICES = 8
 # Largest relative difference between a model's X and the first layer of the segment. It is not zero
 # because features may be stored in half precision.
 _INPUT_TOLERANCE = 1e-2
-DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take no longer
+DEFAULT_SECONDS = 60.0  # on one core; with mufm=None, MUFM is fitted if expected to take no longer
 
 
 def compare(
@@ -322,7 +322,7 @@ def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"])
     if model.layers != steps or model.X.shape != segment.arrays[0].shape:
         raise ArgumentError(
             f"The model has {model.layers} layers of {model.X.shape[0]} samples by "
-            f"{model.X.shape[1]} features; the segment has {steps} of "
+            f"{model.X.shape[1]} features; after its first layer, the segment has {steps} of "
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
     rows = sample if model.assignment is None else model.assignment[sample]

@@ -204,8 +204,8 @@ class MUFMFit:
     """MUFM fitted to a segment, with settings chosen and scored on held-out samples.
 
     The settings are chosen by predictions of half B of the samples, with a classifier fitted to
-    half A. Then the halves are swapped: classifier, times and layer fits come from B, and the
-    held-out scores from A. Before this, only the first layer and the labels of A have been used.
+    the first layer and the labels of half A. Then the halves are swapped: classifier, fitted times
+    and layer fits come from B, and the held-out scores from A.
     The solution uses all samples. If a class has a single sample, the settings use all samples too,
     and there are no held-out scores.
 

@@ -86,9 +86,9 @@ class HeldOut(Result):
     Attributes
     ----------
     r2, r2_means : float or None
-        As in `ModelLayer`, from sums of errors over all layers, each divided by the layer's
-        variance. None if a class has only one sample, the model was not fitted, or the baseline has
-        no error.
+        As in `ModelLayer`, from sums of errors over all layers after the first, each divided
+        by the layer's variance. None if a class has only one sample, the model was not fitted, or
+        the baseline has no error.
     """
 
     r2: float | None = None
@@ -105,7 +105,7 @@ class ClassifierModel:
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
-        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T) for centered X and the best b."""
+        """Return H = X + (Y - X W^T - 1 b^T) (W W^T + mu I)^-1 W for centered X and the best b."""
         with local_only():
             return materialize([x], self.last_layer(x, labels))
 

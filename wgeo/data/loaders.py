@@ -106,7 +106,7 @@ def _as_images(
 
 
 def _range(x: torch.Tensor) -> tuple[float, float]:
-    # torch lacks the minimum of unsigned integers of several bytes, on some devices or versions.
+    # Some devices and versions of torch have no minimum of uint16, uint32 and uint64.
     values = x if x.is_floating_point() else as_numpy(x)
     return float(values.min()), float(values.max())
 
@@ -127,7 +127,7 @@ def _of_loader(loader: DataLoader) -> Images:
         warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
     classes: Any = getattr(data, "classes", None)
     named = isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes)
-    names = tuple(map(str, classes)) if named else ()  # NumPy's strings, too
+    names = tuple(map(str, classes)) if named else ()  # strings of NumPy become str
     return _as_images(x, as_labels(y, len(x)), name, names, tuple(notes))
 
 
@@ -152,8 +152,8 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
     (first, _), (again, _) = (next(batches([0])) for _ in range(2))
     if not np.array_equal(first.numpy(), again.numpy(), equal_nan=True):
         notes.append(
-            "it returns a different image each time (a random transform); use the transform for "
-            "testing to make results reproducible"
+            "it returns a different image each time (a random transform); use the transform of the "
+            "test images, so that results are reproducible"
         )
     shape = (len(data), *first.shape[1:])
     labels = np.zeros(len(data), dtype=np.int64)
@@ -172,7 +172,10 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
 
 
 def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:
-    """Return the rows that a loader reads, in the data set's order; None for all of them."""
+    """Return the rows that a loader reads; None for all rows in the data set's order.
+
+    They are in the loader's order if it is fixed, and in the data set's order if it shuffles.
+    """
     batches: Any = loader.batch_sampler
     batched = type(batches) is BatchSampler
     plain = batches is None or batched

@@ -138,8 +138,8 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
     if file is not None and label is None and len(head) > 2:
         columns = [printable(cell.strip(), 40) for k, cell in enumerate(rows[0]) if k != file]
         raise DataError(
-            f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Give the "
-            "column of the classes the name 'label'; if there is one column per class, add a "
+            f"{printable(name)} has no column of labels among {first_names(columns, 5)}. Rename "
+            "the column of the classes to 'label'; if there is one column per class, add a "
             "column 'label' with the class or its index, such as "
             "table[classes].to_numpy().argmax(1)."
         )

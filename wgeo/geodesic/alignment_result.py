@@ -13,7 +13,7 @@ from .result import Interval
 
 @dataclass(frozen=True, repr=False)
 class BlockJacobian(Result):
-    """The residual Jacobian J of a block, as a mean over points.
+    """Properties of a block's residual Jacobian J: means over points, if not stated otherwise.
 
     Attributes
     ----------
@@ -134,7 +134,8 @@ class SegmentAlignment(Result):
         d and K.
     chance : float
         K/d, the expected overlap of random subspaces. If the rank of a Jacobian is below K, then K
-        is replaced by the larger rank in a pair of blocks, averaged over pairs and points.
+        is replaced by the larger rank in a pair of blocks (at most K), averaged over pairs and
+        points.
     overlap_uv, overlap_uu, overlap_vv : float or None
         Means over all ordered pairs of different blocks; see `PairAlignment`.
     coupling, coupling_signed : float or None
