@@ -212,7 +212,7 @@ def test_a_table_with_splits_and_rows_of_absent_images(tmp_path, rng):
     flat(tmp_path / "set" / "images", rng, 8)
     rows = [f"{i}.png,{'abc'[i % 3]},{'train' if i < 4 else 'test'}" for i in range(10)]
     (tmp_path / "set" / "all.csv").write_text("\n".join(["filename,label,split", *rows]))
-    with pytest.warns(WgeoWarning, match="2 rows of all.csv refer to missing images"):
+    with pytest.warns(WgeoWarning, match="ignored 2 rows of all.csv whose image is missing"):
         test = load_images(tmp_path / "set", "test")
     assert (test.split, test.y.tolist()) == ("test", [1, 2, 0, 1])
     with pytest.raises(DataError, match="no split 'val'; it has 'test', 'train'"):
@@ -306,7 +306,7 @@ def test_labels_of_a_table_that_pandas_wrote_as_floats(encoding, tmp_path, rng):
     flat(tmp_path / "set" / "images", rng, 12)
     rows = "".join(f"{i}.png,{float(i - 1)}\n" for i in range(1, 12))
     (tmp_path / "set" / "a.csv").write_bytes(f"file,label\n0.png,\n{rows}".encode(encoding))
-    with pytest.warns(WgeoWarning, match="1 rows of a.csv have no label"):
+    with pytest.warns(WgeoWarning, match="ignored 1 row of a.csv without a label"):
         images = load_images(tmp_path / "set")
     assert images.class_names == tuple(map(str, range(11)))  # 10 after 9, not after 1
     assert sorted(images.y.tolist()) == list(range(11))

@@ -15,6 +15,7 @@ from ..neural_collapse import collapse_of
 from ..runtime.memory import available_bytes, total_memory
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
+from ..text import counted
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.mufm.solution import MUFMSolution
@@ -245,7 +246,7 @@ def _reason_skipped(traj: Trajectory, segment: Segment, classes: int, mufm: bool
         return ""
     return (
         f"MUFM of {n} samples, {classes} classes and {d} features would take about "
-        f"{seconds / 60:.0f} minutes on one core; fit it with `mufm=True`."
+        f"{counted(round(seconds / 60), 'minute')} on one core; fit it with `mufm=True`."
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from ..text import first_names, printable
+from ..text import counted, first_names, printable
 
 Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
@@ -174,8 +174,12 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         values.add(value)
         if split is not None and split < len(row):
             splits[image] = row[split].strip()
-    counts = ((missing, "refer to missing images"), (unlabeled, "have no label"))
-    notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
+    counts = ((missing, "whose image is missing"), (unlabeled, "without a label"))
+    notes = tuple(
+        f"ignored {counted(count, 'row')} of {printable(name)} {what}"
+        for count, what in counts
+        if count
+    )
     return LabelTable(labels, values, splits, notes)
 
 
