@@ -38,7 +38,9 @@ def parse_bytes(memory: str | float | int) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise ArgumentError(f'memory must be a size such as "1GiB" or 500_000_000, not {memory!r}.')
+        raise ArgumentError(
+            f'memory must be a size such as "1GiB" or 2_000_000_000, not {memory!r}.'
+        )
     return size
 
 

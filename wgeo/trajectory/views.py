@@ -113,7 +113,8 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
 
     Its axes are the first two principal components of the class means of all layers; ``explained``
     is the fraction of variance along each. ``points`` are the first samples of every class, about
-    `_MAX_SAMPLES` in total, in the same plane; ``labels`` are their indices into ``classes``.
+    `_MAX_SAMPLES` in total, in the same plane; ``labels`` are the indices of their classes
+    in ``classes``.
     ``end`` contains the means and points of the last layer in the span of its class means, for
     views over training. It is None for more than `_MAX_CLASSES` classes, or if all means coincide.
     """

@@ -1,8 +1,8 @@
 """An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation.
 
-A pair is a column of the linear program. It is violated if f_i + g_j > c_ij, that is, if its slack
-is negative. The problem is solved on few pairs, all pairs are tested, those that are violated are
-added, and it is solved again.
+Each pair is a variable of the linear program. It is violated if f_i + g_j > c_ij, that is, if its
+slack is negative. The problem is solved on few pairs, all pairs are tested, those that are violated
+are added, and it is solved again.
 """
 
 from __future__ import annotations
@@ -312,8 +312,8 @@ def _verify_columns(
 ) -> tuple[Violations, int]:
     """Test the pairs of some points y, add violated ones, and return the same as `verify`.
 
-    In the other columns all pairs except the arcs are known to have no negative slack. The bounds
-    `least_slack` of the tested columns are updated.
+    For the other points y, all pairs except the arcs are known to have no negative slack. The
+    bounds `least_slack` of the tested points are updated.
     """
     threshold = max(tolerance, negligible(potentials))
     violations, new = _test(geometry, arcs, potentials, threshold, columns)

@@ -125,7 +125,7 @@ def uses_fused(engine: str, clouds: PointClouds) -> bool:
 
 def disagreement(clouds: PointClouds) -> str:
     """Return why the two kernels do not agree to 1e-5 on a sample of rows; empty if they do."""
-    rows = clouds.a.nonzero()[:_COMPARED, 0]  # points without weight have no logarithm of it
+    rows = clouds.a.nonzero()[:_COMPARED, 0]  # the logarithm of a weight of 0 is not finite
     a = clouds.a[rows]
     sample = PointClouds(WeightedPoints(clouds.x[rows], a / a.sum()), clouds.target)
     eps = max(sample.total_variance, 1e-300)

@@ -137,8 +137,8 @@ class Geometry:
     def offset(self) -> Float[torch.Tensor, " d"]:
         """Difference of the centers if they are far apart, otherwise 0.
 
-        Subtracting a small offset would only add rounding errors. Both clouds then use the center
-        of x, and `translation_potential` accounts for the difference.
+        Subtracting a small offset would only add rounding errors. If it is 0, both clouds are
+        centered at the center of x, and `translation_potential` accounts for the difference.
         """
         return self.clouds.offset if self.has_offset else torch.zeros_like(self.clouds.offset)
 

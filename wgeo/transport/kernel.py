@@ -36,8 +36,8 @@ class PlanSummary:
     missing_x: Float[torch.Tensor, " n"]  # mass that the scaled plan's rows lack
     missing_y: Float[torch.Tensor, " m"]  # mass that its columns lack, with the same sum
     entropic_cost: float  # centered cost of the entropic plan
-    row_error: float  # L1 distance of its marginals from a and b
-    column_error: float
+    row_error: float  # L1 distance of its row sums from a
+    column_error: float  # L1 distance of its column sums from b
     heaviest: Int[torch.Tensor, " n"]  # column with the largest mass in each row
     heaviest_mass: Float[torch.Tensor, " n"]
 

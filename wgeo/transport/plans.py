@@ -95,7 +95,11 @@ def _distribute(
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """The same measures on distinct points; each original point has the index of its equal."""
+    """The same measures on distinct points.
+
+    `index_x` and `index_y` give, for each original point, the index of the distinct point equal to
+    it.
+    """
 
     clouds: PointClouds
     index_x: Int[np.ndarray, " n"]
@@ -109,7 +113,7 @@ class Merged:
 
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:
-    """Merge equal points of each cloud; return None if there are too few to save time."""
+    """Merge equal points of each cloud; return None if too few points are equal to save time."""
     distinct = processes.on_rank_zero(lambda: _distinct_points(clouds))
     if distinct is None:
         return None

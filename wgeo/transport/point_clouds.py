@@ -128,7 +128,7 @@ def shared_statistics(clouds: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[No
     _shared.update(entries)
     try:
         yield
-    finally:  # a stored error or an interrupted thread may keep the clouds, but no later call
+    finally:  # no later call may use them, even if a stored error or a thread still refers to them
         for key, cloud in entries.items():
             if _shared.get(key) is cloud:
                 del _shared[key]

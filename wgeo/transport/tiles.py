@@ -56,10 +56,10 @@ def map_tiles(
 ) -> Iterator[tuple[slice, T]]:
     """Yield ``rows, work(rows, tile)`` for tiles of this process's rows.
 
-    ``fill(rows, out)`` computes a tile in `out`, of the dtype and device of `like`, which the next
-    tile overwrites. A tile has at most `most` and `TILE_ENTRIES` entries, but at least `_MIN_ROWS`
-    rows. If a GPU runs out of memory, `fill` and `work` are called again for smaller tiles. A
-    process without rows has one empty tile.
+    ``fill(rows, out)`` writes a tile into `out`, which has the dtype and device of `like`; the next
+    tile overwrites it. A tile has at most `most` and at most `TILE_ENTRIES` entries, but at least
+    `_MIN_ROWS` rows. If a GPU runs out of memory, `fill` and `work` are called again for smaller
+    tiles. A process without rows has one empty tile.
     """
     height, width = shape
     size = min(per_device(TILE_ENTRIES, like.device), most or sys.maxsize)
